@@ -1,0 +1,268 @@
+# SPDX-License-Identifier: MIT
+"""Requests: read, write, trim, zero, extents, page by page (onepage.py has the road of one page).
+
+Each entry point takes `device`, the tuple (RUN[1], core[1]), and answers ``done << STOP_SHIFT | code``.  On a stop code
+the cold side does what it asks for (device.Device) and calls again with `done`.  Calls never overlap: compiled code
+keeps the GIL.
+"""
+
+import numpy as np
+
+from . import descriptor, media, onepage, placement
+from .jit import clear_bytes, hot, publish, u8_at
+from .layout import (
+    BAD_DATA,
+    BAD_DESCRIPTOR,
+    OK,
+    PAGE_BYTES,
+    PAGE_SHIFT,
+    PENDING_SLOTS,
+    PG_ERROR,
+    PG_UPTODATE,
+    SECTION_DIRTY,
+    SECTION_TOUCHED,
+    STOP_SHIFT,
+)
+
+
+@hot
+def _stopped(done, code):
+    return done << STOP_SHIFT | code
+
+
+@hot
+def read(device, buffer, offset, done):
+    """Read len(buffer) - done bytes at offset + done into buffer[done:] (a writable buffer of uint8)."""
+    run, core = device[0][0], device[1][0]
+    target = np.frombuffer(buffer, np.uint8)
+    while done < target.size:
+        page, at = (offset + done) >> PAGE_SHIFT, (offset + done) & (PAGE_BYTES - 1)
+        count = min(PAGE_BYTES - at, target.size - done)
+        code = onepage.read(run, core, page, at, target, done, count)
+        if code:
+            return _stopped(done, code)
+        done += count
+    tally = core["tally"]
+    tally["reads"] += 1
+    tally["read_bytes"] += target.size
+    return OK
+
+
+@hot
+def write(device, buffer, offset, done):
+    """Write buffer[done:] (uint8) at offset + done."""
+    run, core = device[0][0], device[1][0]
+    source = np.frombuffer(buffer, np.uint8)
+    while done < source.size:
+        page, at = (offset + done) >> PAGE_SHIFT, (offset + done) & (PAGE_BYTES - 1)
+        count = min(PAGE_BYTES - at, source.size - done)
+        code = onepage.write(run, core, page, at, source, done, count)
+        if code:
+            return _stopped(done, code)
+        done += count
+    tally = core["tally"]
+    tally["writes"] += 1
+    tally["written_bytes"] += source.size
+    return OK
+
+
+@hot
+def _next_touched(run, page):
+    """The first page from `page` on that lies in a section ever written; may be past the end."""
+    sections = u8_at(run["sections"], run["section_count"])
+    section = page >> run["section_shift"]
+    while section < run["section_count"] and not sections[section] & (SECTION_TOUCHED | SECTION_DIRTY):
+        section += 1
+    return max(page, section << run["section_shift"])
+
+
+@hot
+def _free(run, core, offset, end, done):
+    """Give back the whole pages within [offset + done, end)."""
+    first = (offset + done + PAGE_BYTES - 1) >> PAGE_SHIFT
+    last = end >> PAGE_SHIFT
+    page, code = _next_touched(run, first), OK
+    while page < last:
+        code = onepage.trim(run, core, page)
+        if code:
+            break
+        page = _next_touched(run, page + 1)
+    punched = _punch(run, core, first, min(page, last))
+    code = code if code else punched
+    if code:
+        return _stopped(max(0, (page << PAGE_SHIFT) - offset), code)
+    return OK
+
+
+@hot
+def _punch(run, core, page, last):
+    """Punch the medium's bytes of pages `page` to last - 1, adjacent ones at once; OK or a stop code.
+
+    Only now, when the descriptors are stored: storing them moves frames.
+    """
+    held_at, held, code = 0, 0, OK
+    page = _next_touched(run, page)
+    while page < last:
+        held_at, held, code = onepage.punch(run, core, page, held_at, held)
+        if code:
+            return code
+        page = _next_touched(run, page + 1)
+    return media.punch(run, held_at, held) if held else OK
+
+
+@hot
+def trim(device, offset, end, done):
+    """Give back the whole pages within [offset + done, end); parts of pages stay as they are."""
+    return _free(device[0][0], device[1][0], offset, end, done)
+
+
+@hot
+def zero(device, offset, end, may_trim, done):
+    """Make [offset + done, end) read as zeros: whole pages are freed if `may_trim`, everything else is written."""
+    run, core = device[0][0], device[1][0]
+    blank = u8_at(run["scratch"] + PAGE_BYTES, PAGE_BYTES)
+    while offset + done < end:
+        page, at = (offset + done) >> PAGE_SHIFT, (offset + done) & (PAGE_BYTES - 1)
+        count = min(PAGE_BYTES - at, end - offset - done)
+        if count == PAGE_BYTES and may_trim:
+            stop = (end >> PAGE_SHIFT) << PAGE_SHIFT
+            result = _free(run, core, offset, stop, done)
+            if result:
+                return result
+            done = stop - offset
+            continue
+        sections, section = onepage.section_of(run, page)
+        if sections[section] & (SECTION_TOUCHED | SECTION_DIRTY) or not may_trim:
+            clear_bytes(blank, 0, PAGE_BYTES)
+            code = onepage.write(run, core, page, at, blank, 0, count)
+            if code:
+                return _stopped(done, code)
+        done += count
+    return OK
+
+
+@hot
+def drain(device, done):
+    """Write every pending descriptor to the medium; `done` counts slots."""
+    run, core = device[0][0], device[1][0]
+    if run["coalesced"]:
+        while done < PENDING_SLOTS:
+            slot = onepage.pending_slot(run, done)
+            if slot[0]:
+                placed = placement.descriptor_at(core["placement"], slot[0] - 1)
+                code = onepage.settle(run, core, placed, run["descriptor_bytes"])
+                if code == OK:
+                    code = onepage.reserve(run, core, placed, run["descriptor_bytes"])
+                if code:
+                    return _stopped(done, code)
+                onepage.drain_slot(run, core, slot)
+            done += 1
+    return OK
+
+
+@hot
+def extents(device, offset, end, runs):
+    """Fill runs (int64[n, 2]: end offset, 1 where data) from `offset` on; how many were filled."""
+    run, core = device[0][0], device[1][0]
+    sections = u8_at(run["sections"], run["section_count"])
+    count = 0
+    while offset < end:
+        page = offset >> PAGE_SHIFT
+        section = page >> run["section_shift"]
+        if not sections[section] & (SECTION_TOUCHED | SECTION_DIRTY):
+            stop, holds = ((section + 1) << run["section_shift"]) << PAGE_SHIFT, 0
+        elif not run["descriptor_bytes"]:
+            stop, holds = ((section + 1) << run["section_shift"]) << PAGE_SHIFT, 1
+        else:
+            status = onepage.load_descriptor(run, core, page)
+            bad = status == descriptor.DAMAGED
+            holds = (
+                1
+                if bad or (status == descriptor.VALID and (descriptor.holds_data(run) or descriptor.is_bad(run)))
+                else 0
+            )
+            stop = (page + 1) << PAGE_SHIFT
+        stop = min(stop, end)
+        if count and runs[count - 1, 1] == holds:
+            runs[count - 1, 0] = stop
+        else:
+            if count == runs.shape[0]:
+                return count
+            runs[count, 0] = stop
+            runs[count, 1] = holds
+            count += 1
+        offset = stop
+    return count
+
+
+# ---- recovery and check ----
+
+
+@hot
+def heal(device, page):
+    """Bring the descriptor of `page` into line with its data; OK (nothing to do, or done) or a stop code."""
+    run, core = device[0][0], device[1][0]
+    placed = placement.page_at(core["placement"], page)
+    status = onepage.load_descriptor(run, core, page)
+    crc = onepage.page_checksum(run, core, placed) if run["checksums"] else 0
+    if status == descriptor.EMPTY or (status == descriptor.VALID and not descriptor.holds_data(run)):
+        return OK
+    if status == descriptor.VALID and (descriptor.is_bad(run) or crc == descriptor.data_checksum(run)):
+        return OK
+    code = onepage.begin(run, core, page, False)
+    if code:
+        return code
+    if onepage.load_descriptor(run, core, page) == descriptor.DAMAGED:
+        descriptor.clear(run)
+    descriptor.note_data(run, page, PG_UPTODATE, crc)
+    onepage.store_descriptor(run, core, page)
+    core["tally"]["healed"] += 1
+    publish(core["intent"], 0, 0)
+    return OK
+
+
+@hot
+def condemn(device, page):
+    """Mark the data of `page` as damaged, so that reads of it fail until it is written whole; OK or a stop code."""
+    run, core = device[0][0], device[1][0]
+    code = onepage.begin(run, core, page, False)
+    if code:
+        return code
+    if onepage.load_descriptor(run, core, page) == descriptor.DAMAGED:
+        descriptor.clear(run)
+    descriptor.note_data(run, page, PG_UPTODATE | PG_ERROR, descriptor.data_checksum(run))
+    onepage.store_descriptor(run, core, page)
+    publish(core["intent"], 0, 0)
+    return OK
+
+
+@hot
+def examine(device, page):
+    """Look at one page: OK, BAD_DATA or BAD_DESCRIPTOR, whatever its section; and 1 where it holds data."""
+    run, core = device[0][0], device[1][0]
+    if not run["descriptor_bytes"]:
+        return OK, 1
+    status = onepage.load_descriptor(run, core, page)
+    if status == descriptor.DAMAGED:
+        return BAD_DESCRIPTOR, 1
+    if status == descriptor.EMPTY or not descriptor.holds_data(run):
+        return OK, 0
+    if descriptor.is_bad(run):
+        return BAD_DATA, 1
+    if run["checksums"] and onepage.page_checksum(run, core, placement.page_at(core["placement"], page)) != (
+        descriptor.data_checksum(run)
+    ):
+        return BAD_DATA, 1
+    return OK, 1
+
+
+@hot
+def medium_address(device, placed):
+    """The address on the medium of placed byte `placed`."""
+    return onepage.medium_at(device[0][0], device[1][0], placed)
+
+
+@hot
+def page_address(device, page):
+    """The placed address of `page`."""
+    return placement.page_at(device[1][0]["placement"], page)

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: MIT
+"""What an operation does to the descriptor of its page.
+
+A descriptor is worked on in `scratch`, int32-word views of one page of memory, and then stored like any other data.
+Format 1 (layout.DESCRIPTOR); a smaller descriptor has only the first fields, so a field is touched only where it fits.
+"""
+
+import numba
+
+from .crc32c import word_crc
+from .jit import hot, i64_at, u32_at
+from .layout import PG_ERROR, PG_UPTODATE
+
+# Indexes of layout.DESCRIPTOR's fields in words of 4 or 8 bytes.
+CHECKSUM, DATA_CHECKSUM, FLAGS, WRITES = 0, 1, 2, 3
+GENERATION, INDEX = 2, 4
+REFCOUNT = 6
+
+EMPTY = 0  # all zero: the page was never written
+VALID = 1
+DAMAGED = 2  # its checksum does not match
+
+
+@hot
+def small_words(run):
+    """The scratch descriptor as uint32[]."""
+    return u32_at(run["scratch"], 1024)
+
+
+@hot
+def large_words(run):
+    """The scratch descriptor as int64[]."""
+    return i64_at(run["scratch"], 512)
+
+
+@hot
+def _checksum(run, page):
+    """The checksum the scratch descriptor should have; its own field counts as zero."""
+    words = large_words(run)
+    crc = word_crc(page & 0xFFFFFFFF, (words[0] >> 32) << 32)
+    for i in range(1, run["descriptor_bytes"] >> 3):
+        crc = word_crc(crc, words[i])
+    return crc
+
+
+@hot
+def status(run, page):
+    """EMPTY, VALID or DAMAGED, of the scratch descriptor as that of page `page`."""
+    words = large_words(run)
+    if numba.int64(small_words(run)[CHECKSUM]) == _checksum(run, page):
+        if words[0] == 0 and words[1] == 0:
+            return EMPTY
+        return VALID
+    for i in range(run["descriptor_bytes"] >> 3):
+        if words[i]:
+            return DAMAGED
+    return EMPTY
+
+
+@hot
+def holds_data(run):
+    """True where the scratch descriptor says that the page holds data."""
+    return numba.int64(small_words(run)[FLAGS]) & PG_UPTODATE != 0
+
+
+@hot
+def is_bad(run):
+    """True where the scratch descriptor says that the page's data is damaged."""
+    return numba.int64(small_words(run)[FLAGS]) & PG_ERROR != 0
+
+
+@hot
+def data_checksum(run):
+    """The crc32c of the page's data, as the scratch descriptor has it."""
+    return numba.int64(small_words(run)[DATA_CHECKSUM])
+
+
+@hot
+def clear(run):
+    """Make the scratch descriptor that of a page never written."""
+    words = large_words(run)
+    for i in range(run["descriptor_bytes"] >> 3):
+        words[i] = 0
+
+
+@hot
+def _seal(run, page, flags, crc, generation):
+    small = small_words(run)
+    small[DATA_CHECKSUM] = crc
+    small[FLAGS] = flags
+    if run["descriptor_bytes"] >= 32:
+        large = large_words(run)
+        large[GENERATION] = generation
+        small[REFCOUNT] = 1 if flags & PG_UPTODATE else 0
+        if run["descriptor_bytes"] >= 64:
+            large[INDEX] = page
+    small[CHECKSUM] = _checksum(run, page)
+
+
+@hot
+def note_write(run, page, crc, generation):
+    """The page was written: it holds data with checksum `crc`."""
+    small = small_words(run)
+    if small[WRITES] != numba.uint32(0xFFFFFFFF):
+        small[WRITES] += numba.uint32(1)
+    _seal(run, page, PG_UPTODATE, crc, generation)
+
+
+@hot
+def note_trim(run, page, generation):
+    """The page was given back: it reads as zeros."""
+    _seal(run, page, 0, 0, generation)
+
+
+@hot
+def note_data(run, page, flags, crc):
+    """The page's data was looked at and is what `flags` and `crc` say; its writes and generation stay."""
+    generation = large_words(run)[GENERATION] if run["descriptor_bytes"] >= 32 else 0
+    _seal(run, page, flags, crc, generation)

@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: MIT
+"""What can go wrong, one class per fault that a caller can act on.
+
+The text of every error is one line, ``subject: what: expected``, lower case; the command prints it as it is and exits
+with status 1.  ``errno`` is what an NBD client is told when the fault happens while it is being served.
+"""
+
+import errno as errno_
+
+
+class PmemError(Exception):
+    """The base of every error this package raises on purpose."""
+
+    errno = errno_.EIO
+
+    def __init__(self, subject: object, what: str, expected: str = "") -> None:
+        self.subject, self.what, self.expected = str(subject), what, expected
+        super().__init__(": ".join(part for part in (self.subject, what, expected) if part))
+
+
+class UsageError(PmemError):
+    """The request makes no sense as it was typed (sizes, names, parameters); exit status 2."""
+
+    errno = errno_.EINVAL
+
+
+class NotAnImage(PmemError):
+    """The path is missing, or is not an image of ours."""
+
+
+class DamagedImage(PmemError):
+    """The image is ours, and a part that nothing else holds is damaged."""
+
+
+class UnsupportedImage(PmemError):
+    """The image is ours, but newer than this program or with a feature that it does not know."""
+
+
+class ImageBusy(PmemError):
+    """Another process holds the image."""
+
+    errno = errno_.EBUSY
+
+
+class HostFull(PmemError):
+    """The host's filesystem has no room left."""
+
+    errno = errno_.ENOSPC
+
+
+class HostError(PmemError):
+    """The host refused something (permissions, I/O error, a port in use)."""
+
+
+class MissingProgram(PmemError):
+    """A program or a kernel feature this needs is not there."""
+
+
+class ServerError(PmemError):
+    """A server did not start, did not answer, or did not stop."""
+
+
+class BadData(PmemError):
+    """Data on the medium does not match its descriptor's checksum."""

@@ -1,0 +1,248 @@
+# SPDX-License-Identifier: MIT
+"""The `hot` decorator, where compiled code is cached, and the few machine operations numba does not offer.
+
+Hot code keeps to these rules, each of which was measured:
+
+* all integers are int64 (numba makes a float of uint64 + int64), records are indexed ``r["field"]``, never ``r.field``;
+* arrays reach compiled code as addresses inside one record, because unboxing an array costs 160 ns a call;
+* nothing here knows of files, logging or the journal.
+
+With ``NUMBA_DISABLE_JIT=1`` every function below has a plain twin, so pdb and coverage see the code that runs.
+"""
+
+import contextlib
+import ctypes
+import hashlib
+import os
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+
+def _choose_cache_folder() -> Path:
+    """Name the cache by what was compiled: numba sees no edits in imported files, nor NUMBA_BOUNDSCHECK."""
+    here = Path(__file__).parent
+    sources = [here / name for name in ("jit.py", "layout.py", "plugins.py", "crc32c.py", "media.py")]
+    sources += [here / name for name in ("descriptor.py", "onepage.py", "datapath.py", "wearscan.py", "checkscan.py")]
+    sources += sorted((here / "placement").glob("*.py")) + sorted((here / "leveling").glob("*.py"))
+    digest = hashlib.sha256(os.environ.get("NUMBA_BOUNDSCHECK", "").encode())
+    for source in sources:
+        if source.exists():
+            digest.update(source.read_bytes())
+    return _cache_root() / digest.hexdigest()[:16]
+
+
+def _cache_root() -> Path:
+    """The user's cache folder, or a private one for users without a home.  Cached code is run, so it must be ours."""
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "pmem-nbd"
+    for folder in (home, Path(tempfile.gettempdir()) / f"pmem-nbd-cache-{os.getuid()}"):
+        with contextlib.suppress(OSError):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if folder.stat().st_uid == os.getuid() and os.access(folder, os.W_OK):
+                return folder
+    return Path(tempfile.mkdtemp(prefix="pmem-nbd-cache-"))
+
+
+def prune_cache(keep_days: float = 30.0) -> None:
+    """Remove compiled code that no run has used for `keep_days`; the folder in use is touched."""
+    # A cache that cannot be kept costs seconds, not correctness.
+    with contextlib.suppress(OSError):
+        CACHE_FOLDER.mkdir(exist_ok=True)
+        os.utime(CACHE_FOLDER)
+        for other in CACHE_FOLDER.parent.iterdir():
+            if other != CACHE_FOLDER and other.stat().st_mtime < time.time() - keep_days * 86400:
+                shutil.rmtree(other, ignore_errors=True)
+
+
+CACHE_FOLDER = _choose_cache_folder()
+os.environ.setdefault("NUMBA_CACHE_DIR", str(CACHE_FOLDER))
+
+import numba  # noqa: E402
+import numpy as np  # noqa: E402
+from llvmlite import ir  # noqa: E402
+from numba import types  # noqa: E402
+from numba.core import cgutils, config  # noqa: E402
+from numba.extending import intrinsic  # noqa: E402
+
+# numba may have been imported, and have read the variable, before this module.
+config.CACHE_DIR = os.environ["NUMBA_CACHE_DIR"]
+PLAIN = bool(config.DISABLE_JIT)
+
+
+def _stable_mangling(record):
+    digest = hashlib.sha256(record.name.encode()).digest()
+    return type(record).__name__, (int.from_bytes(digest[:7], "little"),)
+
+
+# numba names the functions of a record by a number that counts up in each process (numba 0.68,
+# numba/core/types/npytypes.py), and these names go into the cache: two records compiled by two processes may share one,
+# and a third process that loads both runs the code of one policy on the state of another.
+types.Record.mangling_args = property(_stable_mangling)
+
+_compiled = []
+
+
+def hot(function):
+    """Compile `function` on first use and cache it; the GIL is kept, it is the lock of the device."""
+    dispatcher = numba.njit(cache=True, error_model="numpy")(function)
+    if not PLAIN:
+        _compiled.append(dispatcher)
+    return dispatcher
+
+
+def compile_for(function, *arguments):
+    """Compile `function` for the types of `arguments`, or load it from the cache, without calling it."""
+    if not PLAIN:
+        function.compile(tuple(numba.typeof(argument) for argument in arguments))
+
+
+def freeze():
+    """Compile nothing from now on: a call that would need it raises TypeError instead."""
+    for dispatcher in _compiled:
+        if dispatcher.signatures:
+            dispatcher.disable_compile()
+
+
+if PLAIN:
+
+    def _array_at(ctype, address, count):
+        return np.ctypeslib.as_array((ctype * int(count)).from_address(int(address)))
+
+    def u8_at(address, count):
+        return _array_at(ctypes.c_uint8, address, count)
+
+    def u32_at(address, count):
+        return _array_at(ctypes.c_uint32, address, count)
+
+    def i64_at(address, count):
+        return _array_at(ctypes.c_int64, address, count)
+
+    def copy_bytes(target, target_at, source, source_at, count):
+        target[target_at : target_at + count] = source[source_at : source_at + count]
+
+    def clear_bytes(target, target_at, count):
+        target[target_at : target_at + count] = 0
+
+    def publish(array, index, value):
+        array[index] = value
+
+    _libc = ctypes.CDLL(None, use_errno=True)
+
+    def fallocate(fd, mode, offset, count):
+        """Call fallocate(2); 0, or the errno."""
+        done = _libc.fallocate64(int(fd), int(mode), ctypes.c_int64(int(offset)), ctypes.c_int64(int(count)))
+        return ctypes.get_errno() if done else 0
+
+    def pread(fd, target, target_at, count, offset):
+        """Call pread(2) into target[target_at:]; the bytes read, or -1."""
+        part = target[int(target_at) : int(target_at + count)]
+        return _libc.pread64(int(fd), ctypes.c_void_p(part.ctypes.data), int(count), ctypes.c_int64(int(offset)))
+
+else:
+
+    def _view(element):
+        @intrinsic
+        def pointer(typing_context, address):
+            def generate(context, builder, signature, arguments):
+                return builder.inttoptr(arguments[0], context.get_value_type(types.CPointer(element)))
+
+            return types.CPointer(element)(types.int64), generate
+
+        return pointer
+
+    _u8_pointer, _u32_pointer, _i64_pointer = _view(types.uint8), _view(types.uint32), _view(types.int64)
+
+    @numba.njit
+    def u8_at(address, count):
+        """View `count` bytes at `address` as uint8[count]."""
+        return numba.carray(_u8_pointer(address), (count,), np.uint8)
+
+    @numba.njit
+    def u32_at(address, count):
+        """View `count` words at `address` as uint32[count]."""
+        return numba.carray(_u32_pointer(address), (count,), np.uint32)
+
+    @numba.njit
+    def i64_at(address, count):
+        """View `count` words at `address` as int64[count]."""
+        return numba.carray(_i64_pointer(address), (count,), np.int64)
+
+    def _element(context, builder, array_type, array, index):
+        view = cgutils.create_struct_proxy(array_type)(context, builder, array)
+        return builder.gep(view.data, [index])
+
+    @intrinsic
+    def copy_bytes(typing_context, target, target_at, source, source_at, count):
+        """memcpy of `count` bytes between byte arrays (numba's slice assignment is a loop, three times slower)."""
+
+        def generate(context, builder, signature, arguments):
+            to = _element(context, builder, signature.args[0], arguments[0], arguments[1])
+            of = _element(context, builder, signature.args[2], arguments[2], arguments[3])
+            cgutils.raw_memcpy(builder, to, of, arguments[4], 1)
+            return context.get_dummy_value()
+
+        return types.void(target, types.int64, source, types.int64, types.int64), generate
+
+    @intrinsic
+    def clear_bytes(typing_context, target, target_at, count):
+        """memset of `count` bytes to zero."""
+
+        def generate(context, builder, signature, arguments):
+            to = _element(context, builder, signature.args[0], arguments[0], arguments[1])
+            cgutils.memset(builder, to, arguments[2], 0)
+            return context.get_dummy_value()
+
+        return types.void(target, types.int64, types.int64), generate
+
+    @intrinsic
+    def publish(typing_context, array, index, value):
+        """Store one aligned int64 after everything stored before it: what a killed process leaves is in this order."""
+
+        def generate(context, builder, signature, arguments):
+            to = _element(context, builder, signature.args[0], arguments[0], arguments[1])
+            builder.store_atomic(arguments[2], to, "release", 8)
+            return context.get_dummy_value()
+
+        return types.void(array, types.int64, types.int64), generate
+
+    @intrinsic
+    def _fallocate(typing_context, fd, mode, offset, count):
+        def generate(context, builder, signature, arguments):
+            i32, i64 = ir.IntType(32), ir.IntType(64)
+            call = cgutils.get_or_insert_function(
+                builder.module, ir.FunctionType(i32, [i32, i32, i64, i64]), "fallocate64"
+            )
+            error = cgutils.get_or_insert_function(
+                builder.module, ir.FunctionType(i32.as_pointer(), []), "__errno_location"
+            )
+            small = [builder.trunc(argument, i32) for argument in arguments[:2]]
+            done = builder.call(call, [*small, *arguments[2:]])
+            number = builder.load(builder.call(error, []))
+            zero = ir.Constant(i32, 0)
+            return builder.sext(builder.select(builder.icmp_signed("==", done, zero), zero, number), i64)
+
+        return types.int64(types.int64, types.int64, types.int64, types.int64), generate
+
+    @intrinsic
+    def pread(typing_context, fd, target, target_at, count, offset):
+        """Call pread(2) into target[target_at:]; the bytes read, or -1."""
+
+        def generate(context, builder, signature, arguments):
+            i32, i64 = ir.IntType(32), ir.IntType(64)
+            kind = ir.FunctionType(i64, [i32, ir.IntType(8).as_pointer(), i64, i64])
+            call = cgutils.get_or_insert_function(builder.module, kind, "pread64")
+            to = _element(context, builder, signature.args[1], arguments[1], arguments[2])
+            return builder.call(call, [builder.trunc(arguments[0], i32), to, arguments[3], arguments[4]])
+
+        return types.int64(types.int64, target, types.int64, types.int64, types.int64), generate
+
+    @numba.njit
+    def fallocate(fd, mode, offset, count):
+        """Call fallocate(2); 0, or the errno."""
+        return _fallocate(fd, mode, offset, count)
+
+
+def cache_is_warm() -> bool:
+    """True where an earlier run left compiled code for these very sources."""
+    return PLAIN or any(Path(config.CACHE_DIR).glob("**/*.nbi"))

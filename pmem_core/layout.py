@@ -1,0 +1,249 @@
+# SPDX-License-Identifier: MIT
+"""Every record that lies on the medium, in the wear file or in the state file, declared once; and where things lie.
+
+All little-endian.  The medium::
+
+    0        info block, copy A
+    4096     info block, copy B (where Linux keeps nd_pfn_sb)
+    8192     frames: `FRAMES_AT + medium_frame * frame_bytes`; placement and leveling share them out
+    ...      to the end, less what does not fill a frame or a group
+
+The state file::
+
+    0        HEAD         whose state this is
+    4096     core         TALLY, INTENT, UNIT, the placement's STATE, the leveling's STATE
+    8192     table        int64 words of the leveling that a power cut must not lose
+             ticks        int64 words that it may lose
+             sections     a byte a section: SECTION_* bits
+             pending      descriptors not yet on the medium (descriptor_writes = coalesced)
+"""
+
+import itertools
+
+import numpy as np
+
+PAGE_BYTES = 4096
+PAGE_SHIFT = 12
+FRAMES_AT = 8192
+INFO_BYTES = 4096
+INFO_OFFSETS = (0, 4096)
+ZONE_BYTES = 4096
+
+# ---- the info block: struct nd_pfn_sb (drivers/nvdimm/pfn.h, Linux 6.1), minor version 4; ours begins at 1024 ----
+
+LINUX_SIGNATURE = b"NVDIMM_PFN_INFO\0"
+OUR_SIGNATURE = b"PMEM_NBD_INFO\0\0\0"
+EXTENSION_SIGNATURE = b"PMEM_NBD_DEVICE\0"
+MODE_PMEM = 2
+VERSION = (1, 4)
+EXTENSION_VERSION = 1
+
+_INFO_FIELDS = [
+    # name, dtype, offset: what it is
+    ("signature", "V16", 0),  # LINUX_SIGNATURE where Linux can use the medium as it is, else OUR_SIGNATURE
+    ("uuid", "V16", 16),
+    ("parent_uuid", "V16", 32),  # not used: zero
+    ("flags", "<u4", 48),  # not used: zero
+    ("version_major", "<u2", 52),
+    ("version_minor", "<u2", 54),
+    ("dataoff", "<u8", 56),  # bytes from the medium's start to page 0 (as placed)
+    ("npfns", "<u8", 64),  # pages the client sees
+    ("mode", "<u4", 72),
+    ("start_pad", "<u4", 76),  # minor-version-1 additions; not used: zero
+    ("end_trunc", "<u4", 80),
+    ("align", "<u4", 84),  # minor-version-2 addition
+    ("page_size", "<u4", 88),  # minor-version-4 additions
+    ("page_struct_size", "<u2", 92),
+    ("extension", "V16", 1024),  # EXTENSION_SIGNATURE
+    ("extension_version", "<u4", 1040),
+    ("features_compatible", "<u4", 1044),  # unknown bits: go on
+    ("features_read_only", "<u4", 1048),  # unknown bits: read, never write
+    ("features_incompatible", "<u4", 1052),  # unknown bits: refuse
+    ("generation", "<u8", 1056),  # the copy with the larger one wins
+    ("medium_bytes", "<u8", 1064),
+    ("created", "<u8", 1072),  # seconds since 1970
+    ("frame_bytes", "<u4", 1080),
+    ("line_bytes", "<u4", 1084),
+    ("descriptor_bytes", "<u4", 1088),
+    ("descriptor_format", "<u2", 1092),
+    ("descriptor_writes", "<u2", 1094),  # DESCRIPTOR_EACH or DESCRIPTOR_COALESCED
+    ("checksums", "<u4", 1096),  # 1: crc32c of page data in the descriptor; 0: none
+    ("section_pages", "<u4", 1100),
+    ("placement", "S32", 1104),
+    ("leveling", "S32", 1136),
+    ("parameters", "S1024", 1168),  # JSON: {"placement": {...}, "leveling": {...}}
+    ("checksum", "<u8", 4088),  # Fletcher-64 of the block as le32 words, this field as zero
+]
+INFO = np.dtype(
+    {
+        "names": [field[0] for field in _INFO_FIELDS],
+        "formats": [field[1] for field in _INFO_FIELDS],
+        "offsets": [field[2] for field in _INFO_FIELDS],
+        "itemsize": INFO_BYTES,
+    }
+)
+
+FEATURES_COMPATIBLE = 0
+FEATURES_READ_ONLY = 0
+FEATURES_INCOMPATIBLE = 0
+DESCRIPTOR_FORMAT = 1
+
+DESCRIPTOR_EACH = 1
+DESCRIPTOR_COALESCED = 2
+DESCRIPTOR_WRITES = {"each": DESCRIPTOR_EACH, "coalesced": DESCRIPTOR_COALESCED}
+
+# ---- the descriptor, format 1.  A descriptor of 16 or 32 bytes is the first 16 or 32 bytes of this one; a larger one
+# ---- has zeros behind it.  All zero: the page was never written.
+
+_DESCRIPTOR_FIELDS = [
+    ("checksum", "<u4", 0),  # crc32c, seeded with the low 32 bits of the page number, of the bytes from 4 on
+    ("data_checksum", "<u4", 4),  # crc32c of the page's 4096 bytes; 0 without checksums
+    ("flags", "<u4", 8),  # PG_*
+    ("writes", "<u4", 12),  # writes to the page; stays at 2**32 - 1
+    ("generation", "<u8", 16),  # the device's write sequence number at the last write
+    ("refcount", "<i4", 24),  # 1: holds data, 0: free
+    ("mapcount", "<i4", 28),  # not used: 0
+    ("index", "<u8", 32),  # the page number
+    ("order", "u1", 40),  # not used: 0
+]
+DESCRIPTOR = np.dtype(
+    {
+        "names": [field[0] for field in _DESCRIPTOR_FIELDS],
+        "formats": [field[1] for field in _DESCRIPTOR_FIELDS],
+        "offsets": [field[2] for field in _DESCRIPTOR_FIELDS],
+        "itemsize": 64,
+    }
+)
+DESCRIPTOR_BYTES_MIN = 16
+DESCRIPTOR_BYTES_MAX = 4096
+
+# Bits of `flags`, named as include/linux/page-flags.h names them; the values are ours.
+PG_UPTODATE = 1 << 3  # the page holds data; clear: it reads as zeros
+PG_ERROR = 1 << 1  # the data is known to be damaged; reads fail until the whole page is written
+
+# ---- the state file ----
+
+STATE_SIGNATURE = b"PMEM_NBD_STATE\0\0"
+HEAD = np.dtype([("signature", "V16"), ("version", "<i8"), ("uuid", "V16")])
+STATE_VERSION = 1
+
+# Causes of wear, indexes into TALLY["worn"].
+CAUSES = ("host", "descriptor", "move", "info")
+CAUSE_HOST, CAUSE_DESCRIPTOR, CAUSE_MOVE, CAUSE_INFO = range(4)
+
+TALLY = np.dtype(
+    [
+        ("reads", "<i8"),
+        ("writes", "<i8"),
+        ("read_bytes", "<i8"),
+        ("written_bytes", "<i8"),
+        ("flushes", "<i8"),
+        ("trims", "<i8"),
+        ("zeros", "<i8"),
+        ("trimmed_bytes", "<i8"),
+        ("zeroed_bytes", "<i8"),
+        ("page_writes", "<i8"),  # pages written for the host, whole or in part: the device's write sequence number
+        ("worn", "<i8", (4,)),  # line writes by cause; their sum is the sum of the wear file
+        ("moves", "<i8"),  # frames moved by leveling
+        ("hottest", "<i8"),  # the largest counter in the wear file
+        ("checksum_errors", "<i8"),  # reads refused because of a checksum
+        ("healed", "<i8"),  # descriptors rebuilt from data after a crash
+        ("uncheckpointed", "<i8"),  # line writes that the wear file has more than `worn`, as check --repair found
+        ("cuts", "<i8"),  # power cuts since then: wear counters may be ahead of `worn`
+    ]
+)
+
+# What a kill may interrupt.  INTENT[0] is the page being changed, plus one; 0: none.
+INTENT_WORDS = 8
+# UNIT describes the run of lines being counted: cause + 1 (0: none), first line, lines, their sum before, the cause's
+# total before.  With it a killed process's totals are made exact again.
+UNIT_CAUSE, UNIT_FIRST, UNIT_LINES, UNIT_SUM, UNIT_TOTAL = range(5)
+UNIT_WORDS = 8
+
+# Bits of a section's byte.
+SECTION_TOUCHED = 1  # some page of it was written once; clear: all of it reads as zeros
+SECTION_DIRTY = 2  # it may hold writes that were not flushed; durable before the first such write
+SECTION_SUSPECT = 4  # it held such writes at a power cut: checksums that differ are rebuilt, not refused
+SECTION_RECENT = 8  # written since the last checkpoint (never durable)
+
+PENDING_SLOTS = 4096
+PENDING_HEAD_WORDS = 2  # page + 1 (0: empty), and one word unused, before the descriptor's bytes
+
+
+def core_dtype(placement_state: np.dtype, leveling_state: np.dtype) -> np.dtype:
+    """The record at 4096 of the state file, for a pair of policies; its type selects the compiled code."""
+    core = np.dtype(
+        [
+            ("tally", TALLY),
+            ("intent", "<i8", (INTENT_WORDS,)),
+            ("unit", "<i8", (UNIT_WORDS,)),
+            ("placement", placement_state),
+            ("leveling", leveling_state),
+        ]
+    )
+    assert core.itemsize <= ZONE_BYTES
+    return core
+
+
+# ---- how compiled code answers: the bytes (or items) done << STOP_SHIFT | a stop code.  OK: all is done. ----
+
+OK = 0
+CHECKPOINT = 1  # a move would overwrite what only a checkpoint makes free: take one, call again
+SECTION = 2  # the section must be marked dirty, durably, before this write: mark it, call again
+BAD_DATA = 3  # the page's data does not match its descriptor
+BAD_DESCRIPTOR = 4  # the descriptor does not match its own checksum
+HOST = 5  # the host refused; the errno is shifted left by ERRNO_SHIFT
+STOP_KIND = 7
+ERRNO_SHIFT = 3
+STOP_SHIFT = 16
+STOP_MASK = (1 << STOP_SHIFT) - 1
+
+# ---- what compiled code is handed besides the core: addresses and geometry.  In memory only. ----
+
+RUN = np.dtype(
+    [
+        ("media", "<i8"),  # addresses
+        ("wear", "<i8"),
+        ("table", "<i8"),
+        ("durable", "<i8"),  # the table as the last checkpoint has it
+        ("ticks", "<i8"),
+        ("sections", "<i8"),
+        ("pending", "<i8"),
+        ("reserved", "<i8"),  # a byte a reservation of the host file
+        ("scratch", "<i8"),  # two pages
+        ("medium_bytes", "<i8"),
+        ("line_count", "<i8"),
+        ("table_words", "<i8"),
+        ("tick_words", "<i8"),
+        ("section_count", "<i8"),
+        ("reserved_count", "<i8"),
+        ("media_fd", "<i8"),
+        ("wear_fd", "<i8"),
+        ("page_count", "<i8"),
+        ("frame_shift", "<i8"),
+        ("line_shift", "<i8"),
+        ("section_shift", "<i8"),  # pages to sections
+        ("descriptor_bytes", "<i8"),  # 0: the placement has none on the medium
+        ("checksums", "<i8"),
+        ("coalesced", "<i8"),
+        ("read_only", "<i8"),
+        ("tmpfs", "<i8"),  # 1: reading a hole through the map allocates, and on a full host that is a SIGBUS
+        ("wanted", "<i8"),  # set by leveling when a checkpoint is better taken soon
+    ]
+)
+
+assert INFO.itemsize == INFO_BYTES and _INFO_FIELDS[-1][2] == INFO_BYTES - 8
+assert all(
+    INFO[field].itemsize + offset <= following
+    for (field, _, offset), (_, _, following) in itertools.pairwise(_INFO_FIELDS)
+)
+assert DESCRIPTOR.itemsize == 64 and _DESCRIPTOR_FIELDS[3][2] + 4 == DESCRIPTOR_BYTES_MIN
+assert HEAD.itemsize <= ZONE_BYTES
+
+
+def fletcher64(block: bytes) -> int:
+    """Fletcher-64 of little-endian 32-bit words, both sums modulo 2**32 (nd_fletcher64, drivers/nvdimm/core.c)."""
+    words = np.frombuffer(block, "<u4").astype(np.uint64)
+    low = np.cumsum(words, dtype=np.uint64) & np.uint64(0xFFFFFFFF)
+    high = int(np.sum(low, dtype=np.uint64)) & 0xFFFFFFFF
+    return high << 32 | int(low[-1])

@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: MIT
+"""Start-Gap, in regions, with a gap of one or more frames and an optional static randomisation in front.
+
+Source: Qureshi, Karidis, Franceschini, Srinivasan, Lastras, Abali, "Enhancing Lifetime and Security of PCM-Based Main
+Memory with Start-Gap Wear Leveling", MICRO 2009, sections 4 (Start-Gap), 5.2 (Feistel network) and 6 (regions).
+
+A region has n placed frames on a ring of n + K medium frames; the K free ones, the gap, begin at `gap`.  Placed frame x
+of the region is at ring position (gap + K + (x + turned) mod n) mod (n + K).  Every `interval` stores to the region the
+frame below the gap is copied to the gap's upper end, gap falls by one and turned rises by one.  With K = 1 that is the
+paper's algorithm, move for move.
+
+Why K > 1: a frame that a move freed may be the only durable copy of its data until the next checkpoint.  The next
+move's target is the frame freed K moves ago, so K moves a region need one checkpoint, not K.
+
+One table word a region, gap << 32 | turned, so that one store switches a move.  One tick word a region: the stores
+since its last move was due.
+"""
+
+import numpy as np
+
+from .. import media
+from ..jit import hot, publish
+from ..layout import CHECKPOINT, OK
+
+SOURCE = "Qureshi et al., MICRO 2009"
+MOVES = True
+# name: default, minimum, maximum, what it is
+PARAMETERS = {
+    "interval": (100, 1, 1 << 30, "stores to a region between two moves in it (the paper's psi)"),
+    "region_frames": (2048, 1, 1 << 30, "placed frames a region, a power of two"),
+    "gap_frames": (
+        32,
+        1,
+        1 << 20,
+        "free frames a region (1 in the paper; a 64th of the region agrees with the stride)",
+    ),
+    "randomize": (0, 0, 1, "1: a keyed Feistel permutation of all frames in front"),
+}
+ROUNDS = 3
+LOW = (1 << 32) - 1
+STATE = np.dtype(
+    [
+        ("frames", "<i8"),
+        ("interval", "<i8"),
+        ("region_shift", "<i8"),
+        ("whole_regions", "<i8"),
+        ("last_frames", "<i8"),
+        ("gap_frames", "<i8"),
+        ("randomize", "<i8"),
+        ("half_bits", "<i8"),
+        ("keys", "<i8", (ROUNDS,)),
+    ]
+)
+
+
+def plan(medium_frames, parameters, seed):
+    """Share out `medium_frames`; returns state (STATE[]), placed frames, initial table (int64[]), tick words.
+
+    ValueError where the parameters leave no frame.
+    """
+    region, gap = parameters["region_frames"], parameters["gap_frames"]
+    if region & (region - 1):
+        raise ValueError(f"region_frames={region}: a power of two")
+    whole, rest = divmod(medium_frames, region + gap)
+    last = max(rest - gap, 0)
+    frames = whole * region + last
+    if frames == 0:
+        raise ValueError(f"gap_frames={gap}: fewer than the medium's {medium_frames} frames")
+    state = np.zeros((), STATE)
+    state["frames"] = frames
+    state["interval"] = parameters["interval"]
+    state["region_shift"] = region.bit_length() - 1
+    state["whole_regions"] = whole
+    state["last_frames"] = last
+    state["gap_frames"] = gap
+    state["randomize"] = parameters["randomize"]
+    state["half_bits"] = max(1, ((frames - 1).bit_length() + 1) // 2)
+    state["keys"] = np.random.default_rng(seed).integers(0, 1 << 31, ROUNDS)
+    table = np.full(whole, region << 32, np.int64)
+    if last:
+        table = np.append(table, np.int64(last << 32))
+    return state, frames, table, len(table)
+
+
+def spare_frames(state, table):
+    """The medium frames that hold nothing, int64[]."""
+    gap = int(state["gap_frames"])
+    region = 1 << int(state["region_shift"])
+    sizes = np.full(len(table), region, np.int64)
+    sizes[int(state["whole_regions"]) :] = int(state["last_frames"])
+    ring = (sizes + gap)[:, None]
+    first = (np.arange(len(table)) * (region + gap))[:, None]
+    return (first + ((table >> 32)[:, None] + np.arange(gap)) % ring).ravel()
+
+
+def table_is_sane(state, table):
+    """True where compiled code can bear `table`, whatever is in it."""
+    sizes = np.full(len(table), 1 << int(state["region_shift"]), np.int64)
+    sizes[int(state["whole_regions"]) :] = int(state["last_frames"])
+    gap, turned = table >> 32, table & LOW
+    return bool(np.all((gap >= 0) & (gap < sizes + int(state["gap_frames"])) & (turned < sizes)))
+
+
+@hot
+def _permuted(state, frame):
+    """A static one-to-one map of 0 .. frames - 1: Feistel network over the next even power of two, cycle-walked."""
+    bits = state["half_bits"]
+    mask = (1 << bits) - 1
+    while True:
+        left, right = frame >> bits, frame & mask
+        for i in range(ROUNDS):
+            mixed = ((right ^ state["keys"][i]) * 0x45D9F3B) >> 16
+            left, right = right, left ^ (mixed & mask)
+        frame = left << bits | right
+        if frame < state["frames"]:
+            return frame
+
+
+@hot
+def _region_size(state, region):
+    if region < state["whole_regions"]:
+        return 1 << state["region_shift"]
+    return state["last_frames"]
+
+
+@hot
+def translate(state, run, frame):
+    if state["randomize"]:
+        frame = _permuted(state, frame)
+    shift, gap_frames = state["region_shift"], state["gap_frames"]
+    region = frame >> shift
+    size = _region_size(state, region)
+    word = media.table_of(run)[region]
+    x = frame - (region << shift) + (word & LOW)
+    if x >= size:
+        x -= size
+    position = (word >> 32) + gap_frames + x
+    if position >= size + gap_frames:
+        position -= size + gap_frames
+    return region * ((1 << shift) + gap_frames) + position
+
+
+@hot
+def tick(state, run, frame):
+    if state["randomize"]:
+        frame = _permuted(state, frame)
+    media.ticks_of(run)[frame >> state["region_shift"]] += 1
+
+
+@hot
+def settle(state, run, core, frame):
+    if state["randomize"]:
+        frame = _permuted(state, frame)
+    region = frame >> state["region_shift"]
+    ticks = media.ticks_of(run)
+    while ticks[region] >= state["interval"]:
+        code = _move(state, run, core, region)
+        if code:
+            return code
+        ticks[region] -= state["interval"]
+    return OK
+
+
+@hot
+def _move(state, run, core, region):
+    table = media.table_of(run)
+    size, gap_frames = _region_size(state, region), state["gap_frames"]
+    ring = size + gap_frames
+    gap, turned = table[region] >> 32, table[region] & LOW
+    moves_not_durable = ((media.durable_table_of(run)[region] >> 32) - gap) % ring
+    if moves_not_durable >= gap_frames:
+        return CHECKPOINT
+    if 2 * moves_not_durable >= gap_frames:
+        run["wanted"] = 1
+    first = region * ((1 << state["region_shift"]) + gap_frames)
+    source = gap - 1 if gap else ring - 1
+    target = gap + gap_frames - 1
+    if target >= ring:
+        target -= ring
+    code = media.move(run, core, first + source, first + target)
+    if code:
+        return code
+    turned = turned + 1 if turned + 1 < size else 0
+    publish(table, region, source << 32 | turned)
+    return OK

@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: MIT
+"""The medium: bytes are stored, loaded and moved here, and wear is counted here and nowhere else.
+
+Addresses are bytes from the start of the medium.  A store never begins before the host file has room for it
+(`reserve`): a store to a hole on a full filesystem would be a SIGBUS, not an ENOSPC.
+
+A process can be killed between any two instructions.  So that the totals stay exact, the run of lines being counted is
+described in UNIT first, and recovery finishes the count from it (device.recover).
+"""
+
+import numba
+
+from .jit import clear_bytes, copy_bytes, fallocate, hot, i64_at, pread, publish, u8_at, u32_at
+from .layout import (
+    CAUSE_MOVE,
+    ERRNO_SHIFT,
+    FRAMES_AT,
+    HOST,
+    OK,
+    UNIT_CAUSE,
+    UNIT_FIRST,
+    UNIT_LINES,
+    UNIT_SUM,
+    UNIT_TOTAL,
+)
+
+RESERVE_SHIFT = 16  # host space is reserved 64 KiB at a time
+ENOSPC, EDQUOT = 28, 122
+FALLOC_FL_KEEP_SIZE = 1
+FALLOC_FL_PUNCH_HOLE = 2
+
+
+@hot
+def wear_lines(run, core, cause, first, count):
+    """Count one write of each of `count` lines from line `first` on."""
+    wear = u32_at(run["wear"], run["line_count"])
+    tally = core["tally"]
+    worn = tally["worn"]
+    total, hottest = 0, 0
+    for i in range(first, first + count):
+        total += numba.int64(wear[i])
+        hottest = max(hottest, numba.int64(wear[i]))
+    unit = core["unit"]
+    unit[UNIT_FIRST] = first
+    unit[UNIT_LINES] = count
+    unit[UNIT_SUM] = total
+    unit[UNIT_TOTAL] = worn[cause]
+    publish(unit, UNIT_CAUSE, cause + 1)
+    for i in range(first, first + count):
+        wear[i] += numba.uint32(1)
+    worn[cause] += count
+    if hottest >= tally["hottest"]:
+        tally["hottest"] = hottest + 1
+    publish(unit, UNIT_CAUSE, 0)
+
+
+@hot
+def _allocate(run, first, end):
+    """Allocate the medium's bytes from `first` to `end` and their wear counters; 0, or the errno."""
+    error = fallocate(run["media_fd"], FALLOC_FL_KEEP_SIZE, first, end - first)
+    if error:
+        return error
+    line = first >> run["line_shift"]
+    lines = ((end - 1) >> run["line_shift"]) - line + 1
+    return fallocate(run["wear_fd"], FALLOC_FL_KEEP_SIZE, 4 * line, 4 * lines)
+
+
+@hot
+def reserve(run, at, count):
+    """Make sure that the host has room for `count` bytes at `at` and for their wear counters; OK or HOST."""
+    reserved = u8_at(run["reserved"], run["reserved_count"])
+    for chunk in range(at >> RESERVE_SHIFT, ((at + count - 1) >> RESERVE_SHIFT) + 1):
+        if reserved[chunk]:
+            continue
+        first = chunk << RESERVE_SHIFT
+        end = min(first + (1 << RESERVE_SHIFT), run["medium_bytes"])
+        error = _allocate(run, first, end)
+        if error == 0:
+            reserved[chunk] = 1
+        elif error == ENOSPC or error == EDQUOT:
+            # There is no room for all of it; what this store needs may be there already.
+            error = _allocate(run, max(first, at), min(end, at + count))
+        if error:
+            return error << ERRNO_SHIFT | HOST
+    return OK
+
+
+@hot
+def punch(run, at, count):
+    """Give the host back the space of `count` bytes at `at`; they read as zeros.  OK or HOST."""
+    error = fallocate(run["media_fd"], FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE, at, count)
+    reserved = u8_at(run["reserved"], run["reserved_count"])
+    for chunk in range(at >> RESERVE_SHIFT, ((at + count - 1) >> RESERVE_SHIFT) + 1):
+        reserved[chunk] = 0
+    return error << ERRNO_SHIFT | HOST if error else OK
+
+
+@hot
+def load(run, at, target, target_at, count):
+    """Copy `count` bytes at `at` into target[target_at:], uint8[]."""
+    if run["tmpfs"] and not u8_at(run["reserved"], run["reserved_count"])[at >> RESERVE_SHIFT]:
+        # This may be a hole.  A read call sees zeros there and takes no room.
+        if pread(run["media_fd"], target, target_at, count, at) == count:
+            return
+    copy_bytes(target, target_at, u8_at(run["media"], run["medium_bytes"]), at, count)
+
+
+@hot
+def store(run, core, cause, at, source, source_at, count):
+    """Copy source[source_at : source_at + count] to `at` and wear the lines it touches."""
+    copy_bytes(u8_at(run["media"], run["medium_bytes"]), at, source, source_at, count)
+    first = at >> run["line_shift"]
+    wear_lines(run, core, cause, first, ((at + count - 1) >> run["line_shift"]) - first + 1)
+
+
+@hot
+def store_zeros(run, core, cause, at, count):
+    """Clear `count` bytes at `at` and wear the lines they touch."""
+    clear_bytes(u8_at(run["media"], run["medium_bytes"]), at, count)
+    first = at >> run["line_shift"]
+    wear_lines(run, core, cause, first, ((at + count - 1) >> run["line_shift"]) - first + 1)
+
+
+@hot
+def frame_at(run, frame):
+    """The address of medium frame `frame`."""
+    return FRAMES_AT + (frame << run["frame_shift"])
+
+
+@hot
+def move(run, core, source, target):
+    """Copy medium frame `source` over medium frame `target`; OK or HOST.  The caller then switches the map."""
+    count = 1 << run["frame_shift"]
+    code = reserve(run, frame_at(run, target), count)
+    if code == OK and run["tmpfs"]:
+        code = reserve(run, frame_at(run, source), count)
+    if code:
+        return code
+    media = u8_at(run["media"], run["medium_bytes"])
+    store(run, core, CAUSE_MOVE, frame_at(run, target), media, frame_at(run, source), count)
+    core["tally"]["moves"] += 1
+    return OK
+
+
+@hot
+def table_of(run):
+    """The leveling's table, int64[]."""
+    return i64_at(run["table"], run["table_words"])
+
+
+@hot
+def durable_table_of(run):
+    """The leveling's table as the last checkpoint has it, int64[]."""
+    return i64_at(run["durable"], run["table_words"])
+
+
+@hot
+def ticks_of(run):
+    """The leveling's words that need not survive a power cut, int64[]."""
+    return i64_at(run["ticks"], run["tick_words"])

@@ -1,0 +1,338 @@
+# SPDX-License-Identifier: MIT
+# long: the whole road of a page in one place, to be read from top to bottom
+"""One page, straight through: page -> placement -> leveling -> media, and its descriptor down the same road.
+
+A page is written in this order, which is what makes a kill at any instruction recoverable:
+
+1. its section is durably marked dirty                     else stop SECTION
+2. every frame it will touch has settled its moves         else stop CHECKPOINT
+3. the host has room for every byte it will store          else stop HOST
+4. INTENT names the page
+5. data, then descriptor, each counted as it is stored
+6. INTENT is cleared
+
+A kill between 4 and 6 leaves data and descriptor of that one page apart; opening the image brings them together again.
+A page is either not begun or finished, so nothing is done twice when a stopped request goes on.
+"""
+
+from . import descriptor, leveling, media, placement
+from .crc32c import MASK, page_crc, words_crc
+from .jit import clear_bytes, copy_bytes, hot, i64_at, publish, u8_at
+from .layout import (
+    BAD_DATA,
+    BAD_DESCRIPTOR,
+    CAUSE_DESCRIPTOR,
+    CAUSE_HOST,
+    HOST,
+    OK,
+    PAGE_BYTES,
+    PAGE_SHIFT,
+    PENDING_HEAD_WORDS,
+    PENDING_SLOTS,
+    SECTION,
+    SECTION_DIRTY,
+    SECTION_RECENT,
+    SECTION_SUSPECT,
+    SECTION_TOUCHED,
+    STOP_KIND,
+)
+
+# ---- placed addresses: translated a frame at a time ----
+
+
+@hot
+def medium_at(run, core, placed):
+    frame = placed >> run["frame_shift"]
+    within = placed - (frame << run["frame_shift"])
+    return media.frame_at(run, leveling.translate(core["leveling"], run, frame)) + within
+
+
+@hot
+def piece(run, placed, count):
+    """How many of `count` bytes at `placed` lie in its frame."""
+    frame_bytes = 1 << run["frame_shift"]
+    return min(count, frame_bytes - (placed & (frame_bytes - 1)))
+
+
+@hot
+def load(run, core, placed, target, target_at, count):
+    done = 0
+    while done < count:
+        size = piece(run, placed + done, count - done)
+        media.load(run, medium_at(run, core, placed + done), target, target_at + done, size)
+        done += size
+
+
+@hot
+def store(run, core, cause, placed, source, source_at, count):
+    done = 0
+    while done < count:
+        size = piece(run, placed + done, count - done)
+        media.store(run, core, cause, medium_at(run, core, placed + done), source, source_at + done, size)
+        leveling.tick(core["leveling"], run, (placed + done) >> run["frame_shift"])
+        done += size
+
+
+@hot
+def settle(run, core, placed, count):
+    first, last = placed >> run["frame_shift"], (placed + count - 1) >> run["frame_shift"]
+    for frame in range(first, last + 1):
+        code = leveling.settle(core["leveling"], run, core, frame)
+        # No room on the host for a move is no reason to refuse the write: the move stays due.
+        if code and code & STOP_KIND != HOST:
+            return code
+    return OK
+
+
+@hot
+def reserve(run, core, placed, count):
+    done = 0
+    while done < count:
+        size = piece(run, placed + done, count - done)
+        code = media.reserve(run, medium_at(run, core, placed + done), size)
+        if code:
+            return code
+        done += size
+    return OK
+
+
+@hot
+def page_checksum(run, core, placed):
+    """crc32c of the page at `placed`, as it lies on the medium."""
+    if run["frame_shift"] >= PAGE_SHIFT:
+        return page_crc(i64_at(run["media"] + medium_at(run, core, placed), PAGE_BYTES >> 3), 0)
+    crc, done = MASK, 0
+    while done < PAGE_BYTES:
+        size = piece(run, placed + done, PAGE_BYTES - done)
+        words = i64_at(run["media"] + medium_at(run, core, placed + done), size >> 3)
+        crc = words_crc(crc, words, 0, size >> 3)
+        done += size
+    return crc ^ MASK
+
+
+# ---- descriptors: in scratch while they are worked on ----
+
+
+@hot
+def pending_slot(run, page):
+    """The pending slot of `page`, as int64[]: page + 1, one unused word, then the descriptor."""
+    words = PENDING_HEAD_WORDS + (run["descriptor_bytes"] >> 3)
+    return i64_at(run["pending"] + 8 * words * (page % PENDING_SLOTS), words)
+
+
+@hot
+def load_descriptor(run, core, page):
+    """Bring the descriptor of `page` into scratch; its status."""
+    count = run["descriptor_bytes"]
+    scratch = u8_at(run["scratch"], PAGE_BYTES)
+    if run["coalesced"]:
+        slot = pending_slot(run, page)
+        if slot[0] == page + 1:
+            words = descriptor.large_words(run)
+            for i in range(count >> 3):
+                words[i] = slot[PENDING_HEAD_WORDS + i]
+            return descriptor.status(run, page)
+    load(run, core, placement.descriptor_at(core["placement"], page), scratch, 0, count)
+    return descriptor.status(run, page)
+
+
+@hot
+def store_descriptor(run, core, page):
+    """Store the scratch descriptor of `page`, on the medium or among the pending ones."""
+    count = run["descriptor_bytes"]
+    if run["coalesced"]:
+        slot = pending_slot(run, page)
+        if slot[0] and slot[0] != page + 1:
+            drain_slot(run, core, slot)
+        words = descriptor.large_words(run)
+        for i in range(count >> 3):
+            slot[PENDING_HEAD_WORDS + i] = words[i]
+        publish(slot, 0, page + 1)
+        return
+    scratch = u8_at(run["scratch"], PAGE_BYTES)
+    store(run, core, CAUSE_DESCRIPTOR, placement.descriptor_at(core["placement"], page), scratch, 0, count)
+
+
+@hot
+def drain_slot(run, core, slot):
+    """Write a pending descriptor to the medium."""
+    count = run["descriptor_bytes"]
+    second = u8_at(run["scratch"] + PAGE_BYTES, PAGE_BYTES)
+    words = i64_at(run["scratch"] + PAGE_BYTES, PAGE_BYTES >> 3)
+    for i in range(count >> 3):
+        words[i] = slot[PENDING_HEAD_WORDS + i]
+    store(run, core, CAUSE_DESCRIPTOR, placement.descriptor_at(core["placement"], slot[0] - 1), second, 0, count)
+    publish(slot, 0, 0)
+
+
+@hot
+def prepare_descriptor(run, core, page):
+    """Settle and reserve for what `_store_descriptor` will store."""
+    target = page
+    if run["coalesced"]:
+        held = pending_slot(run, page)[0]
+        if held == 0 or held == page + 1:
+            return OK
+        target = held - 1
+    placed = placement.descriptor_at(core["placement"], target)
+    code = settle(run, core, placed, run["descriptor_bytes"])
+    if code:
+        return code
+    return reserve(run, core, placed, run["descriptor_bytes"])
+
+
+@hot
+def section_of(run, page):
+    """The sections' bytes, and the index of the one of `page`."""
+    return u8_at(run["sections"], run["section_count"]), page >> run["section_shift"]
+
+
+@hot
+def begin(run, core, page, with_data):
+    """Steps 1 to 4 for a write to `page`; OK, or why not yet."""
+    sections, at = section_of(run, page)
+    if not sections[at] & SECTION_DIRTY:
+        return SECTION
+    sections[at] |= SECTION_RECENT
+    placed = placement.page_at(core["placement"], page)
+    if with_data:
+        code = settle(run, core, placed, PAGE_BYTES)
+        if code:
+            return code
+    if run["descriptor_bytes"]:
+        code = prepare_descriptor(run, core, page)
+        if code:
+            return code
+    if with_data:
+        code = reserve(run, core, placed, PAGE_BYTES)
+        if code:
+            return code
+    publish(core["intent"], 0, page + 1)
+    return OK
+
+
+# ---- one page ----
+
+
+@hot
+def judge(run, core, page, placed):
+    """Look at the page's descriptor (left in scratch) and data: 1 it holds data, 0 it reads as zeros, or -stop code."""
+    if not run["descriptor_bytes"]:
+        return 1
+    sections, at = section_of(run, page)
+    suspect = sections[at] & SECTION_SUSPECT
+    status = load_descriptor(run, core, page)
+    if status == descriptor.EMPTY:
+        return 0
+    if status == descriptor.DAMAGED:
+        if not suspect:
+            return -BAD_DESCRIPTOR
+        descriptor.clear(run)
+        return 1
+    if descriptor.is_bad(run):
+        return -BAD_DATA
+    if not descriptor.holds_data(run):
+        return 0
+    if run["checksums"] and not suspect and page_checksum(run, core, placed) != descriptor.data_checksum(run):
+        return -BAD_DATA
+    return 1
+
+
+@hot
+def read(run, core, page, at, target, target_at, count):
+    sections, section = section_of(run, page)
+    holds = 0
+    placed = placement.page_at(core["placement"], page)
+    if sections[section] & (SECTION_TOUCHED | SECTION_DIRTY):
+        holds = judge(run, core, page, placed)
+    if holds < 0:
+        core["tally"]["checksum_errors"] += 1
+        return -holds
+    if holds:
+        load(run, core, placed + at, target, target_at, count)
+    else:
+        clear_bytes(target, target_at, count)
+    return OK
+
+
+@hot
+def write(run, core, page, at, source, source_at, count):
+    code = begin(run, core, page, True)
+    if code:
+        return code
+    placed = placement.page_at(core["placement"], page)
+    whole = count == PAGE_BYTES
+    if whole:
+        if run["descriptor_bytes"] and load_descriptor(run, core, page) == descriptor.DAMAGED:
+            descriptor.clear(run)
+    else:
+        holds = judge(run, core, page, placed)
+        if holds < 0:
+            publish(core["intent"], 0, 0)
+            core["tally"]["checksum_errors"] += 1
+            return -holds
+        if not holds:
+            # What lies there is not the page's: the rest of it must become zeros.
+            blank = u8_at(run["scratch"] + PAGE_BYTES, PAGE_BYTES)
+            clear_bytes(blank, 0, PAGE_BYTES)
+            copy_bytes(blank, at, source, source_at, count)
+            store(run, core, CAUSE_HOST, placed, blank, 0, PAGE_BYTES)
+            whole = True
+            count = 0
+    if count:
+        store(run, core, CAUSE_HOST, placed + at, source, source_at, count)
+    tally = core["tally"]
+    tally["page_writes"] += 1
+    if run["descriptor_bytes"]:
+        crc = page_checksum(run, core, placed) if run["checksums"] else 0
+        descriptor.note_write(run, page, crc, tally["page_writes"])
+        store_descriptor(run, core, page)
+    publish(core["intent"], 0, 0)
+    return OK
+
+
+@hot
+def trim(run, core, page):
+    """Make the descriptor of `page` say that it is free; OK where it already does."""
+    sections, at = section_of(run, page)
+    if not sections[at] & (SECTION_TOUCHED | SECTION_DIRTY):
+        return OK
+    if not run["descriptor_bytes"]:
+        code = begin(run, core, page, False)
+        if code == OK:
+            publish(core["intent"], 0, 0)
+        return code
+    status = load_descriptor(run, core, page)
+    if status == descriptor.EMPTY:
+        return OK
+    if status == descriptor.VALID and not descriptor.holds_data(run) and not descriptor.is_bad(run):
+        return OK
+    code = begin(run, core, page, False)
+    if code:
+        return code
+    if load_descriptor(run, core, page) == descriptor.DAMAGED:
+        descriptor.clear(run)
+    descriptor.note_trim(run, page, core["tally"]["page_writes"])
+    store_descriptor(run, core, page)
+    publish(core["intent"], 0, 0)
+    return OK
+
+
+@hot
+def punch(run, core, page, held_at, held):
+    """Add `page` to the held run of medium bytes to punch; punch what is not adjacent.  Returns at, count, code."""
+    placed = placement.page_at(core["placement"], page)
+    done = 0
+    while done < PAGE_BYTES:
+        size = piece(run, placed + done, PAGE_BYTES - done)
+        at = medium_at(run, core, placed + done)
+        if held and at == held_at + held:
+            held += size
+        else:
+            if held:
+                code = media.punch(run, held_at, held)
+                if code:
+                    return held_at, 0, code
+            held_at, held = at, size
+        done += size
+    return held_at, held, OK

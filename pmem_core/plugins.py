@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: MIT
+"""Families of policies: one module is one policy, found by looking into the family's folder.
+
+How compiled code picks the policy: every policy declares ``STATE``, the dtype of the record it persists, and the type
+of that record selects the code.  A family's generic function, say ``translate(state, ...)``, is a stub; numba asks
+`_resolve` which function to compile for the type of `state`, and the answer is the function of the same name in the
+module whose ``STATE`` it is.  Two policies must therefore not have equal ``STATE`` dtypes (tests hold this).
+"""
+
+import functools
+import importlib
+import pkgutil
+
+import numba
+from numba.extending import overload
+
+from .jit import PLAIN
+
+
+class Family:
+    """The policies in one package.
+
+    package: its dotted name; path: its ``__path__``.  Modules whose names start with ``_`` are not policies.
+    """
+
+    def __init__(self, package, path):
+        self.package = package
+        self.path = path
+
+    @functools.cached_property
+    def modules(self):
+        """Policies by name, in alphabetical order."""
+        names = sorted(info.name for info in pkgutil.iter_modules(self.path) if not info.name.startswith("_"))
+        return {name: importlib.import_module(f"{self.package}.{name}") for name in names}
+
+    def of_dtype(self, dtype):
+        """The module whose ``STATE`` is `dtype`; TypeError where there is none."""
+        for module in self.modules.values():
+            if module.STATE == dtype:
+                return module
+        raise TypeError(f"{self.package}: no policy has the state {dtype}")
+
+    def _of_type(self, numba_type):
+        for module in self.modules.values():
+            if numba.from_dtype(module.STATE) == numba_type:
+                return module
+        return None
+
+    def generic(self, stub):
+        """Decorate the stub of a function every policy has; its first argument is the policy's state."""
+        name = stub.__name__
+        if PLAIN:
+
+            @functools.wraps(stub)
+            def dispatch(state, *arguments):
+                return getattr(self.of_dtype(state.dtype), name)(state, *arguments)
+
+            return dispatch
+
+        def _resolve(state, *arguments):
+            module = self._of_type(state)
+            return None if module is None else getattr(module, name).py_func
+
+        overload(stub, strict=False)(_resolve)
+        return stub
