@@ -1,0 +1,287 @@
+# SPDX-License-Identifier: MIT
+"""Make a served image a block device of this machine, put a filesystem on it, and undo all of it.
+
+Two ways lead to a device: ``nbd``, the kernel's own driver set up by nbd-client, and, where the kernel has none,
+``loop``, a loop device on the file that nbdfuse makes of the server.  Each attachment is a record in the runtime
+directory, written before the steps that it serves to undo: so any process of the same user can undo them, also those
+of one that was killed half way.
+
+    attach   [nbdfuse →] device        detach   device [→ nbdfuse]
+    mount    mkfs → mount              unmount  umount
+"""
+
+import contextlib
+import dataclasses
+import os
+import signal
+import stat
+import subprocess
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+from pmem_core import blockdev, runtime
+from pmem_core.errors import HostError, ImageBusy, MissingProgram, PmemError, UsageError
+
+FILESYSTEMS = {
+    "ext4": (["mkfs.ext4", "-q", "-F"], "e2fsprogs"),
+    "xfs": (["mkfs.xfs", "-q", "-f"], "xfsprogs"),
+    "btrfs": (["mkfs.btrfs", "-q", "-f"], "btrfs-progs"),
+}
+SECTOR_BYTES = 512  # a filesystem made with these mounts whichever way the device came about
+
+
+@dataclasses.dataclass(frozen=True)
+class Attachment:
+    """What has been made of one server, as its record tells it; "" and 0 where a part is not there."""
+
+    image: str  # real path of the image, or the URI where there is none
+    uri: str
+    way: str  # nbd or loop
+    read_only: bool
+    owns_server: bool  # whoever detaches it stops the server too
+    fuse: str = ""  # directory that nbdfuse mounts
+    fuse_pid: int = 0
+    fuse_birth: str = ""
+    device: str = ""
+    boot: str = ""  # when it was made: nothing of it outlives a reboot
+    directory: str = ""  # where the filesystem is mounted
+    made_directory: bool = False
+
+
+def attachments() -> list[Attachment]:
+    """Return what is attached by this user; what a reboot has undone is cleared away."""
+    found = []
+    for record in runtime.read_records(".attach.json"):
+        with contextlib.suppress(TypeError):  # of another version of this program
+            attachment = Attachment(**record)
+            if attachment.boot == runtime.boot():
+                found.append(attachment)
+            else:
+                _forget(attachment)
+    return found
+
+
+def find(target: str | Path) -> Attachment | None:
+    """Return the attachment of an image (or URI), of a device, or of the directory it is mounted on; None if none."""
+    real = str(target) if "://" in str(target) else os.path.realpath(target)
+    return next((one for one in attachments() if real in (one.image, one.device, one.directory)), None)
+
+
+def _forget(attachment: Attachment) -> None:
+    name = runtime.key(attachment.image)
+    runtime.remove(f"{name}.attach.json", f"{name}.fuselog")
+    with contextlib.suppress(OSError):
+        (runtime.directory() / f"{name}.fuse").rmdir()
+
+
+def _record(attachment: Attachment) -> Attachment:
+    runtime.write_record(f"{runtime.key(attachment.image)}.attach.json", dataclasses.asdict(attachment))
+    return attachment
+
+
+# --- attach, detach ---------------------------------------------------------------------------------------------------
+
+
+def has_nbd() -> bool:
+    """Whether this kernel has the nbd driver (loaded now, if it had to be) and nbd-client is there to set it up."""
+    with contextlib.suppress(MissingProgram):
+        runtime.program("nbd-client", "nbd-client")
+        if not Path("/sys/module/nbd").exists():
+            subprocess.run([runtime.program("modprobe", "kmod"), "-q", "nbd"], check=False, stderr=subprocess.DEVNULL)
+        return Path("/sys/block/nbd0").exists()
+    return False
+
+
+def require_root(image: str | Path) -> None:
+    """Raise HostError unless this process may make block devices."""
+    if os.geteuid() != 0:
+        raise HostError(image, "only root can attach a block device", "sudo")
+
+
+def attach(
+    image: str | Path, uri: str, *, read_only: bool = False, owns_server: bool = False, way: str | None = None
+) -> Attachment:
+    """Attach the server at ``uri``, which serves ``image``, to a block device; return the attachment.
+
+    ``way`` is nbd or loop; by default whichever this kernel has.  Where a step fails, the earlier ones are undone.
+    Raises ImageBusy where it is attached already, HostError without root, MissingProgram, and what the programs say.
+    """
+    require_root(image)
+    name = str(image) if "://" in str(image) else os.path.realpath(image)
+    with runtime.lock(f"{runtime.key(name)}.attach"):
+        if other := find(name):
+            what = f"is attached already, as {other.device or other.fuse}"
+            raise ImageBusy(image, what, "that device, or pmem-nbd detach first")
+        way = way or ("nbd" if has_nbd() else "loop")
+        attachment = Attachment(name, uri, way, read_only, owns_server, boot=runtime.boot())
+        try:
+            if way == "nbd":
+                device = blockdev.connect_nbd(uri, read_only=read_only, sector_bytes=SECTOR_BYTES)
+            else:
+                attachment = _mount_fuse(attachment)
+                device = blockdev.make_loop(f"{attachment.fuse}/nbd", read_only=read_only, sector_bytes=SECTOR_BYTES)
+            return _record(dataclasses.replace(attachment, device=device))
+        except BaseException:
+            attempt([lambda: _take_down(attachment)])
+            raise
+
+
+def _mount_fuse(attachment: Attachment) -> Attachment:
+    """Let nbdfuse make a file of the server; returns the attachment with it, recorded."""
+    folder = runtime.directory() / f"{runtime.key(attachment.image)}.fuse"
+    command = [runtime.program("nbdfuse", "libnbd-bin"), "-C", "1", *(["-r"] if attachment.read_only else [])]
+    folder.mkdir(mode=0o700, exist_ok=True)
+    attachment = _record(dataclasses.replace(attachment, fuse=str(folder)))
+    log = folder.with_suffix(".fuselog")
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [*command, f"{folder}/nbd", attachment.uri],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    born = runtime.birth(process.pid)
+    attachment = _record(dataclasses.replace(attachment, fuse_pid=process.pid, fuse_birth=born))
+    try:
+        blockdev.wait(lambda: _is_mountpoint(folder) or process.poll() is not None)
+        if not _is_mountpoint(folder):
+            said = blockdev.last_line(log.read_text(errors="replace"))
+            raise HostError(attachment.uri, f"nbdfuse could not make a file of it: {said or 'it did not begin'}")
+    except BaseException:
+        process.kill()
+        process.wait()
+        attempt([lambda: _take_down(attachment)])
+        raise
+    process.returncode = 0  # it lives on without this object, which would complain otherwise
+    return attachment
+
+
+def detach(attachment: Attachment) -> None:
+    """Undo attach: the device, then what it stood on.  The server is left to its owner.
+
+    Raises ImageBusy, and touches nothing, while the device is in use.  Otherwise each step is tried, whatever became of
+    the one before it, and HostError names those that failed.
+    """
+    with runtime.lock(f"{runtime.key(attachment.image)}.attach"):
+        if attachment.device:
+            blockdev.require_unused(attachment.device)
+        _take_down(attachment)
+
+
+def _take_down(attachment: Attachment) -> None:
+    """Take each part down, in order; keep the record for another try only where a part is left."""
+    steps: list[Callable[[], object]] = []
+    if attachment.way == "loop" and attachment.fuse:
+        # The kernel knows best: whoever made the device may have been killed before it could write that down.
+        for device in blockdev.loops_of(f"{attachment.fuse}/nbd"):
+            steps += [partial(blockdev.sync, device), partial(blockdev.remove_loop, device)]
+        steps.append(partial(_unmount_fuse, attachment))
+    elif attachment.device:
+        steps += [partial(blockdev.sync, attachment.device), partial(blockdev.disconnect_nbd, attachment.device)]
+    failures = attempt(steps)
+    connected = Path("/sys/block", Path(attachment.device).name, "pid").exists() if attachment.way == "nbd" else False
+    if not connected and not (attachment.fuse and _is_mountpoint(attachment.fuse)):
+        _forget(attachment)
+    if failures:
+        raise HostError(attachment.image, "was not detached cleanly", "; ".join(failures))
+
+
+def _unmount_fuse(attachment: Attachment) -> None:
+    """Unmount nbdfuse's file, which ends nbdfuse."""
+
+    def ended() -> bool:
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(attachment.fuse_pid or -2, os.WNOHANG)  # if it is ours
+        return not runtime.alive(attachment.fuse_pid, attachment.fuse_birth)
+
+    if _is_mountpoint(attachment.fuse):
+        blockdev.run(["umount", attachment.fuse], "mount")
+    if not blockdev.wait(ended):
+        os.kill(attachment.fuse_pid, signal.SIGTERM)
+        blockdev.wait(ended)
+
+
+def attempt(steps: Sequence[Callable[[], object]]) -> list[str]:
+    """Run each step, whatever became of those before it; return what went wrong, one line each."""
+    failures = []
+    for step in steps:
+        try:
+            step()
+        except (PmemError, OSError) as error:
+            failures.append(str(error))
+    return failures
+
+
+# --- mount, unmount ---------------------------------------------------------------------------------------------------
+
+
+def make_filesystem(device: str, fs: str, *, force: bool = False) -> None:
+    """Make a filesystem on ``device``.  Raises HostError where it holds one already, unless told to ``force``."""
+    if fs not in FILESYSTEMS:
+        raise UsageError(fs, "is no filesystem that this knows how to make", ", ".join(FILESYSTEMS))
+    if not force and (found := blockdev.signature(device)):
+        raise HostError(device, f"holds {found} already", "mount it as it is, or make a new one by force")
+    command, package = FILESYSTEMS[fs]
+    blockdev.run([*command, device], package)
+
+
+def mount(
+    attachment: Attachment,
+    directory: str | Path,
+    *,
+    fs: str | None = None,
+    mkfs: bool = False,
+    force: bool = False,
+    options: str = "",
+) -> Attachment:
+    """Mount the attached device on ``directory`` (made if need be), first making a filesystem if ``mkfs``.
+
+    Nothing is left mounted where a step fails.  Raises HostError with what mkfs or mount said.
+    """
+    where = Path(os.path.realpath(directory))
+    if where.exists() and not stat.S_ISDIR(where.stat().st_mode):
+        raise HostError(directory, "is no directory", "a directory to mount on")
+    if mkfs:
+        make_filesystem(attachment.device, fs or "ext4", force=force)
+    made = not where.exists()
+    flags = ",".join(filter(None, [options, "ro" if attachment.read_only else ""]))
+    command = ["mount", *(["-t", fs] if fs else []), *(["-o", flags] if flags else []), attachment.device, str(where)]
+    attachment = _record(dataclasses.replace(attachment, directory=str(where), made_directory=made))
+    try:
+        where.mkdir(exist_ok=True)
+        blockdev.run(command, "mount")
+    except BaseException:
+        if not blockdev.mounts(attachment.device):
+            if made:
+                attempt([where.rmdir])  # mkdir itself may have failed
+            _record(dataclasses.replace(attachment, directory="", made_directory=False))
+        raise
+    return attachment
+
+
+def unmount(attachment: Attachment) -> Attachment:
+    """Undo mount; no matter if somebody has unmounted it already.
+
+    Raises ImageBusy, which names who uses the filesystem, and touches nothing.
+    """
+    directory = attachment.directory
+    if not directory:
+        return attachment
+    if directory in blockdev.mounts(attachment.device):
+        try:
+            blockdev.run(["umount", directory], "mount")
+        except HostError as error:
+            users = blockdev.users_of_mount(directory)
+            if users or "busy" in str(error):
+                what = f"is in use by {', '.join(users) or 'a process that cannot be seen'}"
+                raise ImageBusy(directory, what, "end that first") from error
+            raise
+    if attachment.made_directory:
+        attempt([Path(directory).rmdir])  # its owner may have put something there
+    return _record(dataclasses.replace(attachment, directory="", made_directory=False))
+
+
+def _is_mountpoint(path: str | Path) -> bool:
+    return str(path) in blockdev.mountpoints()

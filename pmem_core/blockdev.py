@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: MIT
+"""Block devices of this machine: connect and release nbd and loop devices, and say who uses a device or a mount."""
+
+import contextlib
+import os
+import re
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+from pmem_core import runtime
+from pmem_core.errors import HostError, ImageBusy
+
+WAIT_S_MAX = 30
+LOOK_S_MAX = 1
+
+
+def run(command: Sequence[str], package: str) -> str:
+    """Run a program of ``package`` and return its stdout; raises HostError with the last line it said."""
+    path = runtime.program(command[0], package)
+    done = subprocess.run([path, *command[1:]], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise HostError(command[0], last_line(done.stderr or done.stdout) or f"failed with status {done.returncode}")
+    return done.stdout
+
+
+def last_line(text: str) -> str:
+    """Return the last line of ``text`` that says anything, without the program's name before it."""
+    lines = [line.strip() for line in text.splitlines() if line.strip(" .")]
+    return re.sub(r"^[\w./-]+: (?=\S)", "", lines[-1]).rstrip(".") if lines else ""
+
+
+def wait(done: Callable[[], object], timeout_s: float = WAIT_S_MAX) -> bool:
+    """Wait until ``done`` says so; False where it has not after ``timeout_s``."""
+    deadline = time.monotonic() + timeout_s
+    while not done():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+# --- nbd --------------------------------------------------------------------------------------------------------------
+
+
+def connect_nbd(uri: str, *, read_only: bool, sector_bytes: int) -> str:
+    """Connect a free nbd device to the server at ``uri`` and return the device.
+
+    One connection and no timeout: the kernel then waits for a slow server for ever, as it does for a slow disk.
+    """
+    free = [path for path in _by_number("nbd") if not (path / "pid").exists()]
+    if not free:
+        raise HostError("nbd", "no device is free", "one to be detached, or modprobe nbd nbds_max=64")
+    target = urlsplit(uri)
+    socket = parse_qs(target.query).get("socket")
+    where = ["-unix", socket[0]] if socket else [target.hostname or "", str(target.port or 10809)]
+    options = ["-block-size", str(sector_bytes), *(["-readonly"] if read_only else [])]
+    for index, node in enumerate(free):
+        device = f"/dev/{node.name}"
+        try:
+            run(["nbd-client", *where, device, *options], "nbd-client")
+        except HostError:
+            # Somebody else may have taken it since we looked.
+            if (node / "pid").exists() and index + 1 < len(free):
+                continue
+            raise
+        if not wait(lambda node=node: _number(node / "size")):  # type: ignore[misc]
+            disconnect_nbd(device)
+            raise HostError(device, "did not become ready", "a look at the kernel's log")
+        return device
+    raise AssertionError("the last device either connects or raises")
+
+
+def disconnect_nbd(device: str) -> None:
+    """Disconnect an nbd device, and wait until it is free; no matter if it is."""
+    node = Path("/sys/block") / Path(device).name
+    if (node / "pid").exists():
+        run(["nbd-client", "-d", device], "nbd-client")
+    if not wait(lambda: not (node / "pid").exists()):
+        raise HostError(device, "is still connected", "whoever holds it to let go")
+
+
+# --- loop -------------------------------------------------------------------------------------------------------------
+
+
+def make_loop(file: str, *, read_only: bool, sector_bytes: int) -> str:
+    """Set up a loop device on ``file`` and return it.
+
+    Direct I/O: a flush of the device is then all that is between a write and the server, and no byte is cached twice.
+    """
+    options = ["--direct-io=on", "--sector-size", str(sector_bytes), *(["--read-only"] if read_only else [])]
+    return run(["losetup", "--show", "--find", *options, file], "mount").strip()
+
+
+def loops_of(file: str) -> list[str]:
+    """Return the loop devices on ``file``."""
+    found = []
+    for node in _by_number("loop"):
+        with contextlib.suppress(OSError):
+            if (node / "loop/backing_file").read_text().rstrip("\n") == file:
+                found.append(f"/dev/{node.name}")
+    return found
+
+
+def remove_loop(device: str) -> None:
+    """Remove a loop device, and wait until it is gone; losetup itself only promises to, once nobody uses it."""
+    backing = Path("/sys/block") / Path(device).name / "loop/backing_file"
+    if backing.exists():
+        run(["losetup", "--detach", device], "mount")
+    if not wait(lambda: not backing.exists()):
+        raise HostError(device, "is still in use", "whoever holds it to let go")
+
+
+# --- any device -------------------------------------------------------------------------------------------------------
+
+
+def sync(device: str) -> None:
+    """Write out what the kernel holds back of ``device``, down to a flush of the server."""
+    handle = os.open(device, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def signature(device: str) -> str:
+    """Name the filesystem (or other content that says its name) on ``device``; "" where it knows none."""
+    program = runtime.program("blkid", "util-linux")
+    done = subprocess.run(
+        [program, "-p", "-o", "value", "-s", "TYPE", "-s", "PTTYPE", device],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return " ".join(done.stdout.split())
+
+
+def require_unused(device: str) -> None:
+    """Raise ImageBusy, which names the mount or the processes, while anybody uses ``device``."""
+    if mounted := mounts(device):
+        raise ImageBusy(device, f"is mounted on {mounted[0]}", "unmount it first")
+    # Whoever only has a look at a device that was just unmounted (udev does) is given the time for it.
+    if not wait(lambda: not _users(lambda path: path == device), LOOK_S_MAX):
+        raise ImageBusy(device, f"is in use by {', '.join(_users(lambda path: path == device))}", "end that first")
+    if not wait(lambda: _can_be_claimed(device), LOOK_S_MAX):
+        raise ImageBusy(device, "is in use by another device or mount namespace", "release it first")
+
+
+def _can_be_claimed(device: str) -> bool:
+    """Whether nothing claims the device: a mount of another namespace, a RAID, a volume manager."""
+    try:
+        os.close(os.open(device, os.O_RDONLY | os.O_EXCL))
+    except OSError:
+        return False
+    return True
+
+
+def mountpoints() -> list[str]:
+    """Return where anything is mounted, in this mount namespace."""
+    return [mountpoint for _, mountpoint, _ in _mountinfo()]
+
+
+def mounts(device: str) -> list[str]:
+    """Return where ``device`` is mounted, in this mount namespace."""
+    number = Path(device).stat().st_rdev
+    numbers = f"{os.major(number)}:{os.minor(number)}"
+    # btrfs gives its mounts numbers of their own, but names the device.
+    return [where for its, where, source in _mountinfo() if its == numbers or source == device]
+
+
+def users_of_mount(directory: str) -> list[str]:
+    """Name what keeps the filesystem on ``directory`` busy: processes with their numbers, and mounts inside it."""
+    below = directory.rstrip("/") + "/"
+    inside = [f"the mount on {path}" for path in mountpoints() if path.startswith(below)]
+    return inside + _users(lambda path: path == directory or path.startswith(below))
+
+
+def _users(uses: Callable[[str], bool]) -> list[str]:
+    """Name the processes with a directory, a program, an open or a mapped file whose path ``uses`` takes."""
+    found = []
+    for process in sorted(Path("/proc").glob("[0-9]*"), key=lambda path: int(path.name)):
+        links = [process / "cwd", process / "root", process / "exe"]
+        for folder in ("fd", "map_files"):
+            with contextlib.suppress(OSError):
+                links += list((process / folder).iterdir())
+        if int(process.name) != os.getpid() and any(uses(_target(link)) for link in links):
+            with contextlib.suppress(OSError):
+                found.append(f"{(process / 'comm').read_text().strip()} (process {process.name})")
+    return found
+
+
+def _target(link: Path) -> str:
+    # Not stat: that would wait for the servers of other people's network filesystems.
+    with contextlib.suppress(OSError):
+        return str(link.readlink())
+    return ""
+
+
+def _mountinfo() -> Iterator[tuple[str, str, str]]:
+    """Yield the device number, the mount point and the source of each mount."""
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        fields, _, rest = line.partition(" - ")
+        _, _, number, _, where = fields.split(" ")[:5]
+        yield number, _plain(where), _plain(rest.split(" ")[1])
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)
+
+
+def _by_number(kind: str) -> list[Path]:
+    """Return the nodes in sysfs of all devices of a kind, in the order of their numbers."""
+    return sorted(Path("/sys/block").glob(f"{kind}[0-9]*"), key=lambda path: int(path.name.removeprefix(kind)))
+
+
+def _number(path: Path) -> int:
+    with contextlib.suppress(OSError, ValueError):
+        return int(path.read_text())
+    return 0

@@ -1,0 +1,11 @@
+# SPDX-License-Identifier: MIT
+"""Check an image: everything it holds twice is compared, and everything with a checksum is summed.
+
+``findings`` are the words; ``trust`` finds out what of state and journal may be believed; ``pages`` goes through
+descriptors and data; ``mend`` repairs; ``run`` puts them together.
+"""
+
+from .findings import Finding, Kind, Report, Severity
+from .run import check
+
+__all__ = ["Finding", "Kind", "Report", "Severity", "check"]

@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: MIT
+"""What --repair does.
+
+First the files that opening needs (`files`), each written aside and renamed; then, through the opened device, info
+block, pages and totals (`Mender`), so that every store is counted and moves as any other.  A repair that is cut short
+leaves an image that can be checked and repaired again.
+"""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import checkscan, datapath, infoblock, layout, statefile
+from ..device import Device
+from ..errors import PmemError
+from ..geometry import Geometry
+from ..host import host_errors, witness
+from ..journal import Journal
+from . import wear
+from .findings import Finding, Kind, Report
+from .probe import Record
+from .trust import Belief
+
+STATE_KINDS = (Kind.STATE_LOST, Kind.STATE_DAMAGED, Kind.STATE_DIFFERS)
+JOURNAL_KINDS = (Kind.JOURNAL_LOST, Kind.JOURNAL_FOREIGN, Kind.JOURNAL_DAMAGED)
+
+
+def files(path: Path, plan: Geometry, report: Report, belief: Belief, record: Record) -> None:
+    """Mend wear, state and journal so that the device can be opened.  HostFull, HostError."""
+    for finding in report.of(Kind.WEAR_LOST):
+        with host_errors(path / "wear"), (path / "wear").open("ab") as file:
+            file.truncate(4 * plan.line_count)
+        report.done(finding, "made whole with zeros")
+    if report.has(*STATE_KINDS) and belief.source != "state":
+        with host_errors(path / "state"):
+            statefile.write_state(path / "state", plan, belief.core, belief.table, belief.sections)
+    for finding in report.of(*STATE_KINDS):
+        report.done(finding, f"kept what the {belief.source} says")
+    if report.has(*JOURNAL_KINDS):
+        aside = _new_journal(path, plan, belief, record)
+        for finding in report.of(*JOURNAL_KINDS):
+            report.done(finding, f"made anew from the {belief.source}" + (f"; the old one is {aside}" if aside else ""))
+    elif report.has(Kind.STATE_DIFFERS, Kind.STATE_DAMAGED):
+        journal = Journal(path / "journal")
+        try:
+            _put(journal, belief)
+        finally:
+            journal.close()
+
+
+def _put(journal: Journal, belief: Belief) -> None:
+    chunks, rows = dict(statefile.table_chunks(belief.table)), dict(statefile.section_rows(belief.sections))
+    journal.checkpoint(belief.core.tobytes(), chunks, rows)
+
+
+def _new_journal(path: Path, plan: Geometry, belief: Belief, record: Record) -> str:
+    """Make the journal anew; what the old one still tells people is kept.  Returns where the old one was put."""
+    fresh, number, aside = path / f"journal.new.{time.time_ns()}", 0, ""
+    with host_errors(path / "journal"):
+        fresh.mkdir()
+        journal = Journal(fresh, create=True)
+        try:
+            journal.initialise(plan.info.uuid)
+            _put(journal, belief)
+            for page, retired in record.retired.items():
+                journal.retire(page, retired)
+            for event in record.events:
+                journal.event(event)
+            for figures in record.history:
+                journal.sample(figures)
+            if _was_in_use(belief):
+                # How the last session ended is not known any more; nothing suggests that the page cache was lost.
+                journal.begin_session(witness(path))
+        finally:
+            journal.close()
+        while (path / "journal").exists():
+            aside = f"journal.damaged.{number}"
+            if not (path / aside).exists():
+                (path / "journal").rename(path / aside)
+            number += 1
+        fresh.rename(path / "journal")
+    return aside
+
+
+def _was_in_use(belief: Belief) -> bool:
+    core = belief.core[0]
+    dirty = bool(np.any(belief.sections & layout.SECTION_DIRTY))
+    return dirty or bool(core["intent"][0]) or bool(core["unit"][layout.UNIT_CAUSE])
+
+
+class Mender:
+    """Repairs through the opened device."""
+
+    def __init__(self, device: Device, report: Report) -> None:
+        self.device, self.report = device, report
+
+    def mark(self, section: int) -> None:
+        """Mark a section as written, durably."""
+        sections = self.device.mapping.sections
+        sections[section] |= np.uint8(layout.SECTION_TOUCHED)
+        self.device.journal.put_sections(dict(statefile.section_rows(sections)))
+
+    def info_blocks(self) -> None:
+        """Write the copy that is torn or older again."""
+        for finding in self.report.of(Kind.INFO_TORN, Kind.INFO_DIFFERS):
+            block = np.frombuffer(infoblock.pack(self.device.plan.info), np.uint8).copy()
+            checkscan.store_info(self.device.handle, block, finding.offset)
+            self.report.done(finding, "written again")
+
+    def _call(self, function: Callable[..., Any], page: int) -> None:
+        result = function(self.device.handle, page)
+        if result:
+            self.device.finish(lambda handle, _: function(handle, page), result, page << layout.PAGE_SHIFT)
+
+    def pages(self, todo: list[tuple[int, Finding]], watch: Callable[[float], None]) -> None:
+        """Bring pages into line, give their space back, or mark them as damaged."""
+        for number, (page, finding) in enumerate(todo):
+            if number % 1024 == 0:
+                watch(number / len(todo))
+            if finding.kind is Kind.LEAKED_DATA:
+                self._call(checkscan.punch_page, page)
+                self.report.done(finding, "space given back")
+            elif finding.kind is Kind.DATA_DAMAGED:
+                self._call(datapath.condemn, page)
+                why = {"why": finding.kind.sentence, "time": int(time.time()), "offset": finding.offset}
+                self.device.journal.retire(page, why)
+                self.report.done(finding, "data lost; reads fail until the page is written whole")
+            else:
+                self._call(datapath.heal, page)
+                verified = finding.kind is Kind.UNSETTLED
+                self.report.done(finding, "rebuilt" if verified else "rebuilt; the data could not be verified")
+
+    def totals(self, path: Path) -> None:
+        """Note in the totals what the counters have more or less."""
+        device = self.device
+        tally = device.mapping.core["tally"][0]
+        measured = wear.measure(path / "wear", 4 * device.plan.line_count)
+        off = wear.difference(tally, measured)
+        lost = self.report.of(Kind.WEAR_LOST)
+        if lost:
+            lost[0].repaired += f"; {-off} line writes are forgotten, and the totals say so"
+            self.report.checked |= {"line_writes": measured.total, "hottest": measured.hottest}
+        else:
+            for finding in wear.compare(self.report, tally, measured):
+                self.report.done(finding, "noted in the totals")
+        tally["uncheckpointed"] += off
+        tally["cuts"] = 0
+        tally["cuts"] = 0
+        tally["hottest"] = measured.hottest
+
+    def finish(self) -> None:
+        """Make all of it durable; then nothing is suspect any more, and the journal says what was done."""
+        device = self.device
+        device.flush(counted=False)
+        device.checkpoint()
+        sections = device.mapping.sections
+        settled = bool(np.any(sections & layout.SECTION_SUSPECT))
+        sections[:] &= np.uint8(layout.SECTION_TOUCHED | layout.SECTION_DIRTY | layout.SECTION_RECENT)
+        if settled:
+            device.journal.put_sections(dict(statefile.section_rows(sections)))
+        if self.report.repairs or settled:
+            counts = {kind.word: count for kind, count in self.report.repairs.items()}
+            uncheckpointed = int(device.mapping.core["tally"][0]["uncheckpointed"])
+            device.journal.event({"event": "repaired", "counts": counts, "uncheckpointed": uncheckpointed})
+
+
+def open_device(path: Path, report: Report) -> Device | None:
+    """Open the device, which recovers it; None, and said in the report, where it cannot be opened."""
+    try:
+        return Device(path)
+    except PmemError as error:
+        report.unchecked.append(f"the image cannot be opened: {error.what}")
+        return None

@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: MIT
+"""Read a journal that may be damaged: in a process of its own, from a copy.
+
+LMDB keeps no checksums, and a flipped bit in a page number is a crash or an endless walk.  The copy is also written to,
+because a damaged list of free pages shows only then.  The journal itself is not touched.
+"""
+
+import base64
+import dataclasses
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from pmem_core.errors import PmemError, UnsupportedImage
+
+SECONDS_MAX = 60
+MEMORY_MAX = 4 << 30
+TRIALS = 12
+PROGRAM = Path(__file__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """What a journal holds.  problem: why it cannot be believed, or ""; then the rest is empty."""
+
+    problem: str = ""
+    uuid: str = ""
+    session: dict[str, Any] = dataclasses.field(default_factory=dict)
+    core: bytes = b""
+    table: bytes = b""
+    sections: bytes = b""
+    events: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    retired: dict[int, dict[str, Any]] = dataclasses.field(default_factory=dict)
+
+
+def read_journal(folder: Path) -> Record:
+    """What the journal in `folder` holds.  UnsupportedImage where a newer program wrote it."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    with tempfile.TemporaryDirectory(prefix="pmem-nbd-") as work:
+        try:
+            shutil.copy(folder / "data.mdb", work)
+            told = subprocess.run(
+                [sys.executable, "-P", PROGRAM, work],
+                env=environment,
+                capture_output=True,
+                text=True,
+                timeout=SECONDS_MAX,
+                check=False,
+            )
+        except OSError as error:
+            return Record(problem=f"data.mdb: {(error.strerror or str(error)).lower()}")
+        except subprocess.TimeoutExpired:
+            return Record(problem=f"reading it did not end in {SECONDS_MAX} s")
+    if told.returncode < 0:
+        return Record(problem=f"reading it ends in a crash, {signal.Signals(-told.returncode).name}")
+    try:
+        answer = json.loads(told.stdout)
+    except ValueError:
+        last = (told.stderr.strip().splitlines() or ["no answer"])[-1]
+        return Record(problem=f"reading it fails, {last}")
+    if "unsupported" in answer:
+        raise UnsupportedImage(folder, answer["unsupported"], "use a newer pmem-nbd")
+    for name in ("core", "table", "sections"):
+        answer[name] = base64.b64decode(answer[name])
+    answer["retired"] = {int(page): record for page, record in answer["retired"].items()}
+    return Record(**answer)
+
+
+def _everything(journal: Any) -> dict[str, Any]:
+    core, table = journal.load_checkpoint()
+    return {
+        "uuid": journal.uuid,
+        "session": journal.session,
+        "core": base64.b64encode(core).decode(),
+        "table": base64.b64encode(table).decode(),
+        "sections": base64.b64encode(journal.load_sections()).decode(),
+        "events": journal.events(),
+        "history": journal.history(),
+        "retired": journal.retired(),
+    }
+
+
+def _try_out(journal: Any) -> None:
+    """Write to the copy, so that pages are taken from and given to the list of free ones."""
+    core, _ = journal.load_checkpoint()
+    for trial in range(TRIALS):
+        journal.checkpoint(core, {}, {}, event={"event": "trial"})
+        journal.retire(trial, {"trial": "x" * 500 * trial})
+
+
+def main(folder: str) -> None:
+    """Print what the journal in `folder` holds, as JSON; runs in the process of its own."""
+    from pmem_core.journal import SCHEMA, Journal
+
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_MAX, MEMORY_MAX))
+    try:
+        journal = Journal(Path(folder))
+        found = _everything(journal)
+        _try_out(journal)
+        now = _everything(journal)
+        if any(found[key] != now[key] for key in ("uuid", "session", "core", "table", "sections", "history")):
+            raise ValueError("it does not keep what is written to it")
+        if any(record not in now["events"] for record in found["events"][-TRIALS:]):
+            raise ValueError("it does not keep what is written to it")
+    except UnsupportedImage as error:
+        # A schema that is no number is damage, not the future.
+        schema = error.what.removeprefix("journal schema ")
+        newer = schema.isdigit() and int(schema) > SCHEMA
+        found = {"unsupported": error.what} if newer else {"problem": error.what}
+    except Exception as error:
+        found = {"problem": error.what if isinstance(error, PmemError) else f"{type(error).__name__}: {error}"}
+    json.dump({"core": "", "table": "", "sections": "", "retired": {}, **found}, sys.stdout)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,264 @@
+# SPDX-License-Identifier: MIT
+"""A check from beginning to end."""
+
+import dataclasses
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from .. import geometry, image, infoblock, layout, recovery
+from ..errors import DamagedImage, UsageError
+from ..geometry import Geometry
+from ..host import Lock, cache_was_kept, host_errors
+from . import mend, pages, trust, wear
+from .findings import Kind, Report
+from .probe import Record, read_journal
+from .trust import Belief, Stage
+
+Watch = Callable[[float], None]
+FILES = {"media", "wear", "state", "journal", "lock"}
+JOURNAL_FILES = {"data.mdb", "lock.mdb"}
+MAP_SHARE = 0.1  # of the time, for the progress
+
+CLOSED, KILLED, CUT, UNKNOWN = "closed", "killed", "power cut", "unknown"
+SESSIONS = {
+    CLOSED: "closed properly",
+    KILLED: "not closed, its process was killed: opening finishes what was interrupted",
+    CUT: "not closed, and the page cache was lost: opening goes back to the last checkpoint",
+    UNKNOWN: "unknown: the journal does not say",
+}
+
+
+@dataclasses.dataclass
+class _Image:
+    """What is known of the image being checked."""
+
+    path: Path
+    plan: Geometry
+    record: Record
+    end: str
+    wear_is_whole: bool
+
+
+def check(path: Path, *, repair: bool = False, watch: Watch = lambda share: None) -> Report:
+    """Check the image at `path`; with `repair`, mend what can be mended.  watch is told the share done, 0 to 1.
+
+    Without repair not a byte of the image changes.  Errors: ImageBusy (it is being served, or read by others while it
+    is to be repaired), NotAnImage, UnsupportedImage, HostFull, HostError.
+    """
+    started, report = time.monotonic(), Report()
+    image.find(path)
+    lock = Lock(path, read_only=not repair)
+    try:
+        belief, found = _look(path, report, repair, watch)
+        if repair and belief and found:
+            mend.files(path, found.plan, report, belief, found.record)
+    finally:
+        lock.release()
+    if repair and belief and found:
+        _mend(found, report, watch)
+    report.checked["seconds"] = round(time.monotonic() - started, 3)
+    watch(1.0)
+    return report
+
+
+def _look(path: Path, report: Report, repair: bool, watch: Watch) -> tuple[Belief | None, _Image | None]:
+    """Everything up to what is believed of the map; without repair also pages and wear, by that belief."""
+    _strange_files(path, report)
+    found = _examine_parts(path, report, repair)
+    if found is None:
+        return None, None
+    with trust.staged(path, found.plan, wear_is_whole=found.wear_is_whole) as stage:
+        belief = _believe(found, report, stage, lambda share: watch(share * MAP_SHARE))
+        if belief is None:
+            report.add(Kind.MAP_LOST, "state")
+            report.unchecked.append("descriptors and data: nothing says where they are")
+        elif not repair:
+            _walk(found, report, stage, belief, watch)
+    return belief, found
+
+
+def _strange_files(path: Path, report: Report) -> None:
+    strange = sorted(entry.name for entry in path.iterdir() if entry.name not in FILES)
+    if (path / "journal").is_dir():
+        strange += sorted(
+            f"journal/{entry.name}" for entry in (path / "journal").iterdir() if entry.name not in JOURNAL_FILES
+        )
+    for name in strange:
+        report.add(Kind.STRANGE_FILE, name)
+
+
+def _examine_parts(path: Path, report: Report, repair: bool) -> _Image | None:
+    """Info blocks, presence and sizes of the files, and the journal; None where nothing else can be checked."""
+    plan = _examine_info(path / "media", report, repair)
+    if plan is None:
+        return None
+    found, wanted = (path / "media").stat().st_size, plan.info.size
+    if found > wanted:
+        report.add(Kind.MEDIA_LONG, "media", f"{found} bytes, {wanted} expected")
+    elif found < wanted:
+        report.add(Kind.MEDIA_SHORT, "media", f"{found} bytes, {wanted} expected")
+        report.unchecked.append("descriptors and data: the medium is not whole")
+        return None
+    found = (path / "wear").stat().st_size if (path / "wear").is_file() else -1
+    wanted = 4 * plan.line_count
+    if found > wanted:
+        report.add(Kind.WEAR_LONG, "wear", f"{found} bytes, {wanted} expected")
+    elif found < wanted:
+        report.add(Kind.WEAR_LOST, "wear", "missing" if found < 0 else f"{found} bytes, {wanted} expected")
+    record, end = _examine_journal(path, plan, report)
+    report.session = SESSIONS[end]
+    return _Image(path, plan, record, end, found >= wanted)
+
+
+def _examine_info(media: Path, report: Report, repair: bool) -> Geometry | None:
+    with host_errors(media), media.open("rb") as file:
+        blocks = [os.pread(file.fileno(), layout.INFO_BYTES, at) for at in layout.INFO_OFFSETS]
+    copies = [infoblock.unpack(block) for block in blocks]
+    try:
+        plan = geometry.derive(infoblock.read(media, read_only=not repair))
+    except (DamagedImage, UsageError) as error:
+        report.add(Kind.INFO_LOST, "media", error.what, offset=layout.INFO_OFFSETS[0])
+        report.unchecked.append("everything behind the info blocks")
+        return None
+    for copy, at in zip(copies, layout.INFO_OFFSETS, strict=True):
+        if copy is None:
+            report.add(Kind.INFO_TORN, "media", f"the copy at {at}", offset=at)
+    if all(copies) and blocks[0] != blocks[1]:
+        older = layout.INFO_OFFSETS[copies[1] != plan.info]
+        report.add(Kind.INFO_DIFFERS, "media", f"the copy at {older} is the older one", offset=older)
+    report.checked["info_blocks"] = sum(copy is not None for copy in copies)
+    return plan
+
+
+def _examine_journal(path: Path, plan: Geometry, report: Report) -> tuple[Record, str]:
+    """What the journal holds, and how the last session ended by it."""
+    if not (path / "journal" / "data.mdb").is_file():
+        report.add(Kind.JOURNAL_LOST, "journal")
+        return Record(problem="missing"), UNKNOWN
+    record = read_journal(path / "journal")
+    if record.problem:
+        report.add(Kind.JOURNAL_DAMAGED, "journal", record.problem)
+        return record, UNKNOWN
+    if record.uuid != plan.info.uuid:
+        report.add(Kind.JOURNAL_FOREIGN, "journal", f"uuid {record.uuid}, {plan.info.uuid} expected")
+        return Record(problem="another image's"), UNKNOWN
+    report.checked["events"] = len(record.events)
+    if not record.session.get("open"):
+        return record, CLOSED
+    same = cache_was_kept(path, record.session)
+    return record, KILLED if same else CUT
+
+
+# ---- whom to believe ----
+
+
+def _believe(found: _Image, report: Report, stage: Stage, watch: Watch) -> Belief | None:
+    plan, end = found.plan, found.end
+    state = trust.from_state(found.path / "state", plan)
+    journal = None if found.record.problem else trust.from_journal(found.record, plan)
+    if state is None and (end != CUT or not (found.path / "state").exists()):
+        report.add(Kind.STATE_LOST, "state")
+    if journal is None and not found.record.problem:
+        report.add(Kind.JOURNAL_DAMAGED, "journal", "its checkpoint does not fit the image")
+    blocks = pages.blocks_in_use(found.path / "media", plan.info.size)
+    problem, held = "", blocks
+    for belief in (state, journal):
+        if belief is None:
+            continue
+        trust.find_problems(belief, plan, closed=end == CLOSED)
+        if belief is state or state is None or not np.array_equal(state.table, belief.table):
+            problem, held = stage.survey(belief, blocks, watch)
+        belief.maps_well, belief.held = not problem, held
+        belief.problems += [problem] if problem else []
+    if journal is not None and journal.problems:
+        report.add(Kind.JOURNAL_DAMAGED, "journal", "; ".join(journal.problems))
+    if state is not None and state.problems and end != CUT:
+        report.add(Kind.STATE_DAMAGED, "state", "; ".join(state.problems))
+    report.checked["frames"] = plan.placed_frames
+    if journal is not None and end != CLOSED:
+        if state is not None and end == KILLED:
+            # As opening does: a checkpoint cut short may have cleared marks that the journal still has.
+            state.sections |= journal.sections
+        trust.after_a_cut(journal)
+    if state is None and journal is None and not len(plan.table):
+        belief = trust.untold(plan)
+        _, belief.held = stage.survey(belief, blocks, watch)
+        return belief
+    return _choose(found, report, stage, state, journal)
+
+
+def _choose(found: _Image, report: Report, stage: Stage, state: Belief | None, journal: Belief | None) -> Belief | None:
+    """The better of the two, or what can be made of it."""
+    order = [journal, state] if found.end == CUT else [state, journal]
+    told = [belief for belief in order if belief is not None and belief.maps_well]
+    sane = [belief for belief in told if not belief.problems]
+    if found.end == CLOSED and len(sane) == 2:
+        differing = sane[0].differences(sane[1])
+        if differing:
+            report.add(Kind.STATE_DIFFERS, "state", ", ".join(differing))
+            return _settle_dispute(found, stage, sane[0], sane[1])
+    if sane:
+        return sane[0]
+    return trust.cleaned(told[0], found.plan) if told else None
+
+
+def _settle_dispute(found: _Image, stage: Stage, state: Belief, journal: Belief) -> Belief:
+    """The one that descriptors and wear counters agree with; of sections, what either says to be in use."""
+    sections = state.sections | journal.sections
+    measured = wear.measure(found.path / "wear", 4 * found.plan.line_count) if found.wear_is_whole else None
+    score = {}
+    for belief in (journal, state):
+        stage.load(belief)
+        tally = belief.core[0]["tally"]
+        wrong_sum = measured is not None and wear.difference(tally, measured) != 0
+        wrong_hottest = measured is not None and int(tally["hottest"]) != measured.hottest
+        bad = pages.count_bad(found.plan, stage.handle, sections, belief.held)
+        score[belief.source] = (bad, wrong_sum + wrong_hottest)
+    better = journal if score["journal"] <= score["state"] else state
+    # A source of its own: neither file holds it as it is.
+    source = f"{better.source} that the descriptors agree with"
+    return dataclasses.replace(better, sections=sections, source=source)
+
+
+# ---- pages and wear ----
+
+
+def _walk(found: _Image, report: Report, stage: Stage, belief: Belief, watch: Watch) -> None:
+    """Pages and wear of an image that is not to be changed."""
+    stage.load(belief)
+    sections = stage.mapping.sections
+    if found.end == CUT:
+        suspect = int(np.count_nonzero(sections & layout.SECTION_SUSPECT))
+        report.session += f", and rebuilds descriptors in {suspect} sections when they are used"
+    # As opening would after a kill, but in memory; nothing is in flight otherwise.
+    media, in_flight = found.path / "media", recovery.finish_count(stage.mapping)
+    scan = pages.Scan(report, media, found.plan, stage.handle, sections, belief.held, in_flight)
+    scan.run(lambda share: watch(MAP_SHARE + (1 - MAP_SHARE) * share))
+    if found.wear_is_whole:
+        measured = wear.measure(found.path / "wear", 4 * found.plan.line_count)
+        wear.compare(report, stage.mapping.core["tally"][0], measured)
+
+
+def _mend(found: _Image, report: Report, watch: Watch) -> None:
+    """Pages, info blocks and totals, through the opened device."""
+    device = mend.open_device(found.path, report)
+    if device is None:
+        return
+    with device:
+        mender = mend.Mender(device, report)
+        mender.info_blocks()
+        media, mapping = found.path / "media", device.mapping
+        blocks = pages.blocks_in_use(media, found.plan.info.size)
+        table = mapping.table[: len(found.plan.table)]
+        _, held = trust.survey(found.plan, device.handle, table, blocks, lambda share: None)
+        scan = pages.Scan(report, media, found.plan, device.handle, mapping.sections, held, mark=mender.mark)
+        scan.run(lambda share: watch(MAP_SHARE + 0.8 * share))
+        mender.pages(scan.todo, lambda share: watch(0.9 + 0.1 * share))
+        mender.totals(found.path)
+        mender.finish()
+        # The views of the mapping must be gone before it is closed.
+        del scan, mapping, table

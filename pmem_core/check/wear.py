@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: MIT
+"""The wear counters against the totals: sum of the wear file = line writes by cause + tally["uncheckpointed"].
+
+`uncheckpointed` is what the file has more than the totals: what was counted after the last checkpoint before a power
+cut.  It is negative where counters were lost.
+"""
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..host import data_ranges
+from .findings import Finding, Kind, Report
+
+CHUNK_BYTES = 4 << 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """The sum of all counters and the largest one."""
+
+    total: int
+    hottest: int
+
+
+def measure(path: Path, size: int) -> Measured:
+    """Add up the first `size` bytes of the wear file at `path`."""
+    total, hottest = 0, 0
+    with path.open("rb", buffering=0) as file:
+        for first, end in data_ranges(file.fileno(), size):
+            for at in range(first // 4 * 4, end, CHUNK_BYTES):
+                count = min(CHUNK_BYTES, -(-end // 4) * 4 - at)
+                counters = np.frombuffer(os.pread(file.fileno(), count, at), "<u4")
+                total += int(counters.sum(dtype=np.int64))
+                hottest = max(hottest, int(counters.max(initial=0)))
+    return Measured(total, hottest)
+
+
+def difference(tally: Any, measured: Measured) -> int:
+    """Line writes that the counters have and the totals have not."""
+    return measured.total - int(tally["worn"].sum()) - int(tally["uncheckpointed"])
+
+
+def compare(report: Report, tally: Any, measured: Measured) -> list[Finding]:
+    """Report where the counters and the totals differ; a power cut since the last repair explains a surplus."""
+    off, hottest, found = difference(tally, measured), int(tally["hottest"]), []
+    surplus = off > 0 and int(tally["cuts"]) > 0
+    report.checked |= {"line_writes": measured.total, "hottest": measured.hottest}
+    if surplus:
+        found.append(report.add(Kind.WEAR_UNCHECKPOINTED, "wear", f"{off} line writes"))
+    elif off:
+        wanted = measured.total - off
+        found.append(report.add(Kind.WEAR_SUM, "wear", f"{measured.total} counted, {wanted} by the totals: {off:+d}"))
+    if hottest != measured.hottest and not (surplus and hottest < measured.hottest):
+        found.append(report.add(Kind.HOTTEST_WRONG, "wear", f"{measured.hottest} counted, {hottest} by the totals"))
+    return found

@@ -1,0 +1,336 @@
+# SPDX-License-Identifier: MIT
+# long: one class is the device; its parts are in recovery, sections, statefile, mapping and host
+"""The device: opened (and recovered), used, checkpointed, closed.
+
+What an open finds, and does:
+
+============================ ======================================= ===========================================
+the last session             what may be believed                    what is done
+============================ ======================================= ===========================================
+closed                       every file                              nothing
+killed (same boot and mount) every file, but for one page and one    the count of that run of lines is finished,
+                             run of lines                            the descriptor of that page brought into line
+power cut (anything else)    the medium's flushed pages, the         state is made anew from the journal; sections
+                             journal, wear counters since the last   marked dirty become suspect: a checksum that
+                             checkpoint in any mix                   differs there is rebuilt when the page is used
+============================ ======================================= ===========================================
+
+A frame freed by a move is not overwritten before a checkpoint has made the move durable, so the durable table always
+finds whole frames.
+"""
+
+import contextlib
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from . import datapath, host, image, layout, mapping, recovery, sections, statefile
+from .errors import BadData, DamagedImage, HostError, HostFull, UsageError
+from .host import Lock
+from .journal import Journal
+
+EXTENTS_MAX = 2048
+
+
+class Device:
+    """An image in use.  One instance a process and image; see `open_device`."""
+
+    def __init__(self, path: Path, *, read_only: bool = False) -> None:
+        self.path = image.find(path)
+        self.read_only = read_only
+        self.plan = image.load_geometry(path, read_only=read_only)
+        image.require_parts(path)
+        self._lock = Lock(path, read_only=read_only)
+        self._checkpoint_lock = threading.RLock()
+        self._sync_failed: OSError | None = None
+        try:
+            self.journal = Journal(path / "journal", read_only=read_only)
+            self._check_owner()
+            self.recovery = self._open()
+        except BaseException:
+            self._lock.release()
+            raise
+
+    # ---- opening ----
+
+    def _check_owner(self) -> None:
+        if self.journal.uuid != self.plan.info.uuid:
+            self.journal.close()
+            raise DamagedImage(self.path / "journal", "belongs to another image", f"uuid {self.plan.info.uuid}")
+
+    def _open(self) -> str:
+        """Map, recover; "" or what the last session's end was."""
+        session = self.journal.session
+        now = host.witness(self.path)
+        found = ""
+        if session["open"]:
+            found = "killed" if host.cache_was_kept(self.path, session) else "power cut"
+        if not statefile.state_is_whole(self.path / "state", self.plan):
+            found = "power cut"
+        if not self.read_only:
+            event = {"event": "unclean", "how": found} if found else {"event": "opened"}
+            if found == "power cut":
+                recovery.rebuild_state(self.path, self.plan, self.journal)
+            self.journal.begin_session({**now, "pid": os.getpid()}, event)
+        self.mapping = mapping.map_image(self.path, self.plan, read_only=self.read_only)
+        self.handle = (self.mapping.run, self.mapping.core)
+        self._tally = self.mapping.core["tally"][0]
+        if self.read_only and found == "power cut":
+            recovery.recall(self.mapping, self.plan, self.journal)
+        self._load_durable()
+        recovery.require_sane(self.mapping, self.plan)
+        if found == "killed":
+            # A checkpoint cut short may have cleared marks here that the journal still has, for data not yet synced.
+            recovery.restore_marks(self.mapping, self.journal)
+            self._finish_interrupted()
+        if not self.read_only:
+            host.mark_cache(self.mapping.files)
+        self._moves_durable = -1 if found else int(self._tally["moves"])
+        self._sampled = -1
+        return found
+
+    def _load_durable(self) -> None:
+        table = recovery.last_checkpoint(self.plan, self.journal)[1]
+        self.mapping.durable[: len(table)] = table
+
+    def _finish_interrupted(self) -> None:
+        """After a kill: finish the count of the run of lines, and bring the page in flight into line."""
+        page = recovery.finish_count(self.mapping)
+        if page < 0:
+            return
+        if self.read_only:
+            self.mapping.sections[page // self.plan.info.section_pages] |= np.uint8(layout.SECTION_SUSPECT)
+        else:
+            self._complete_page(datapath.heal, page)
+        # Not before: what does not end well has to be done by the next open.
+        self.mapping.core["intent"] = 0
+
+    # ---- requests ----
+
+    def _require(self, count: int, offset: int, *, writes: bool = True) -> None:
+        if writes and self.read_only:
+            raise UsageError(self.path, "opened read-only", "open it for writing")
+        if offset < 0 or count < 0 or offset + count > self.plan.device_bytes:
+            raise UsageError(self.path, f"{count} bytes at {offset}", f"within {self.plan.device_bytes} bytes")
+
+    def read(self, count: int, offset: int) -> bytes:
+        """`count` bytes at `offset`; BadData where they do not match their checksums."""
+        buffer = bytearray(count)
+        self.read_into(buffer, offset)
+        return bytes(buffer)
+
+    def read_into(self, buffer: Any, offset: int) -> None:
+        """Fill the writable `buffer` from `offset` on."""
+        self._require(len(buffer), offset, writes=False)
+        result = datapath.read(self.handle, buffer, offset, 0)
+        if result:
+            self.finish(datapath.read, result, offset, buffer, offset)
+
+    def write(self, data: Any, offset: int, *, fua: bool = False) -> None:
+        """Write `data` at `offset`; with `fua` it is durable on return.  HostFull, BadData (a part of a bad page)."""
+        self._require(len(data), offset)
+        result = datapath.write(self.handle, data, offset, 0)
+        if result:
+            self.finish(datapath.write, result, offset, data, offset)
+        if fua:
+            self.flush(counted=False)
+
+    def trim(self, count: int, offset: int, *, fua: bool = False) -> None:
+        """Give back the whole pages in the range; they read as zeros afterwards."""
+        self._require(count, offset)
+        self._complete(datapath.trim, offset, offset, offset + count)
+        self._tally["trims"] += 1
+        self._tally["trimmed_bytes"] += count
+        if fua:
+            self.flush(counted=False)
+
+    def zero(self, count: int, offset: int, *, may_trim: bool = True, fua: bool = False) -> None:
+        """Make the range read as zeros; with `may_trim` whole pages are given back."""
+        self._require(count, offset)
+        self._complete(datapath.zero, offset, offset, offset + count, may_trim)
+        self._tally["zeros"] += 1
+        self._tally["zeroed_bytes"] += count
+        if fua:
+            self.flush(counted=False)
+
+    def extents(self, count: int, offset: int, *, one: bool = False) -> list[tuple[int, int, bool]]:
+        """(offset, bytes, holds data) from `offset` on; may stop early, never before the first extent's end."""
+        runs = np.empty((1 if one else EXTENTS_MAX, 2), np.int64)
+        filled = datapath.extents(self.handle, offset, offset + count, runs)
+        found, at = [], offset
+        for end, holds in runs[:filled].tolist():
+            found.append((at, end - at, bool(holds)))
+            at = end
+        return found
+
+    def prefetch(self, count: int, offset: int) -> None:
+        """Ask the host to bring the range's pages into memory."""
+        page = layout.PAGE_BYTES
+        for number in range(offset // page, -(-(offset + count) // page)):
+            placed = datapath.page_address(self.handle, number)
+            at = int(datapath.medium_address(self.handle, placed)) // page * page
+            self.mapping.maps["media"].madvise(3, at, page)  # MADV_WILLNEED
+
+    def finish(self, function: Callable[..., int], result: int, offset: int, *arguments: Any) -> None:
+        """Do what a stop code asks for and call again, until all is done."""
+        while result:
+            self._resume(result, offset)
+            result = function(self.handle, *arguments, result >> layout.STOP_SHIFT)
+
+    def _complete(self, function: Callable[..., int], offset: int, *arguments: Any) -> None:
+        self.finish(function, function(self.handle, *arguments, 0), offset, *arguments)
+
+    def _complete_page(self, function: Callable[..., int], page: int) -> None:
+        # A page is a single step: there is no `done`.
+        while result := function(self.handle, page):
+            self._resume(result, page << layout.PAGE_SHIFT)
+
+    def _resume(self, result: int, offset: int) -> None:
+        code = result & layout.STOP_MASK
+        page = (offset + (result >> layout.STOP_SHIFT)) >> layout.PAGE_SHIFT
+        if code == layout.CHECKPOINT:
+            self.checkpoint()
+        elif code == layout.SECTION:
+            self._mark_section(page)
+        elif code in (layout.BAD_DATA, layout.BAD_DESCRIPTOR):
+            which = "data" if code == layout.BAD_DATA else "descriptor"
+            raise BadData(
+                self.path, f"page {page}: its {which} fails the checksum", "'pmem-nbd check' names all such pages"
+            )
+        else:
+            number = code >> layout.ERRNO_SHIFT
+            with host.host_errors(self.path / "media"):
+                raise OSError(number, os.strerror(number))
+
+    # ---- durability ----
+
+    def flush(self, *, counted: bool = True) -> None:
+        """Make every write that completed before this call durable.
+
+        One fdatasync of the medium; a checkpoint as well where leveling moved frames since the last one.
+        """
+        if self.read_only:
+            return
+        if counted:
+            self._tally["flushes"] += 1
+        self._drain()
+        if int(self._tally["moves"]) != self._moves_durable:
+            self.checkpoint()
+        else:
+            self._sync("media")
+
+    def _drain(self) -> None:
+        self._complete(datapath.drain, 0)
+
+    def _sync(self, *names: str) -> None:
+        # After a failed sync the kernel may have dropped the pages: nothing later can be promised.
+        if self._sync_failed:
+            raise HostError(self.path, "an earlier sync failed", "stop the server and check the disk")
+        try:
+            for name in names:
+                os.fdatasync(self.mapping.files[name])
+            if self._sync_failed:
+                # The kernel tells of a failure once: a sync beside ours may have been the one it told.
+                raise self._sync_failed
+        except OSError as error:
+            self._sync_failed = error
+            with host.host_errors(self.path):
+                raise
+
+    def checkpoint(self, *, closing: bool = False, settle_sections: bool = False) -> None:
+        """Make medium, wear counters and journal durable together.
+
+        settle_sections: also clear the dirty marks of sections not written since the last time this was asked.
+        """
+        with self._checkpoint_lock:
+            cleared = self._clear_dirty(closing, settle_sections)
+            try:
+                if len(cleared):
+                    # Their pending descriptors too: behind a cleared mark a lost one would be damage.
+                    self._drain()
+                self._commit(cleared, closing)
+            except BaseException:
+                sections.restore_dirty(self.mapping.sections, cleared)
+                raise
+
+    def _commit(self, cleared: np.ndarray, closing: bool) -> None:
+        run, durable = self.mapping.run, self.mapping.durable
+        moves = int(self._tally["moves"])
+        run["wanted"] = 0
+        table, core = bytes(self.mapping.table.data), bytes(self.mapping.core.data)
+        self._sync("media", "wear")
+        new = np.frombuffer(table, np.int64)[: len(self.plan.table)]
+        chunks = dict(statefile.table_chunks(new, durable[: len(new)]))
+        if closing:
+            self._sync("state")
+        event = {"event": "closed"} if closing else None
+        rows = sections.rows_of(self.mapping.sections, cleared)
+        self.journal.checkpoint(core, chunks, rows, closing=closing, event=event)
+        durable.data.cast("B")[:] = table
+        self._moves_durable = moves
+
+    def _clear_dirty(self, closing: bool, settle: bool) -> np.ndarray:
+        if closing:
+            return sections.clear_all(self.mapping.sections)
+        return sections.clear_quiet(self.mapping.sections) if settle else np.zeros(0, np.int64)
+
+    def _mark_section(self, page: int) -> None:
+        """Mark the section of `page` dirty, durably, before its first write."""
+        with self._checkpoint_lock:
+            held = self.mapping.sections
+            at = page // self.plan.info.section_pages
+            if not held[at] & layout.SECTION_DIRTY:
+                self.journal.put_sections(sections.row_if_marked(held, at))
+                sections.mark(held, at)
+
+    def sample(self) -> None:
+        """Append the wear totals to the journal's history, where something was written since the last time."""
+        tally = self._tally
+        worn = tally["worn"].tolist()
+        if sum(worn) == self._sampled:
+            return
+        self._sampled = sum(worn)
+        figures = {name: int(tally[name]) for name in ("writes", "written_bytes", "page_writes", "moves", "hottest")}
+        self.journal.sample({**figures, "worn": dict(zip(layout.CAUSES, worn, strict=True))})
+
+    def has_dirty(self) -> bool:
+        """True where a section may hold writes that were not flushed."""
+        return bool(np.any(self.mapping.sections & layout.SECTION_DIRTY))
+
+    def wants_checkpoint(self) -> bool:
+        """True where leveling would soon have to stop for a checkpoint."""
+        return bool(self.mapping.run[0]["wanted"])
+
+    # ---- closing ----
+
+    def close(self) -> None:
+        """Make everything durable and say so; the image may then be copied, moved or opened elsewhere."""
+        try:
+            if not self.read_only:
+                self._drain()
+                with contextlib.suppress(HostFull):
+                    self.sample()
+                self.checkpoint(closing=True)
+        finally:
+            self.abandon()
+
+    def abandon(self) -> None:
+        """Let go of the files without a checkpoint: what a killed process leaves."""
+        self.journal.close()
+        self.handle = (np.zeros(1, layout.RUN), np.zeros(0, self.handle[1].dtype))
+        self._tally = np.zeros((), layout.TALLY)
+        self.mapping.close()
+        self._lock.release()
+
+    def __enter__(self) -> "Device":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

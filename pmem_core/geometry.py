@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: MIT
+"""How an image's size is shared out between info blocks, leveling and placement: checked and planned."""
+
+import dataclasses
+import time
+import uuid as uuid_
+from typing import Any
+
+import numpy as np
+
+from . import layout, leveling, placement
+from .errors import UnsupportedImage, UsageError
+from .infoblock import Info
+
+SIZE_MAX = 1 << 46
+SECTION_BYTES_MIN = 16 << 20
+SECTIONS_MAX = 8192
+
+
+@dataclasses.dataclass(frozen=True)
+class Geometry:
+    """An Info with its plan: policies' modules and initial states, and the sizes of every zone."""
+
+    info: Info
+    placement: Any
+    leveling: Any
+    placement_state: np.ndarray
+    leveling_state: np.ndarray
+    table: np.ndarray
+    tick_words: int
+    medium_frames: int
+    placed_frames: int
+    placed_bytes: int
+
+    @property
+    def line_count(self) -> int:
+        """Lines of the medium, the info blocks' included."""
+        return self.info.size // self.info.line_bytes
+
+    @property
+    def device_bytes(self) -> int:
+        """What the client sees."""
+        return self.info.page_count * layout.PAGE_BYTES
+
+    @property
+    def section_count(self) -> int:
+        """Sections of the device."""
+        return -(-self.info.page_count // self.info.section_pages)
+
+    @property
+    def has_descriptors(self) -> bool:
+        """True where descriptors lie on the medium."""
+        return bool(self.placement.ON_MEDIUM)
+
+    @property
+    def pending_bytes(self) -> int:
+        """Size of the state file's zone of pending descriptors."""
+        if self.info.descriptor_writes != "coalesced" or not self.has_descriptors:
+            return 0
+        return layout.PENDING_SLOTS * (8 * layout.PENDING_HEAD_WORDS + self.info.descriptor_bytes)
+
+    def zones(self) -> dict[str, tuple[int, int]]:
+        """The state file: zone name -> (offset, bytes); "end" -> (its size, 0)."""
+        sizes = {
+            "head": layout.ZONE_BYTES,
+            "core": layout.ZONE_BYTES,
+            "table": 8 * max(1, len(self.table)),
+            "ticks": 8 * max(1, self.tick_words),
+            "sections": max(1, self.section_count),
+            "pending": self.pending_bytes,
+        }
+        zones, at = {}, 0
+        for name, size in sizes.items():
+            zones[name] = (at, size)
+            at += -(-size // layout.ZONE_BYTES) * layout.ZONE_BYTES
+        return zones | {"end": (at, 0)}
+
+
+def _power_of_two(name: str, value: int, least: int, most: int) -> None:
+    if value < least or value > most or value & (value - 1):
+        raise UsageError(f"{name}={value}", "not possible", f"a power of two from {least} to {most}")
+
+
+def _check(size: int, descriptor_bytes: int, frame_bytes: int, line_bytes: int) -> None:
+    _power_of_two("descriptor-bytes", descriptor_bytes, layout.DESCRIPTOR_BYTES_MIN, layout.DESCRIPTOR_BYTES_MAX)
+    _power_of_two("frame-bytes", frame_bytes, 256, 65536)
+    _power_of_two("line-bytes", line_bytes, 64, 4096)
+    if line_bytes > frame_bytes:
+        raise UsageError(f"line-bytes={line_bytes}", "larger than a frame", f"at most frame-bytes={frame_bytes}")
+    if size <= 0 or size > SIZE_MAX:
+        raise UsageError(f"size={size}", "not possible", f"1 to {SIZE_MAX >> 40}T")
+    if size % layout.PAGE_BYTES:
+        near = -(-size // layout.PAGE_BYTES) * layout.PAGE_BYTES
+        raise UsageError(f"size={size}", "not a whole number of pages", f"a multiple of 4096, such as {near}")
+
+
+def policy(family: Any, kind: str, name: str) -> Any:
+    """The module of policy `name`; UsageError where there is none."""
+    module = family.modules.get(name)
+    if module is None:
+        raise UsageError(f"{kind}={name}", "no such policy", f"one of {', '.join(family.modules)}")
+    return module
+
+
+def parameters_of(module: Any, given: dict[str, int], subject: str) -> dict[str, int]:
+    """The parameters of a leveling policy: `given` over its defaults, checked; UsageError."""
+    chosen = {name: spec[0] for name, spec in module.PARAMETERS.items()}
+    for name, value in given.items():
+        if name not in module.PARAMETERS:
+            known = ", ".join(module.PARAMETERS) or "none: this policy has no parameters"
+            raise UsageError(
+                f"{subject}: {name}", "no such parameter", f"one of {known}" if module.PARAMETERS else known
+            )
+        _, least, most, _ = module.PARAMETERS[name]
+        if not least <= value <= most:
+            raise UsageError(f"{subject}: {name}={value}", "out of range", f"{least} to {most}")
+        chosen[name] = value
+    return chosen
+
+
+def plan(
+    size: int,
+    *,
+    placement_name: str = "interleaved",
+    leveling_name: str = "start_gap",
+    parameters: dict[str, int] | None = None,
+    descriptor_bytes: int = 64,
+    descriptor_writes: str = "each",
+    checksums: bool = True,
+    frame_bytes: int = 4096,
+    line_bytes: int = 256,
+) -> Geometry:
+    """Plan a new image of `size` bytes.  UsageError says what is wrong with a value and what it may be."""
+    _check(size, descriptor_bytes, frame_bytes, line_bytes)
+    if descriptor_writes not in layout.DESCRIPTOR_WRITES:
+        raise UsageError(f"descriptor-writes={descriptor_writes}", "no such choice", "each or coalesced")
+    chosen = parameters_of(policy(leveling.family, "leveling", leveling_name), parameters or {}, leveling_name)
+    linux = placement_name == "linear" and leveling_name == "none"
+    info = Info(
+        uuid=str(uuid_.uuid4()),
+        size=size,
+        placement=placement_name,
+        leveling=leveling_name,
+        parameters={"placement": {}, "leveling": chosen},
+        descriptor_bytes=descriptor_bytes,
+        descriptor_writes=descriptor_writes,
+        checksums=checksums,
+        frame_bytes=frame_bytes,
+        line_bytes=line_bytes,
+        section_pages=1,
+        page_count=0,
+        data_at=0,
+        created=int(time.time()),
+        linux=linux,
+    )
+    made = derive(info, fresh=True)
+    pages = made.info.page_count
+    wanted = max(SECTION_BYTES_MIN, pages * layout.PAGE_BYTES // SECTIONS_MAX)
+    section_pages = 1 << (wanted // layout.PAGE_BYTES - 1).bit_length()
+    return dataclasses.replace(made, info=dataclasses.replace(made.info, section_pages=section_pages))
+
+
+def _check_stored(info: Info) -> None:
+    """Refuse an info block with values that creation never writes: compiled code counts on every one of them."""
+    try:
+        _check(info.size, info.descriptor_bytes, info.frame_bytes, info.line_bytes)
+        _power_of_two("section-pages", info.section_pages, SECTION_BYTES_MIN // layout.PAGE_BYTES, SIZE_MAX)
+        if info.descriptor_writes not in layout.DESCRIPTOR_WRITES:
+            raise UsageError(f"descriptor-writes={info.descriptor_writes}", "no such choice", "each or coalesced")
+        given, module = info.parameters["leveling"], leveling.family.modules[info.leveling]
+        if parameters_of(module, given, info.leveling) != given:
+            raise UsageError(info.leveling, "a parameter is missing", ", ".join(module.PARAMETERS))
+    except UsageError as error:
+        raise UnsupportedImage(info.uuid, f"info block: {error.subject}: {error.what}", error.expected) from None
+
+
+def derive(info: Info, *, fresh: bool = False) -> Geometry:
+    """The geometry of an image.  UnsupportedImage for a policy that this program does not have."""
+    if not fresh:
+        for family, kind, name in (
+            (placement.family, "placement", info.placement),
+            (leveling.family, "leveling", info.leveling),
+        ):
+            if name not in family.modules:
+                raise UnsupportedImage(f"{kind} '{name}'", "unknown to this program", ", ".join(family.modules))
+        _check_stored(info)
+    placing = policy(placement.family, "placement", info.placement)
+    levelling = policy(leveling.family, "leveling", info.leveling)
+    seed = uuid_.UUID(info.uuid).int
+    medium_frames = max(info.size - layout.FRAMES_AT, 0) // info.frame_bytes
+    try:
+        leveling_state, placed_frames, table, tick_words = levelling.plan(
+            medium_frames, info.parameters["leveling"], seed
+        )
+    except ValueError as error:
+        raise UsageError(f"leveling={info.leveling}", f"not with a medium of {info.size} bytes", str(error)) from None
+    placed_bytes = placed_frames * info.frame_bytes
+    if not levelling.MOVES:
+        # Nothing moves, so the last frame need not be whole; Linux's layout counts on it.
+        placed_bytes = max(info.size - layout.FRAMES_AT, 0)
+    placement_state, page_count = placing.plan(placed_bytes, info.descriptor_bytes)
+    if page_count < 1:
+        raise UsageError(f"size={info.size}", f"too small for placement {info.placement}", "room for one page at least")
+    if fresh:
+        data_at = layout.FRAMES_AT + placing.data_at(placement_state)
+        info = dataclasses.replace(info, page_count=page_count, data_at=data_at)
+    elif page_count != info.page_count:
+        raise UnsupportedImage(info.uuid, f"{info.page_count} pages", f"{page_count} by its own parameters")
+    return Geometry(
+        info,
+        placing,
+        levelling,
+        placement_state,
+        leveling_state,
+        table,
+        tick_words,
+        medium_frames,
+        placed_frames,
+        placed_bytes,
+    )

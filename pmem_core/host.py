@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: MIT
+"""What an image asks of the host: room, durability, a lock, and whether its page cache was lost."""
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from .errors import HostError, HostFull, ImageBusy
+
+_STATX_MNT_ID, _STATX_MNT_ID_UNIQUE = 0x1000, 0x4000
+
+
+@contextlib.contextmanager
+def host_errors(path: Path) -> Iterator[None]:
+    """Turn OSError into HostFull or HostError, naming `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise HostFull(path, "no room left on the host", "free space, or another filesystem") from error
+        if error.errno == errno.EFBIG:
+            raise HostError(path, "larger than the host's filesystem allows", "a smaller size, or xfs") from error
+        raise HostError(path, (error.strerror or str(error)).lower(), "") from error
+
+
+def fallocate(fd: int, mode: int, offset: int, count: int) -> None:
+    """fallocate(2) with a mode, which os.posix_fallocate does not take; OSError."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.fallocate64(fd, mode, ctypes.c_int64(offset), ctypes.c_int64(count)):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+def data_ranges(fd: int, size: int) -> Iterator[tuple[int, int]]:
+    """First byte and end of each part of the file's first `size` bytes that is no hole."""
+    at = 0
+    while at < size:
+        try:
+            at = os.lseek(fd, at, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                return  # nothing but a hole from here on
+            raise
+        if at >= size:
+            return
+        end = min(os.lseek(fd, at, os.SEEK_HOLE), size)
+        yield at, end
+        at = end
+
+
+def is_tmpfs(fd: int) -> bool:
+    """True where the file lies in tmpfs (statfs(2), TMPFS_MAGIC)."""
+    buffer = ctypes.create_string_buffer(256)
+    libc = ctypes.CDLL(None, use_errno=True)
+    return libc.fstatfs64(fd, buffer) == 0 and int.from_bytes(buffer.raw[0:8], sys.byteorder) == 0x01021994
+
+
+def sync_folder(path: Path) -> None:
+    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+class Lock:
+    """An flock on the file `lock`: exclusive for a writer, shared for readers; ImageBusy says who holds it."""
+
+    def __init__(self, path: Path, *, read_only: bool) -> None:
+        self._path = path / "lock"
+        with host_errors(self._path):
+            try:
+                self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+            except OSError as error:
+                if not read_only or error.errno not in (errno.EROFS, errno.EACCES):
+                    raise
+                self._fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            self._take(fcntl.LOCK_SH if read_only else fcntl.LOCK_EX)
+        except OSError as error:
+            holder = self._holder()
+            os.close(self._fd)
+            if error.errno != errno.EWOULDBLOCK:
+                raise HostError(self._path, str(error.strerror).lower(), "a filesystem with locks") from error
+            raise ImageBusy(path, f"in use by {holder}", "stop it first, or 'pmem-nbd list' to see it") from None
+        if not read_only:
+            os.truncate(self._fd, 0)
+            who = {"pid": os.getpid(), "program": Path(sys.argv[0] or "nbdkit").name, "since": int(time.time())}
+            os.pwrite(self._fd, json.dumps(who).encode(), 0)
+
+    def _take(self, how: int) -> None:
+        """flock, waiting half a second: `info` and `stats` hold a shared lock for milliseconds."""
+        for _ in range(10):
+            try:
+                return fcntl.flock(self._fd, how | fcntl.LOCK_NB)
+            except BlockingIOError:
+                time.sleep(0.05)
+        fcntl.flock(self._fd, how | fcntl.LOCK_NB)
+
+    def _holder(self) -> str:
+        try:
+            who = json.loads(os.pread(self._fd, 4096, 0))
+            name = Path(f"/proc/{who['pid']}/comm").read_text().strip()
+            return f"pid {who['pid']} ({name})"
+        except (ValueError, OSError, KeyError, TypeError):
+            return "another process"
+
+    def release(self) -> None:
+        """Give the lock up."""
+        os.close(self._fd)
+
+
+_F_GET_RW_HINT, _F_SET_RW_HINT, _MARK = 1035, 1036, 5
+_MARKED = ("media", "wear", "state")
+
+
+def mark_cache(files: dict[str, int]) -> None:
+    """Leave a mark on the inodes in memory: a write-lifetime hint (fcntl(2)), which nothing writes to the disk.
+
+    An inode with dirty pages is not evicted.  So a mark that is still there says that no dirty page was lost, also
+    where the mount cannot be compared: each mount namespace has mount ids of its own.
+    """
+    for name in _MARKED:
+        with contextlib.suppress(OSError):
+            fcntl.fcntl(files[name], _F_SET_RW_HINT, _MARK.to_bytes(8, sys.byteorder))
+
+
+def _is_marked(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            hint = fcntl.fcntl(file.fileno(), _F_GET_RW_HINT, bytes(8))
+    except OSError:
+        return False
+    return int.from_bytes(hint, sys.byteorder) == _MARK
+
+
+def cache_was_kept(path: Path, session: dict[str, Any]) -> bool:
+    """True where the page cache of the image at `path` was not lost since `session` was written into its journal."""
+    now = witness(path)
+    if any(session.get(key) != now[key] for key in ("boot", "device", "inode")):
+        return False
+    return bool(session.get("mount") == now["mount"]) or all(_is_marked(path / name) for name in _MARKED)
+
+
+def witness(path: Path) -> dict[str, Any]:
+    """What is the same at two moments only if the page cache of the image was kept between them.
+
+    The unique mount id needs Linux 6.8 (98d2b43081972, "add unique mount ID"); before, the reused one stands in, and a
+    filesystem unmounted and mounted again within one boot may pass for one that stayed.
+    """
+    status = (path / "media").stat()
+    buffer = ctypes.create_string_buffer(256)
+    libc = ctypes.CDLL(None, use_errno=True)
+    mount = 0
+    for mask in (_STATX_MNT_ID_UNIQUE, _STATX_MNT_ID):
+        answered = libc.statx(-100, os.fsencode(path / "media"), 0, mask, buffer) == 0
+        if answered and int.from_bytes(buffer.raw[0:4], sys.byteorder) & mask:
+            mount = int.from_bytes(buffer.raw[0x90:0x98], sys.byteorder)
+            break
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return {"boot": boot, "mount": mount, "device": status.st_dev, "inode": status.st_ino}

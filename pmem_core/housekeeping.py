@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: MIT
+"""What happens by itself while a device is served: a thread of checkpoints ahead of need, and the history."""
+
+import threading
+import time
+
+from .device import Device
+from .errors import HostFull, PmemError
+
+TURN_SECONDS = 0.05
+QUIET_SECONDS = 5.0  # a section not written for this long loses its dirty mark
+HISTORY_SECONDS = 10.0
+
+
+class Housekeeper:
+    """The thread.  `problem`: the last thing that went wrong, or ""."""
+
+    def __init__(self, device: Device) -> None:
+        self.problem = ""
+        self._device = device
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._keep, name="housekeeping", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread; call it before the device is closed."""
+        self._stop.set()
+        self._thread.join()
+
+    def _keep(self) -> None:
+        settled = sampled = time.monotonic()
+        while not self._stop.wait(TURN_SECONDS):
+            try:
+                now = time.monotonic()
+                if now - settled >= QUIET_SECONDS:
+                    settled = now
+                    if self._device.has_dirty():
+                        self._device.checkpoint(settle_sections=True)
+                elif self._device.wants_checkpoint():
+                    self._device.checkpoint()
+                if now - sampled >= HISTORY_SECONDS:
+                    sampled = now
+                    self._device.sample()
+                self.problem = ""
+            except HostFull as error:
+                self.problem = str(error)  # a full host gets room again; writes tell the client meanwhile
+            except PmemError as error:
+                self.problem = str(error)
+                return

@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: MIT
+"""The files of an image: made, locked, mapped.
+
+``NAME.pmem/`` holds `media` (just what the DIMM would hold), `wear` (uint32 a line), `state` (layout.py), `journal/`
+(LMDB) and `lock`.  The files are sparse where the device was never touched.
+"""
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from . import geometry, infoblock, layout
+from .errors import DamagedImage, HostError, NotAnImage, UsageError
+from .geometry import Geometry
+from .host import Lock, fallocate, host_errors, sync_folder, witness
+from .journal import Journal
+from .mapping import Mapping, map_image
+from .statefile import fresh_core, section_rows, state_is_whole, table_chunks, write_state
+
+__all__ = [
+    "Lock",
+    "Mapping",
+    "fresh_core",
+    "geometry",
+    "host_errors",
+    "map_image",
+    "section_rows",
+    "state_is_whole",
+    "table_chunks",
+    "witness",
+    "write_state",
+]
+
+PARTS = ("media", "wear", "state", "journal")
+JOURNAL_ROOM = 1 << 20
+
+
+def find(path: Path) -> Path:
+    """The folder of the image at `path`; NotAnImage says what is missing."""
+    if not path.exists():
+        raise NotAnImage(path, "does not exist", "an image made by 'pmem-nbd create'")
+    if not path.is_dir():
+        raise NotAnImage(path, "is a file", "the folder that 'pmem-nbd create' made")
+    if not (path / "media").is_file():
+        raise NotAnImage(path, "holds no file 'media'", "the folder that 'pmem-nbd create' made")
+    return path
+
+
+def load_geometry(path: Path, *, read_only: bool = True) -> Geometry:
+    """The geometry of the image at `path`, from its info block and checked against the files' sizes."""
+    media = find(path) / "media"
+    with host_errors(media):
+        info = infoblock.read(media, read_only=read_only)
+        found = media.stat().st_size
+    if found < info.size:
+        raise DamagedImage(media, f"truncated to {found} bytes", f"{info.size} bytes")
+    return geometry.derive(info)
+
+
+# ---- creation ----
+
+
+def create(path: Path, plan: Geometry) -> None:
+    """Make the image planned in `plan` at `path`, which must not exist.  It appears whole or not at all.
+
+    Errors: UsageError (the path exists), HostFull, HostError.
+    """
+    if path.exists():
+        raise UsageError(path, "exists already", "a new name, or remove it first")
+    work = path.with_name(f".{path.name}.{os.getpid()}")
+    with host_errors(path):
+        if not path.parent.is_dir():
+            raise HostError(path.parent, "no such folder", "a folder to make the image in")
+        work.mkdir(mode=0o700)
+        try:
+            _fill(work, plan)
+            work.rename(path)
+            sync_folder(path.parent)
+        except BaseException:
+            shutil.rmtree(work, ignore_errors=True)
+            raise
+
+
+def _fill(work: Path, plan: Geometry) -> None:
+    info = plan.info
+    for name, size in (("media", info.size), ("wear", 4 * plan.line_count)):
+        with (work / name).open("xb") as file:
+            os.truncate(file.fileno(), size)
+    infoblock.write(work / "media", info)
+    lines = np.zeros(layout.FRAMES_AT // info.line_bytes, "<u4")
+    lines += np.uint32(1)
+    with (work / "wear").open("r+b") as file:
+        file.write(lines.tobytes())
+    core = fresh_core(plan)
+    core["tally"]["worn"][0][layout.CAUSE_INFO] = len(lines)
+    core["tally"]["hottest"] = 1
+    write_state(work / "state", plan, core, plan.table, np.zeros(plan.section_count, np.uint8))
+    (work / "journal").mkdir()
+    journal = Journal(work / "journal", create=True)
+    try:
+        journal.initialise(info.uuid)
+        event = {"event": "created", "size": info.size, "placement": info.placement, "leveling": info.leveling}
+        rows = dict(section_rows(np.zeros(plan.section_count, np.uint8)))
+        journal.checkpoint(core.tobytes(), dict(table_chunks(plan.table)), rows, event=event)
+    finally:
+        journal.close()
+    with (work / "journal" / "data.mdb").open("r+b") as file:
+        # A checkpoint must find room also when the host is full.
+        fallocate(file.fileno(), 1, 0, JOURNAL_ROOM)
+    for name in ("media", "wear"):
+        with (work / name).open("rb") as file:
+            os.fsync(file.fileno())
+    sync_folder(work / "journal")
+    sync_folder(work)
+
+
+def require_parts(path: Path) -> None:
+    """DamagedImage where a file of the image is missing; each can be named and some rebuilt by check --repair."""
+    for name in PARTS:
+        if not (path / name).exists():
+            raise DamagedImage(path, f"its part '{name}' is missing", "'pmem-nbd check --repair' may rebuild it")

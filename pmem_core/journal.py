@@ -1,0 +1,239 @@
+# SPDX-License-Identifier: MIT
+"""What must be true after a crash, in LMDB: the only module that imports it.
+
+Databases of the environment ``journal/``, keys and what lies behind them:
+
+=========== ========================= =====================================================================
+meta        schema, uuid, session     JSON; `session` says who has the image open, or that it was closed
+checkpoint  core                      the core record's bytes (layout.core_dtype)
+checkpoint  table/NNNNNNNN            4096 bytes of the leveling's table
+sections    NNNNNNNN                  1024 sections' bytes: TOUCHED, DIRTY and SUSPECT bits
+retired     page number               JSON: a page whose data was given up, why and when
+history     time in ns                JSON: wear figures, for plots
+events      time in ns                JSON: created, opened, closed, unclean, repaired
+=========== ========================= =====================================================================
+
+Default flags: a commit is two fdatasyncs and atomic.  Without WRITEMAP a full host disk is an error, not a SIGBUS.
+"""
+
+import contextlib
+import errno
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import lmdb
+
+from .errors import DamagedImage, HostError, HostFull, UnsupportedImage
+
+SCHEMA = 1
+MAP_BYTES = 1 << 30
+CHUNK_BYTES = 4096
+ROW_SECTIONS = 1024
+HISTORY_MAX = 8192
+EVENTS_MAX = 8192
+_NAMES = (b"meta", b"checkpoint", b"sections", b"retired", b"history", b"events")
+
+
+class Journal:
+    """The environment, opened.  Every method is one transaction; errors: HostFull, HostError, DamagedImage."""
+
+    def __init__(self, path: Path, *, read_only: bool = False, create: bool = False) -> None:
+        self.path = path
+        try:
+            self._env = lmdb.open(
+                str(path),
+                map_size=MAP_BYTES,
+                max_dbs=len(_NAMES),
+                readonly=read_only,
+                create=create,
+                lock=not read_only,
+                max_readers=64,
+            )
+            self._db = {name: self._env.open_db(name, create=create) for name in _NAMES}
+        except lmdb.Error as error:
+            raise DamagedImage(
+                path, f"the journal cannot be opened ({error})", "a readable LMDB environment"
+            ) from error
+        if not create:
+            schema = self._meta("schema")
+            if schema != SCHEMA:
+                raise UnsupportedImage(path, f"journal schema {schema}", f"schema {SCHEMA}")
+
+    def close(self) -> None:
+        """Close the environment."""
+        self._env.close()
+
+    def _write(self) -> "_Transaction":
+        return _Transaction(self._env, self.path)
+
+    @contextlib.contextmanager
+    def _reading(self, name: bytes) -> Iterator[Any]:
+        """A read transaction on database `name`; what cannot be read is DamagedImage."""
+        try:
+            with self._env.begin(db=self._db[name]) as transaction:
+                yield transaction
+        except (lmdb.Error, ValueError) as error:
+            raise DamagedImage(
+                self.path, f"the journal cannot be read ({error})", "a healthy LMDB environment"
+            ) from error
+
+    def _meta(self, key: str) -> Any:
+        with self._reading(b"meta") as transaction:
+            value = transaction.get(key.encode())
+            return None if value is None else json.loads(bytes(value))
+
+    def _put_meta(self, transaction: Any, key: str, value: Any) -> None:
+        transaction.put(key.encode(), json.dumps(value).encode(), db=self._db[b"meta"])
+
+    def initialise(self, uuid: str) -> None:
+        """Write the schema and whose journal this is."""
+        with self._write() as transaction:
+            self._put_meta(transaction, "schema", SCHEMA)
+            self._put_meta(transaction, "uuid", uuid)
+            self._put_meta(transaction, "session", {"open": False})
+
+    @property
+    def uuid(self) -> str:
+        """The uuid of the image this journal belongs to."""
+        return str(self._meta("uuid"))
+
+    @property
+    def session(self) -> dict[str, Any]:
+        """The last session: {"open": False}, or who holds (or held) the image and on which mount and boot."""
+        return dict(self._meta("session") or {"open": False})
+
+    def begin_session(self, session: dict[str, Any], event: dict[str, Any] | None = None) -> None:
+        """Record durably that the image is open, before anything of it changes."""
+        with self._write() as transaction:
+            self._put_meta(transaction, "session", {"open": True, **session})
+            self._put_event(transaction, event)
+
+    # ---- checkpoints and sections ----
+
+    def checkpoint(
+        self,
+        core: bytes,
+        chunks: dict[int, bytes],
+        rows: dict[int, bytes],
+        *,
+        closing: bool = False,
+        event: dict[str, Any] | None = None,
+    ) -> None:
+        """Commit the core record, the changed chunks of the table and the changed rows of sections, at once."""
+        with self._write() as transaction:
+            transaction.put(b"core", core, db=self._db[b"checkpoint"])
+            for index, chunk in chunks.items():
+                transaction.put(b"table/%08d" % index, chunk, db=self._db[b"checkpoint"])
+            self._put_rows(transaction, rows)
+            if closing:
+                self._put_meta(transaction, "session", {"open": False})
+            self._put_event(transaction, event)
+
+    def load_checkpoint(self) -> tuple[bytes, bytes]:
+        """The core record and the whole table of the last checkpoint."""
+        with self._reading(b"checkpoint") as transaction:
+            core = transaction.get(b"core")
+            table = b"".join(bytes(value) for key, value in transaction.cursor() if bytes(key).startswith(b"table/"))
+        if core is None:
+            raise DamagedImage(self.path, "no checkpoint in the journal", "one written at creation")
+        return bytes(core), table
+
+    def _put_rows(self, transaction: Any, rows: dict[int, bytes]) -> None:
+        for index, row in rows.items():
+            transaction.put(b"%08d" % index, row, db=self._db[b"sections"])
+
+    def put_sections(self, rows: dict[int, bytes]) -> None:
+        """Commit rows of sections."""
+        with self._write() as transaction:
+            self._put_rows(transaction, rows)
+
+    def load_sections(self) -> bytes:
+        """All sections' bytes."""
+        with self._reading(b"sections") as transaction:
+            return b"".join(bytes(value) for _, value in transaction.cursor())
+
+    # ---- records for people ----
+
+    def _put_event(self, transaction: Any, event: dict[str, Any] | None) -> None:
+        if event is not None:
+            transaction.put(b"%020d" % time.time_ns(), json.dumps(event).encode(), db=self._db[b"events"])
+            self._thin(transaction, b"events", EVENTS_MAX, every=1)
+
+    def event(self, event: dict[str, Any]) -> None:
+        """Append an event: {"event": "repaired", ...}."""
+        with self._write() as transaction:
+            self._put_event(transaction, event)
+
+    def sample(self, figures: dict[str, Any]) -> None:
+        """Append figures to the history; when it is long every second one is dropped."""
+        with self._write() as transaction:
+            transaction.put(b"%020d" % time.time_ns(), json.dumps(figures).encode(), db=self._db[b"history"])
+            self._thin(transaction, b"history", HISTORY_MAX, every=2)
+
+    def _thin(self, transaction: Any, name: bytes, most: int, every: int) -> None:
+        database = self._db[name]
+        if transaction.stat(database)["entries"] <= most:
+            return
+        keys = [bytes(key) for key, _ in transaction.cursor(database)]
+        for key in keys[::2] if every == 2 else keys[: most // 2]:
+            transaction.delete(key, db=database)
+
+    def retire(self, page: int, record: dict[str, Any]) -> None:
+        """Note that the data of `page` was given up."""
+        with self._write() as transaction:
+            transaction.put(b"%020d" % page, json.dumps(record).encode(), db=self._db[b"retired"])
+
+    def _records(self, name: bytes) -> Iterator[tuple[int, dict[str, Any]]]:
+        with self._reading(name) as transaction:
+            for key, value in transaction.cursor():
+                yield int(bytes(key)), json.loads(bytes(value))
+
+    def events(self) -> list[dict[str, Any]]:
+        """Events, oldest first, each with "time_ns"."""
+        return [{"time_ns": key, **value} for key, value in self._records(b"events")]
+
+    def history(self) -> list[dict[str, Any]]:
+        """Figures over time, oldest first, each with "time_ns"."""
+        return [{"time_ns": key, **value} for key, value in self._records(b"history")]
+
+    def retired(self) -> dict[int, dict[str, Any]]:
+        """Pages whose data was given up."""
+        return dict(self._records(b"retired"))
+
+
+class _Transaction:
+    """A write transaction whose failures are errors of ours."""
+
+    def __init__(self, env: Any, path: Path) -> None:
+        self._env, self._path = env, path
+
+    def __enter__(self) -> Any:
+        try:
+            self._transaction = self._env.begin(write=True)
+        except lmdb.Error as error:
+            raise self._translated(error) from error
+        return self._transaction
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if error is not None:
+            self._transaction.abort()
+            if isinstance(error, lmdb.Error):
+                raise self._translated(error) from error
+            return
+        try:
+            self._transaction.commit()
+        except lmdb.Error as failure:
+            raise self._translated(failure) from failure
+
+    def _translated(self, error: Exception) -> Exception:
+        text = str(error)
+        if (
+            isinstance(error, lmdb.MapFullError | lmdb.DiskError)
+            or "No space left" in text
+            or errno.ENOSPC in error.args
+        ):
+            return HostFull(self._path, "no room for the journal", "free space on the host")
+        return HostError(self._path, f"the journal could not be written ({text})", "a healthy disk")

@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: MIT
+"""How nbdkit is called: its command line, the environment its Python needs, and the words it dies with."""
+
+import importlib.util
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pmem_core
+from pmem_core import errors, runtime
+from pmem_core.errors import MissingProgram, PmemError, ServerError
+
+PROJECT = Path(pmem_core.__file__).resolve().parent.parent
+PLUGIN = PROJECT / "nbd_plugin" / "pmem.py"
+
+
+def nbdkit_command(
+    image: str | Path,
+    *,
+    socket: str | Path | None = None,
+    port: int | None = None,
+    bind: str = "127.0.0.1",
+    pidfile: str | Path | None = None,
+    read_only: bool = False,
+    threads: int | None = None,
+    parameters: Mapping[str, str] | None = None,
+    nbdkit_args: Sequence[str] = (),
+    plugin: str | Path = PLUGIN,
+) -> list[str]:
+    """Return the command that serves ``image`` in its foreground; run it with nbdkit_environment().
+
+    ``nbdkit_args`` go before the plugin's name, but for the ``key=value`` words at their end: these are parameters of
+    filters, which nbdkit wants behind it.
+    """
+    options = list(nbdkit_args)
+    filters: list[str] = []
+    while options and re.match(r"[a-z][a-z0-9_.-]*=", options[-1]):
+        filters.insert(0, options.pop())
+    where = ["-U", os.path.abspath(socket)] if socket is not None else ["-p", str(port), "-i", bind]  # noqa: PTH100
+    return [
+        runtime.program("nbdkit", "nbdkit"),
+        "-f",
+        *(["-r"] if read_only else []),
+        *where,
+        *(["-P", str(pidfile)] if pidfile is not None else []),
+        *(["-t", str(threads)] if threads is not None else []),
+        *options,
+        "python",
+        str(plugin),
+        f"image={os.path.realpath(image)}",
+        *(["readonly=true"] if read_only else []),  # nbdkit does not tell a Python plugin of -r before a client comes
+        *(f"{name}={value}" for name, value in (parameters or {}).items()),
+        *filters,
+    ]
+
+
+def nbdkit_environment() -> dict[str, str]:
+    """Return the environment in which nbdkit's interpreter finds this project and its packages.
+
+    It reads no .pth files, so the folders that an editable install names there are given one by one.
+    """
+    folders = [str(PROJECT)]
+    for package in ("numba", "numpy", "lmdb", "psutil"):
+        spec = importlib.util.find_spec(package)
+        if spec is not None and spec.origin is not None:
+            folders.append(str(Path(spec.origin).parent.parent))
+    folders += filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONHOME"}
+    return environment | {"PYTHONPATH": os.pathsep.join(dict.fromkeys(folders)), "PYTHONUNBUFFERED": "1"}
+
+
+def require_nbdkit() -> None:
+    """Raise MissingProgram unless nbdkit is there, with a Python plugin that embeds this very minor version."""
+    nbdkit = runtime.program("nbdkit", "nbdkit")
+    told = subprocess.run([nbdkit, "python", "--dump-plugin"], capture_output=True, text=True, check=False)
+    version = re.search(r"^python_version=(\d+\.\d+)", told.stdout, re.MULTILINE)
+    if not version:
+        raise MissingProgram("nbdkit", "has no Python plugin", "the package nbdkit-plugin-python")
+    ours = "{}.{}".format(*sys.version_info)
+    if version[1] != ours:
+        raise MissingProgram(
+            "nbdkit",
+            f"its Python plugin embeds Python {version[1]}, and this is Python {ours}",
+            f"a virtual environment made with python{version[1]} (scripts/setup makes one)",
+        )
+
+
+# nbdkit 1.32 with -f asks the kernel for a SIGTERM when its parent dies, --exit-with-parent or not (strace shows it),
+# and "parent" is the thread that made it.  So this one forks, and lets nbdkit begin only once it has become an orphan.
+_ORPHAN = """
+import os, sys, time
+parent = os.getpid()
+child = os.fork()
+if child:
+    print(child, flush=True)
+    os._exit(0)
+os.dup2(2, 1)
+while os.getppid() == parent:
+    time.sleep(0.001)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
+def spawn(command: Sequence[str], log: Path, *, outlive: bool) -> int:
+    """Start nbdkit with its output in ``log`` and return its pid; ``outlive`` says whether it may outlive this process.
+
+    It runs in a session of its own: Ctrl-C on the terminal is for whoever started it, who will want a checkpoint.
+    """
+    if outlive:
+        with log.open("wb") as output:
+            launcher = subprocess.run(
+                [sys.executable, "-I", "-S", "-c", _ORPHAN, *command],
+                env=nbdkit_environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=output,
+                start_new_session=True,
+                check=True,
+            )
+        return int(launcher.stdout)
+    files = [
+        (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+        (os.POSIX_SPAWN_OPEN, 1, str(log), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600),
+        (os.POSIX_SPAWN_DUP2, 1, 2),
+    ]
+    return os.posix_spawn(command[0], list(command), nbdkit_environment(), file_actions=files, setsid=True)
+
+
+def failure(image: str, said: str, status: int | None) -> PmemError:
+    """Turn the last words of an nbdkit that ended into the error to raise; ``status`` is None where nobody knows it."""
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    for line in reversed(lines):
+        match = re.match(r"(?:[\w.]+\.)?(\w+): (.+)", line)
+        kind = getattr(errors, match[1], None) if match else None
+        if match and isinstance(kind, type) and issubclass(kind, PmemError):
+            return kind(*match[2].split(": ", 2))
+    if status is not None and status < 0:
+        return ServerError(image, f"nbdkit was killed by {signal.Signals(-status).name}", "a bug report")
+    # The words of nbdkit and of our plugin; what they say on the way to being ready ends in dots.
+    words = [line for line in lines if re.match(r"((\S*/)?nbdkit|pmem-nbd): ", line) and not line.endswith("...")]
+    if not words:
+        last = f"its last words: {lines[-1]}" if lines else "it said nothing"
+        return ServerError(image, "nbdkit ended" if status is None else f"nbdkit ended with status {status}", last)
+    if "Traceback" in words[-1]:
+        return ServerError(image, f"the plugin failed: {lines[-1]}")
+    parts = clean(words[-1]).split(": ", 2)
+    return ServerError(*parts) if len(parts) > 1 else ServerError("nbdkit", *parts)
+
+
+def clean(line: str) -> str:
+    """Return a line of nbdkit's or our plugin's without what they put before each."""
+    return (
+        re.sub(r"^(((\S*/)?nbdkit|pmem-nbd): )?(\w+(\.\d+|\[\d+\]): )?((error|debug): )?", "", line.strip())
+        or line.strip()
+    )

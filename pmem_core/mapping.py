@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: MIT
+"""The files of an image, mapped, and their addresses for compiled code."""
+
+import contextlib
+import dataclasses
+import mmap
+import os
+from pathlib import Path
+
+import numpy as np
+
+from . import host, layout
+from .errors import DamagedImage
+from .geometry import Geometry
+
+_MAP_NORESERVE = 0x4000  # Python names it from 3.13 on
+
+
+@dataclasses.dataclass
+class Mapping:
+    """The files of an image, mapped; arrays are views, and `run` holds their addresses for compiled code."""
+
+    run: np.ndarray
+    core: np.ndarray
+    table: np.ndarray
+    ticks: np.ndarray
+    sections: np.ndarray
+    durable: np.ndarray
+    wear: np.ndarray
+    media: np.ndarray
+    maps: dict[str, mmap.mmap]
+    files: dict[str, int]
+    pending: np.ndarray
+    kept: tuple[np.ndarray, ...]
+
+    def close(self) -> None:
+        """Unmap and close; the arrays and `run` must not be used any more."""
+        self.run[:] = 0
+        for name in ("core", "table", "ticks", "sections", "wear", "media", "pending"):
+            setattr(self, name, np.zeros(1, np.uint8))
+        for fd in self.files.values():
+            os.close(fd)
+        for mapped in self.maps.values():
+            # A view that somebody still holds keeps its map until it goes.
+            with contextlib.suppress(BufferError):
+                mapped.close()
+
+
+def map_image(path: Path, plan: Geometry, *, read_only: bool, live: bool = False) -> Mapping:
+    """Map media, wear and state.
+
+    read_only: nothing is written; state and wear are private copies, so that counters may change in memory.  live: for
+    a look at a served image, everything is mapped shared and for reading.
+    """
+    files: dict[str, int] = {}
+    maps: dict[str, mmap.mmap] = {}
+    writable = not read_only and not live
+    try:
+        with host.host_errors(path):
+            for name, size in (
+                ("media", plan.info.size),
+                ("wear", 4 * plan.line_count),
+                ("state", plan.zones()["end"][0]),
+            ):
+                files[name] = os.open(path / name, (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC)
+                found = os.fstat(files[name]).st_size
+                if found < size:
+                    raise DamagedImage(path / name, f"truncated to {found} bytes", f"{size} bytes")
+                private = read_only and not live and name != "media"
+                flags = mmap.MAP_PRIVATE if private else mmap.MAP_SHARED
+                protection = mmap.PROT_READ if not writable and not private else mmap.PROT_READ | mmap.PROT_WRITE
+                maps[name] = mmap.mmap(files[name], size, flags | _MAP_NORESERVE, protection)
+        # Single-page folios: a stored byte must not make a flush write 2 MiB.
+        maps["media"].madvise(mmap.MADV_RANDOM)
+        maps["wear"].madvise(mmap.MADV_RANDOM)
+    except BaseException:
+        for mapped in maps.values():
+            mapped.close()
+        for fd in files.values():
+            os.close(fd)
+        raise
+    return _arrange(plan, files, maps, read_only or live)
+
+
+def _arrange(plan: Geometry, files: dict[str, int], maps: dict[str, mmap.mmap], read_only: bool) -> Mapping:
+    zones, info = plan.zones(), plan.info
+    state = np.frombuffer(maps["state"], np.uint8)
+    part = {name: state[at : at + size] for name, (at, size) in zones.items() if name != "end"}
+    core_type = layout.core_dtype(plan.placement.STATE, plan.leveling.STATE)
+    core = part["core"][: core_type.itemsize].view(core_type)
+    table, ticks = part["table"].view(np.int64), part["ticks"].view(np.int64)
+    media, wear = np.frombuffer(maps["media"], np.uint8), np.frombuffer(maps["wear"], np.uint32)
+    durable = table.copy()
+    reserved = np.zeros((info.size >> 16) + 1, np.uint8)
+    scratch = np.zeros(4 * layout.PAGE_BYTES, np.uint8)
+    run = np.zeros(1, layout.RUN)
+    addresses: dict[str, np.ndarray] = {
+        "media": media,
+        "wear": wear,
+        "table": table,
+        "durable": durable,
+        "ticks": ticks,
+        "sections": part["sections"],
+        "pending": part["pending"] if plan.pending_bytes else scratch,
+        "reserved": reserved,
+        "scratch": scratch,
+    }
+    for name, array in addresses.items():
+        run[name] = array.ctypes.data
+    figures = {
+        "medium_bytes": info.size,
+        "line_count": plan.line_count,
+        "table_words": len(table),
+        "tick_words": len(ticks),
+        "section_count": plan.section_count,
+        "reserved_count": len(reserved),
+        "media_fd": files["media"],
+        "wear_fd": files["wear"],
+        "page_count": info.page_count,
+        "frame_shift": info.frame_bytes.bit_length() - 1,
+        "line_shift": info.line_bytes.bit_length() - 1,
+        "section_shift": info.section_pages.bit_length() - 1,
+        "descriptor_bytes": info.descriptor_bytes if plan.has_descriptors else 0,
+        "checksums": int(info.checksums and plan.has_descriptors),
+        "coalesced": int(plan.pending_bytes > 0),
+        "read_only": int(read_only),
+        "tmpfs": int(host.is_tmpfs(files["media"])),
+    }
+    for name, value in figures.items():
+        run[name] = value
+    kept = (reserved, scratch)
+    return Mapping(run, core, table, ticks, part["sections"], durable, wear, media, maps, files, part["pending"], kept)

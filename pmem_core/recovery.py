@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: MIT
+"""Opening after an unclean end: what is rebuilt from the journal, and what a kill left half done.
+
+device.py's table says when.  Nothing here reads the medium, so the time it takes does not depend on the device's size.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from . import layout, statefile
+from .errors import DamagedImage
+from .geometry import Geometry
+from .host import host_errors
+from .journal import Journal
+from .mapping import Mapping
+
+
+def last_checkpoint(plan: Geometry, journal: Journal) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Core (core[1]), table and sections as the last checkpoint has them; dirty sections become suspect."""
+    core_bytes, table_bytes = journal.load_checkpoint()
+    dtype = layout.core_dtype(plan.placement.STATE, plan.leveling.STATE)
+    sections = np.frombuffer(journal.load_sections(), np.uint8).copy()
+    table = np.frombuffer(table_bytes, np.int64)
+    if len(core_bytes) != dtype.itemsize or len(table) != len(plan.table):
+        raise DamagedImage(journal.path, "the checkpoint does not fit the image", "one of its own")
+    if len(sections) != plan.section_count:
+        raise DamagedImage(journal.path, "the sections do not fit the image", f"{plan.section_count} of them")
+    core = np.frombuffer(core_bytes, dtype).copy()
+    core["intent"] = 0
+    core["unit"] = 0
+    core["tally"]["cuts"] += 1
+    dirty = sections & layout.SECTION_DIRTY != 0
+    sections[dirty] |= np.uint8(layout.SECTION_SUSPECT | layout.SECTION_TOUCHED)
+    return core, table, sections
+
+
+def rebuild_state(path: Path, plan: Geometry, journal: Journal) -> None:
+    """After a power cut: write the state file anew from the journal."""
+    core, table, sections = last_checkpoint(plan, journal)
+    journal.put_sections(dict(statefile.section_rows(sections)))
+    with host_errors(path / "state"):
+        statefile.write_state(path / "state", plan, core, table, sections)
+
+
+def recall(mapping: Mapping, plan: Geometry, journal: Journal) -> None:
+    """The same in memory only, for a reader of an image that was not closed."""
+    core, table, sections = last_checkpoint(plan, journal)
+    mapping.core[:] = core
+    mapping.table[: len(table)] = table
+    mapping.sections[: len(sections)] = sections
+    mapping.ticks[:] = 0
+
+
+def finish_count(mapping: Mapping) -> int:
+    """After a kill: finish the count of the run of lines in flight; the page in flight, or -1."""
+    core = mapping.core[0]
+    unit = core["unit"]
+    if unit[layout.UNIT_CAUSE]:
+        first, lines = int(unit[layout.UNIT_FIRST]), int(unit[layout.UNIT_LINES])
+        counters = mapping.wear[first : first + lines]
+        delta = int(counters.sum(dtype=np.int64)) - int(unit[layout.UNIT_SUM])
+        core["tally"]["worn"][unit[layout.UNIT_CAUSE] - 1] = unit[layout.UNIT_TOTAL] + delta
+        core["tally"]["hottest"] = max(int(core["tally"]["hottest"]), int(counters.max()))
+        unit[layout.UNIT_CAUSE] = 0
+    return int(core["intent"][0]) - 1
+
+
+def restore_marks(mapping: Mapping, journal: Journal) -> None:
+    """After a kill: a section is dirty where either the state or the journal says so."""
+    durable = np.frombuffer(journal.load_sections(), np.uint8)
+    held = mapping.sections[: len(durable)]
+    held |= durable[: len(held)]
+
+
+def require_sane(mapping: Mapping, plan: Geometry) -> None:
+    """Refuse a state whose values compiled code could not bear: DamagedImage."""
+    core, unit = mapping.core[0], mapping.core[0]["unit"]
+    wrong = ""
+    if core["placement"].tobytes() != plan.placement_state.tobytes():
+        wrong = "the placement's record"
+    elif core["leveling"].tobytes() != plan.leveling_state.tobytes():
+        wrong = "the leveling's record"
+    elif not plan.leveling.table_is_sane(plan.leveling_state, mapping.table[: len(plan.table)]):
+        wrong = "the leveling's table"
+    elif not 0 <= int(core["intent"][0]) <= plan.info.page_count:
+        wrong = "the page in flight"
+    elif unit[layout.UNIT_CAUSE] and not (
+        1 <= unit[layout.UNIT_CAUSE] <= len(layout.CAUSES)
+        and 0 < unit[layout.UNIT_LINES] <= plan.line_count
+        and 0 <= unit[layout.UNIT_FIRST] <= plan.line_count - unit[layout.UNIT_LINES]
+    ):
+        wrong = "the lines in flight"
+    elif np.any(mapping.ticks < 0):
+        wrong = "the leveling's ticks"
+    elif plan.pending_bytes and not _pending_are_sane(mapping, plan):
+        wrong = "a pending descriptor"
+    if wrong:
+        raise DamagedImage("state", f"{wrong} cannot be", "'pmem-nbd check --repair'")
+
+
+def _pending_are_sane(mapping: Mapping, plan: Geometry) -> bool:
+    """Every pending descriptor belongs to a page of the device, and lies in that page's slot."""
+    words = mapping.pending.view(np.int64).reshape(layout.PENDING_SLOTS, -1)[:, 0]
+    slots = np.flatnonzero(words)
+    pages = words[slots] - 1
+    return bool(np.all((pages >= 0) & (pages < plan.info.page_count) & (pages % layout.PENDING_SLOTS == slots)))

@@ -1,0 +1,253 @@
+# SPDX-License-Identifier: MIT
+"""What an image is and was when last seen, from outside: a served image is not locked, and nothing is written."""
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import host, image, layout, wearscan
+from .errors import PmemError
+from .geometry import Geometry
+from .journal import Journal
+
+SNAPSHOTS_MAX = 16
+FRAMES_MAX = 1 << 24  # frames whose map is checked; of a larger device a sample
+WINDOW_FRAMES = 1 << 14
+WINDOWS = 64
+
+
+# ---- where every byte of the medium goes ----
+
+
+def shares(plan: Geometry) -> dict[str, int]:
+    """Bytes of the medium by use; their sum is its size.
+
+    info: the info blocks; data: pages the client sees; descriptor: pages of descriptors; spare: free frames of the
+    leveling; padding: placed, and held by neither page nor descriptor; tail: what does not fill a frame or a region.
+    """
+    spare = len(plan.leveling.spare_frames(plan.leveling_state, plan.table)) * plan.info.frame_bytes
+    spans = descriptor_spans(plan)
+    used = {
+        "info": layout.FRAMES_AT,
+        "data": plan.device_bytes,
+        "descriptor": spans[2] * spans[3],
+        "spare": spare,
+        "padding": sum(end - first for first, end in padding(plan)),
+    }
+    return used | {"tail": plan.info.size - sum(used.values())}
+
+
+def lines_by_kind(plan: Geometry) -> dict[str, int]:
+    """How many lines are of each kind; see stats.  They stay as many, whatever leveling moves."""
+    lines = {name: size // plan.info.line_bytes for name, size in shares(plan).items()}
+    lines["spare"] += lines.pop("padding") + lines.pop("tail")
+    return lines
+
+
+def pages_behind_info(plan: Geometry) -> int:
+    """Pages of the medium behind the info blocks."""
+    return (plan.info.size - layout.FRAMES_AT) // layout.PAGE_BYTES
+
+
+def descriptor_spans(plan: Geometry) -> tuple[int, int, int, int]:
+    """First placed address, stride, size and count of the spans of descriptors; sizes rounded up to whole pages."""
+    first, stride, size, count = plan.placement.descriptor_spans(plan.placement_state, plan.info.page_count)
+    return first, stride, -(-size // layout.PAGE_BYTES) * layout.PAGE_BYTES, count
+
+
+def padding(plan: Geometry) -> list[tuple[int, int]]:
+    """Placed ranges, first byte and end, that hold neither descriptor nor page."""
+    device = (np.zeros(1, layout.RUN), plan.placement_state.reshape(1), plan.leveling_state.reshape(1))
+    pages = (plan.placement.data_at(plan.placement_state), wearscan.page_end(device, plan.info.page_count - 1))
+    first, stride, size, count = descriptor_spans(plan)
+    used = [pages, (first, first + (count - 1) * stride + size)] if count else [pages]
+    gaps, at = [], 0
+    for begin, end in [*sorted(used), (plan.placed_bytes, plan.placed_bytes)]:
+        if begin > at:
+            gaps.append((at, begin))
+        at = max(at, end)
+    return gaps
+
+
+# ---- the state, as of one moment ----
+
+
+@dataclasses.dataclass
+class Look:
+    """What is known of an image besides its wear counters.  session: served, closed, killed, power cut or unknown."""
+
+    plan: Geometry
+    core: np.ndarray
+    table: np.ndarray
+    session: str
+    holder: dict[str, Any]
+    cut: bool = False
+    retired: int | None = None
+    events: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+
+    @property
+    def tally(self) -> Any:
+        """The device's totals."""
+        return self.core["tally"][0]
+
+    def handle(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The `device` of wearscan, on the copied table."""
+        info, run = self.plan.info, np.zeros(1, layout.RUN)
+        run["table"], run["table_words"] = self.table.ctypes.data, len(self.table)
+        run["durable"] = run["ticks"] = self.table.ctypes.data
+        run["medium_bytes"], run["line_count"] = info.size, self.plan.line_count
+        run["frame_shift"] = info.frame_bytes.bit_length() - 1
+        run["line_shift"] = info.line_bytes.bit_length() - 1
+        return run, self.core["placement"].copy(), self.core["leveling"].copy()
+
+
+def free_frames(found: Look) -> np.ndarray:
+    """Medium frames that no placed frame is mapped to, int64[]: the leveling's own and those behind its last region."""
+    plan = found.plan
+    own = np.asarray(plan.leveling.spare_frames(found.core["leveling"][0], found.table), np.int64)
+    rest = np.arange(plan.placed_frames + len(own), plan.medium_frames, dtype=np.int64)
+    return np.concatenate([own, rest])
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[dict[str, Any] | None]:
+    """Yield None and keep writers out, or, where there is one, what it wrote of itself into the lock."""
+    try:
+        fd = os.open(path / "lock", os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        yield None  # never opened
+        return
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder: dict[str, Any] = {}
+            with contextlib.suppress(ValueError, TypeError):
+                holder = dict(json.loads(os.pread(fd, 4096, 0)))
+            yield holder
+            return
+        yield None
+    finally:
+        os.close(fd)
+
+
+def _read_core(fd: int, plan: Geometry) -> np.ndarray:
+    dtype = layout.core_dtype(plan.placement.STATE, plan.leveling.STATE)
+    return np.frombuffer(os.pread(fd, dtype.itemsize, plan.zones()["core"][0]), dtype).copy()
+
+
+def _snapshot(fd: int, plan: Geometry) -> tuple[np.ndarray, np.ndarray]:
+    """Core and table with no move in between, unless the server moves frames faster than we can copy."""
+    at, size = plan.zones()["table"]
+    core = _read_core(fd, plan)
+    for _ in range(SNAPSHOTS_MAX):
+        table = np.frombuffer(os.pread(fd, size, at), np.int64).copy()
+        again = _read_core(fd, plan)
+        same = core["tally"]["moves"][0] == again["tally"]["moves"][0]
+        core = again
+        if same:
+            break
+    return core, table[: len(plan.table)]
+
+
+def look(path: Path) -> Look:
+    """Read what an image is and what its last session left, without disturbing a server.
+
+    Errors: NotAnImage, DamagedImage, UnsupportedImage, HostError.
+    """
+    plan = image.load_geometry(path)
+    image.require_parts(path)
+    with image.host_errors(path), _reading(path) as holder:
+        whole = image.state_is_whole(path / "state", plan)
+        with (path / "state").open("rb") as file:
+            core, table = _snapshot(file.fileno(), plan) if whole else (image.fresh_core(plan), plan.table)
+        found = Look(plan, core, table, "served" if holder is not None else "unknown", holder or {})
+        if holder is None:
+            # A journal that cannot be read costs the history of the image, not its wear.
+            with contextlib.suppress(PmemError):
+                _read_journal(path, found, whole)
+    return found
+
+
+def _read_journal(path: Path, found: Look, whole: bool) -> None:
+    """Only where nobody serves the image: a second LMDB environment would take part in the server's locks."""
+    journal = Journal(path / "journal", read_only=True)
+    try:
+        session = journal.session
+        found.session = "closed"
+        if session["open"]:
+            found.session = "killed" if host.cache_was_kept(path, session) else "power cut"
+        if not whole:
+            found.session = "power cut"  # as the device judges it
+        if found.session == "power cut":
+            # The mapped state may be any mix of old and new pages; the device recovers from the checkpoint as well.
+            core, table = journal.load_checkpoint()
+            found.core = np.frombuffer(core, found.core.dtype).copy()
+            found.table = np.frombuffer(table, np.int64)[: len(found.table)].copy()
+        found.events, found.retired = journal.events(), len(journal.retired())
+        cuts = [event for event in found.events if event.get("how") == "power cut"]
+        found.cut = bool(cuts) or found.session == "power cut"
+    finally:
+        journal.close()
+
+
+def core_now(path: Path, found: Look) -> np.ndarray:
+    """The core record as it is by now; that of `found` where the state file is not to be believed."""
+    if found.session in ("power cut", "unknown"):
+        return found.core
+    with image.host_errors(path / "state"), (path / "state").open("rb") as file:
+        return _read_core(file.fileno(), found.plan)
+
+
+def describe(path: Path, found: Look) -> dict[str, Any]:
+    """What the image is, ready for JSON: sizes in bytes, policies by name."""
+    info = found.plan.info
+    return {
+        "path": str(path),
+        "uuid": info.uuid,
+        "created": info.created,
+        "size": info.size,
+        "device_bytes": found.plan.device_bytes,
+        "page_count": info.page_count,
+        "data_at": info.data_at,
+        "placement": info.placement,
+        "leveling": info.leveling,
+        "parameters": info.parameters,
+        "descriptor_bytes": info.descriptor_bytes if found.plan.has_descriptors else 0,
+        "descriptor_writes": info.descriptor_writes if found.plan.has_descriptors else None,
+        "checksums": info.checksums and found.plan.has_descriptors,
+        "frame_bytes": info.frame_bytes,
+        "line_bytes": info.line_bytes,
+        "section_pages": info.section_pages,
+        "linux": info.linux,
+    }
+
+
+def check_map(found: Look) -> tuple[bool, bool, int]:
+    """Is the leveling's map one-to-one, does it avoid the spare frames, and of how many frames is that known."""
+    plan, device, free = found.plan, found.handle(), free_frames(found)
+    if plan.placed_frames <= FRAMES_MAX:
+        hit, wrong = np.zeros(plan.medium_frames, np.uint8), np.zeros(3, np.int64)
+        hit[free] = wearscan.HIT_SPARE
+        once = np.count_nonzero(hit) == len(free)
+        wearscan.check_frames(device, 0, plan.placed_frames, hit, wrong)
+        one_to_one = not wrong[wearscan.TWICE] and not wrong[wearscan.OUTSIDE]
+        return one_to_one, once and not wrong[wearscan.IN_SPARE], plan.placed_frames
+    # Whole windows, aligned, so that regions of a power of two are checked from end to end.
+    last = plan.placed_frames // WINDOW_FRAMES - 1
+    starts = np.unique(np.linspace(0, last, WINDOWS).astype(np.int64)) * WINDOW_FRAMES
+    frames = np.zeros((len(starts), WINDOW_FRAMES), np.int64)
+    for start, window in zip(starts.tolist(), frames, strict=True):
+        wearscan.translate_frames(device, start, window)
+    used, free = np.sort(frames, axis=None), np.sort(free)
+    one_to_one = bool((np.diff(used) > 0).all() and used[0] >= 0 and used[-1] < plan.medium_frames)
+    at = np.searchsorted(free, used)
+    met = free[np.minimum(at, len(free) - 1)] == used if len(free) else np.zeros(1, bool)
+    return one_to_one, bool((np.diff(free) > 0).all() and not met.any()), frames.size

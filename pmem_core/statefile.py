@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: MIT
+"""The state file, and the same things as the journal keeps them: core record, table by chunks, sections by rows."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from . import layout
+from .geometry import Geometry
+from .host import sync_folder
+from .journal import CHUNK_BYTES, ROW_SECTIONS
+
+
+def fresh_core(plan: Geometry) -> np.ndarray:
+    """A core record (core[1]) of a device never used."""
+    core = np.zeros(1, layout.core_dtype(plan.placement.STATE, plan.leveling.STATE))
+    core["placement"] = plan.placement_state
+    core["leveling"] = plan.leveling_state
+    return core
+
+
+def table_chunks(table: np.ndarray, durable: np.ndarray | None = None) -> Iterator[tuple[int, bytes]]:
+    """The chunks of a table, or those in which it differs from `durable`."""
+    data = table.tobytes()
+    old = durable.tobytes() if durable is not None else None
+    for index, at in enumerate(range(0, len(data), CHUNK_BYTES)):
+        chunk = data[at : at + CHUNK_BYTES]
+        if old is None or chunk != old[at : at + CHUNK_BYTES]:
+            yield index, chunk
+
+
+def section_rows(sections: np.ndarray, only: set[int] | None = None) -> Iterator[tuple[int, bytes]]:
+    """The rows of the sections' durable bits, all or those in `only`."""
+    durable = sections & np.uint8(~layout.SECTION_RECENT & 0xFF)
+    for index, at in enumerate(range(0, len(durable), ROW_SECTIONS)):
+        if only is None or index in only:
+            yield index, durable[at : at + ROW_SECTIONS].tobytes()
+
+
+def write_state(path: Path, plan: Geometry, core: np.ndarray, table: np.ndarray, sections: np.ndarray) -> None:
+    """Write a whole state file, its room reserved, and sync it."""
+    zones = plan.zones()
+    head = np.zeros((), layout.HEAD)
+    head["signature"], head["version"] = layout.STATE_SIGNATURE, layout.STATE_VERSION
+    head["uuid"] = bytes.fromhex(plan.info.uuid.replace("-", ""))
+    fresh = path.with_name(path.name + ".new")
+    fresh.unlink(missing_ok=True)
+    with fresh.open("xb") as file:
+        os.posix_fallocate(file.fileno(), 0, zones["end"][0])
+        for name, data in (("head", head), ("core", core), ("table", table), ("sections", sections)):
+            os.pwrite(file.fileno(), data.tobytes(), zones[name][0])
+        os.fsync(file.fileno())
+    fresh.rename(path)
+    sync_folder(path.parent)
+
+
+def state_is_whole(path: Path, plan: Geometry) -> bool:
+    """True where the state file has this image's head and size."""
+    if not path.is_file() or path.stat().st_size != plan.zones()["end"][0]:
+        return False
+    with path.open("rb") as file:
+        head = np.frombuffer(file.read(layout.HEAD.itemsize), layout.HEAD)[0]
+    return bool(
+        bytes(head["signature"]) == layout.STATE_SIGNATURE
+        and int(head["version"]) == layout.STATE_VERSION
+        and bytes(head["uuid"]).hex() == plan.info.uuid.replace("-", "")
+    )
