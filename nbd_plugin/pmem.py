@@ -1,0 +1,310 @@
+# SPDX-License-Identifier: MIT
+"""Serve an image: ``nbdkit python nbd_plugin/pmem.py image=NAME.pmem``.
+
+nbdkit calls, in this order: config (each key=value), config_complete, get_ready (still on the terminal: everything is
+compiled here), after_fork (the image is opened: neither LMDB nor threads survive a fork), open (each connection).
+
+Every callback comes on a thread that Python does not know, so nbdkit makes a thread state for it and destroys it again,
+which costs an mmap and a munmap a request.  `open` keeps the thread's state by one PyGILState_Ensure() more than there
+are releases.  It tripled the requests a second.
+
+Each connection has one thread of its own (SERIALIZE_REQUESTS); connections run beside each other, with the GIL as the
+lock of the compiled code and disk waits outside it.  More threads a connection only hand the GIL about: with 16 of them
+4 KiB at depth 16 was a third slower.
+"""
+
+import ctypes
+import errno
+import functools
+import os
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+
+import nbdkit
+
+# nbdkit's interpreter knows neither the checkout that this file may lie in nor its .venv.
+_ROOT = Path(__file__).resolve().parent.parent
+_PYTHON = "python{}.{}".format(*sys.version_info)
+sys.path += [str(_ROOT), *map(str, _ROOT.glob(f".venv/lib/{_PYTHON}/site-packages"))]
+try:
+    from pmem_core import (
+        __version__,
+        datapath,
+        device,
+        host,
+        housekeeping,
+        image,
+        jit,
+        layout,
+        leveling,
+        placement,
+        warmup,
+    )
+    from pmem_core.errors import PmemError, UsageError
+except ImportError as error:
+    _missing = error.name or str(error).strip().partition("\n")[0]
+    print(
+        f"pmem-nbd: nbdkit's {_PYTHON}: cannot import {_missing}: expected pmem-nbd and what it needs, installed for "
+        f"{_PYTHON}, on PYTHONPATH or in {_ROOT / '.venv'} (scripts/setup makes it)",
+        file=sys.stderr,
+        flush=True,
+    )
+    # Not sys.exit(): nbdkit would print a traceback.
+    os._exit(1)
+
+API_VERSION = 2
+
+_options = {"image": "", "readonly": "false"}
+_served: device.Device
+_housekeeper: housekeeping.Housekeeper | None = None
+_pinned = threading.local()
+
+
+def _pin_thread():
+    if not hasattr(_pinned, "yes"):
+        ctypes.pythonapi.PyGILState_Ensure()
+        _pinned.yes = True
+
+
+class _Refused(Exception):
+    """A request failed, in words and with its errno set."""
+
+
+def _in_words(kind, *arguments, _formatted=traceback.format_exception, **options):
+    """What nbdkit writes to its log: it asks this function of `traceback` for every exception."""
+    return [str(arguments[0])] if kind is _Refused else _formatted(kind, *arguments, **options)
+
+
+traceback.format_exception = _in_words
+
+
+def _reported(callback):
+    """Make whatever goes wrong in `callback` the right errno for the client, and one line in the server's log."""
+
+    @functools.wraps(callback)
+    def run(*arguments):
+        try:
+            return callback(*arguments)
+        except PmemError as error:
+            nbdkit.set_error(error.errno)
+            nbdkit.debug(str(error))
+            raise _Refused(str(error)) from None
+        except Exception as error:
+            nbdkit.set_error(errno.EIO)
+            raise _Refused(f"{callback.__name__}: {error!r}: a bug in pmem-nbd") from None
+
+    return run
+
+
+def _fail(error):
+    """Say one line and end: before the server is up nobody else can tell the user."""
+    print(f"pmem-nbd: {error}", file=sys.stderr, flush=True)
+    # Not sys.exit(): nbdkit prints a traceback for every exception, this one too.
+    os._exit(1)
+
+
+# ---- start ----
+
+
+def dump_plugin():
+    print(f"pmem_version={__version__}")
+    print(f"pmem_info_version={layout.VERSION[0]}.{layout.VERSION[1]}.{layout.EXTENSION_VERSION}")
+    print(f"pmem_descriptor_format={layout.DESCRIPTOR_FORMAT}")
+    print(f"pmem_placements={','.join(placement.family.modules)}")
+    print(f"pmem_levelings={','.join(leveling.family.modules)}")
+
+
+def thread_model():
+    return nbdkit.THREAD_MODEL_SERIALIZE_REQUESTS
+
+
+def config(key, value):
+    if key not in _options:
+        _fail(UsageError(f"{key}={value}", "no such parameter", ", ".join(f"{name}=..." for name in _options)))
+    _options[key] = value
+
+
+def config_complete():
+    if not _options["image"]:
+        _fail(UsageError("image", "missing", "image=NAME.pmem"))
+
+
+def get_ready():
+    try:
+        path = Path(_options["image"]).absolute()
+        _options["image"] = str(path)
+        plan = image.load_geometry(path, read_only=_read_only())
+        host.Lock(path, read_only=_read_only()).release()
+        started = time.monotonic()
+        if not jit.cache_is_warm():
+            print("pmem-nbd: compiling for the first start, about 20 seconds ...", file=sys.stderr, flush=True)
+        warmup.warm_up(plan)
+        jit.freeze()
+        jit.prune_cache()
+        nbdkit.debug(f"compiled code is ready after {time.monotonic() - started:.2f} s")
+    except PmemError as error:
+        _fail(error)
+
+
+def _read_only():
+    return _options["readonly"].lower() in ("1", "true", "yes", "on")
+
+
+def after_fork():
+    global _served, _housekeeper
+    try:
+        _served = device.Device(Path(_options["image"]), read_only=_read_only())
+        if _served.recovery:
+            print(
+                f"pmem-nbd: {_served.path}: recovered: the last session did not close it ({_served.recovery})",
+                file=sys.stderr,
+            )
+        if not _served.read_only:
+            _housekeeper = housekeeping.Housekeeper(_served)
+    except PmemError as error:
+        _fail(error)
+
+
+def cleanup():
+    if "_served" not in globals():
+        return  # it never came to opening the image
+    try:
+        if _housekeeper:
+            _housekeeper.stop()
+        _served.close()
+    except PmemError as error:
+        print(f"pmem-nbd: {error}", file=sys.stderr, flush=True)
+
+
+# ---- a connection ----
+
+
+def open(readonly):
+    _pin_thread()
+    return _served.handle
+
+
+def close(h):
+    # The last release lets the thread's state go with the connection.
+    if hasattr(_pinned, "yes"):
+        del _pinned.yes
+        ctypes.pythonapi.PyGILState_Release(0)
+
+
+def get_size(h):
+    return _served.plan.device_bytes
+
+
+def block_size(h):
+    return (1, layout.PAGE_BYTES, 32 << 20)
+
+
+def can_write(h):
+    return not _served.read_only
+
+
+def can_flush(h):
+    return True
+
+
+def can_trim(h):
+    return not _served.read_only
+
+
+def can_zero(h):
+    return not _served.read_only
+
+
+def can_fast_zero(h):
+    return _served.plan.has_descriptors
+
+
+def can_fua(h):
+    return nbdkit.FUA_NATIVE
+
+
+def can_multi_conn(h):
+    return True
+
+
+def can_cache(h):
+    return nbdkit.CACHE_NATIVE
+
+
+def can_extents(h):
+    return True
+
+
+def is_rotational(h):
+    return False
+
+
+# ---- requests ----
+
+
+def pread(h, buf, offset, flags):
+    result = datapath.read(h, buf, offset, 0)
+    if result:
+        _resume_read(result, offset, buf)
+
+
+def pwrite(h, buf, offset, flags):
+    result = datapath.write(h, buf, offset, 0)
+    if result:
+        _resume_write(result, offset, buf)
+    if flags & nbdkit.FLAG_FUA:
+        _flush_for_fua()
+
+
+@_reported
+def _resume_read(result, offset, buf):
+    _served.finish(datapath.read, result, offset, buf, offset)
+
+
+@_reported
+def _resume_write(result, offset, buf):
+    _served.finish(datapath.write, result, offset, buf, offset)
+
+
+@_reported
+def _flush_for_fua():
+    _served.flush(counted=False)
+
+
+@_reported
+def flush(h, flags):
+    _served.flush()
+
+
+@_reported
+def trim(h, count, offset, flags):
+    _served.trim(count, offset, fua=bool(flags & nbdkit.FLAG_FUA))
+
+
+def zero(h, count, offset, flags):
+    may_trim = bool(flags & nbdkit.FLAG_MAY_TRIM)
+    if flags & nbdkit.FLAG_FAST_ZERO and not may_trim:
+        # Zeros that must be stored are no faster than a write.
+        nbdkit.set_error(errno.EOPNOTSUPP)
+        raise _Refused("zero: not fast without permission to trim")
+    _zero(count, offset, may_trim, flags)
+
+
+@_reported
+def _zero(count, offset, may_trim, flags):
+    _served.zero(count, offset, may_trim=may_trim, fua=bool(flags & nbdkit.FLAG_FUA))
+
+
+@_reported
+def cache(h, count, offset, flags):
+    _served.prefetch(count, offset)
+
+
+@_reported
+def extents(h, count, offset, flags):
+    hole = nbdkit.EXTENT_HOLE | nbdkit.EXTENT_ZERO
+    found = _served.extents(count, offset, one=bool(flags & nbdkit.FLAG_REQ_ONE))
+    return [(at, size, 0 if data else hole) for at, size, data in found]

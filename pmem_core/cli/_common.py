@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: MIT
+"""What the verbs share: sizes as people write them, JSON output, and progress that only a terminal sees."""
+
+import contextlib
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from pmem_core.errors import UsageError
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+SIZE_EXPECTED = "a size such as 4096, 64K, 1.5G or 8GiB"
+SIZE_MAX = 2**63 - 1
+UNITS = "KMGTPE"
+
+
+def parse_size(text: str) -> int:
+    """Read a size in bytes: K, M, G, T (or Ki, KiB, …) count in 1024s, KB, MB, … in 1000s; fractions are welcome.
+
+    Raises UsageError where the text is no size, is not a whole number of bytes above zero, or passes 2**63 - 1.
+    """
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*(?:([KMGTPE])(i?B?)|B)?", text.strip(), re.IGNORECASE)
+    if not match:
+        raise UsageError(repr(text), "is not a size", SIZE_EXPECTED)
+    number, unit, suffix = match.groups()
+    base = 1000 if (suffix or "").upper() == "B" else 1024
+    size = Fraction(number.rstrip(".")) * (base ** (UNITS.index(unit.upper()) + 1) if unit else 1)
+    if size == 0:
+        raise UsageError(repr(text), "is zero", SIZE_EXPECTED)
+    if size.denominator != 1:
+        raise UsageError(repr(text), "is not a whole number of bytes", SIZE_EXPECTED)
+    if size > SIZE_MAX:
+        raise UsageError(repr(text), "is too large", f"at most {SIZE_MAX} bytes")
+    return int(size)
+
+
+if TYPE_CHECKING:
+    IntParameter = click.ParamType[int]
+else:
+    IntParameter = click.ParamType  # which takes no type before click 8.3
+
+
+class SizeType(IntParameter):
+    """A size on the command line; the value is an int, in bytes."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        try:
+            return parse_size(value)
+        except UsageError as error:
+            self.fail(str(error), param, ctx)
+
+
+SIZE = SizeType()
+
+
+def human_bytes(count: float) -> str:
+    """Write a number of bytes as people read it: ``0 B``, ``4 KiB``, ``1.5 GiB``."""
+    value, unit = float(count), "B"
+    for letter in UNITS:
+        if abs(value) < 1024:
+            break
+        value, unit = value / 1024, f"{letter}iB"
+    return f"{value:.4g} {unit}" if abs(value) < 1000 else f"{value:.0f} {unit}"
+
+
+def json_option(function: Function) -> Function:
+    """Give a verb ``-j/--json``, which arrives as the parameter ``as_json``."""
+    return click.option("-j", "--json", "as_json", is_flag=True, help="Print JSON and nothing else.")(function)
+
+
+def emit(data: Any) -> None:
+    """Print ``data`` as JSON on stdout; numbers of numpy are welcome, other strangers are printed as text."""
+
+    def plain(stranger: Any) -> Any:
+        return stranger.tolist() if hasattr(stranger, "tolist") else str(stranger)
+
+    sys.stdout.write(json.dumps(data, indent=2, default=plain) + "\n")
+
+
+def on_terminal() -> bool:
+    """Whether someone watches stderr; only then is progress shown."""
+    return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+
+
+@contextlib.contextmanager
+def working(message: str) -> Iterator[Callable[[str], None]]:
+    """Show a spinner beside ``message`` on a terminal, and nothing elsewhere; yields a function that changes it."""
+    if not on_terminal():
+        yield lambda _: None
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status(message) as status:
+        yield lambda text: status.update(text)
+
+
+@contextlib.contextmanager
+def progress(description: str, total: float | None = None) -> Iterator[Callable[[float], None]]:
+    """Show a bar on a terminal, and nothing elsewhere; yields a function that takes what has been done so far."""
+    if not on_terminal():
+        yield lambda _: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(description, total=total)
+        yield lambda done: bar.update(task, completed=done)

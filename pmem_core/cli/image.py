@@ -1,0 +1,242 @@
+# SPDX-License-Identifier: MIT
+"""The verbs of images: create, info."""
+
+import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pmem_core.cli._common import SIZE, emit, human_bytes, json_option, working
+from pmem_core.errors import UsageError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from pmem_core.snapshot import Look
+
+EVENTS_SHOWN = 5
+PACKAGE = Path(__file__).resolve().parent.parent
+USES = {
+    "info": "info blocks",
+    "data": "pages the client sees",
+    "descriptor": "pages of descriptors",
+    "spare": "free frames of the leveling",
+    "padding": "left free by the placement",
+    "tail": "fills no frame or region",
+}
+
+
+def policies(family: str) -> list[str]:
+    """The names of a family's policies, from the names of its files: to import them would wait for numba."""
+    return sorted(path.stem for path in (PACKAGE / family).glob("*.py") if not path.stem.startswith("_"))
+
+
+def parse_parameters(texts: tuple[str, ...]) -> dict[str, int]:
+    """Read ``name=value`` pairs; the values are whole numbers.  UsageError."""
+    parameters: dict[str, int] = {}
+    for text in texts:
+        name, equals, value = (part.strip() for part in text.partition("="))
+        if not name or not equals:
+            raise UsageError(f"--set {text}", "is no parameter", "name=value, such as interval=100")
+        if name in parameters:
+            raise UsageError(f"--set {text}", f"{name} was set before", "each parameter once")
+        try:
+            parameters[name] = int(value, 0)
+        except ValueError:
+            raise UsageError(f"--set {text}", f"'{value}' is not a whole number", f"{name}=NUMBER") from None
+    return parameters
+
+
+@click.command()
+@click.argument("image", type=click.Path(path_type=Path))
+@click.option("-s", "--size", type=SIZE, required=True, help="Size of the medium; the client sees somewhat less.")
+@click.option(
+    "--placement",
+    type=click.Choice(policies("placement")),
+    default="interleaved",
+    show_default=True,
+    help="Where pages and their descriptors lie.",
+)
+@click.option(
+    "--leveling",
+    type=click.Choice(policies("leveling")),
+    default="start_gap",
+    show_default=True,
+    help="How wear is spread.",
+)
+@click.option(
+    "--set", "parameters", metavar="NAME=VALUE", multiple=True, help="A parameter of the leveling; may be repeated."
+)
+@click.option("--descriptor-bytes", type=SIZE, default=64, show_default=True, help="16 to 4096, a power of two.")
+@click.option(
+    "--descriptor-writes",
+    type=click.Choice(["each", "coalesced"]),
+    default="each",
+    show_default=True,
+    help="Write a descriptor to the medium at each write of its page, or collect such writes until the next flush.",
+)
+@click.option("--checksums/--no-checksums", default=True, show_default=True, help="Keep a crc32c of every page.")
+@click.option("--frame-bytes", type=SIZE, default=4096, show_default=True, help="What leveling moves: 256 to 64K.")
+@click.option("--line-bytes", type=SIZE, default=256, show_default=True, help="What wear is counted in: 64 to 4096.")
+@json_option
+def create(image: Path, size: int, parameters: tuple[str, ...], as_json: bool, **options: Any) -> None:
+    """Create an image: a folder of sparse files, which cost nothing until they are written.
+
+    \b
+    Examples:
+      pmem-nbd create disk.pmem --size 8G
+      pmem-nbd create disk.pmem --size 8G --set interval=50 --set gap_frames=1
+      pmem-nbd create disk.pmem --size 1T --placement linear --leveling none   # Linux's fsdax layout
+      pmem-nbd create disk.pmem --size 1G --descriptor-bytes 128 --descriptor-writes coalesced
+    """
+    given = parse_parameters(parameters)
+    with working(f"creating {image}"):
+        from pmem_core import geometry, snapshot
+        from pmem_core import image as images
+
+        plan = geometry.plan(
+            size,
+            placement_name=options.pop("placement"),
+            leveling_name=options.pop("leveling"),
+            parameters=given,
+            **options,
+        )
+        images.create(image, plan)
+        found = snapshot.look(image)
+        if as_json:
+            emit(report(image, found))
+            return
+    info = plan.info
+    seen = f"{human_bytes(plan.device_bytes)} for the client ({plan.device_bytes / info.size:.2%})"
+    click.echo(f"{image}: {human_bytes(info.size)} medium, {seen}, {info.placement}, {info.leveling}")
+
+
+@click.command()
+@click.argument("image", type=click.Path(path_type=Path))
+@json_option
+def info(image: Path, as_json: bool) -> None:
+    """Show what an image is, and where every byte of its medium goes.
+
+    \b
+    Examples:
+      pmem-nbd info disk.pmem
+      pmem-nbd info disk.pmem -j | jq .capacity
+    """
+    with working(f"reading {image}"):
+        from pmem_core import snapshot
+
+        found = snapshot.look(image)
+        figures = report(image, found)
+    if as_json:
+        emit(figures)
+    else:
+        show(figures)
+
+
+def report(path: Path, found: "Look") -> dict[str, Any]:
+    """What `info` knows of an image, ready for JSON; sizes in bytes."""
+    from pmem_core import snapshot
+
+    plan = found.plan
+    shares = snapshot.shares(plan)
+    return {
+        "image": snapshot.describe(path, found),
+        "geometry": {
+            "lines": plan.line_count,
+            "frames": plan.medium_frames,
+            "placed_frames": plan.placed_frames,
+            "sections": plan.section_count,
+        },
+        "capacity": {
+            "medium_bytes": plan.info.size,
+            "device_bytes": plan.device_bytes,
+            "overhead_bytes": plan.info.size - plan.device_bytes,
+            "overhead": 1 - plan.device_bytes / plan.info.size,
+            "bytes": shares,
+        },
+        "files": files(path),
+        "served": found.session == "served",
+        "pid": found.holder.get("pid"),
+        "session": found.session,
+        "retired_pages": found.retired,
+        "events": found.events[-EVENTS_SHOWN:],
+    }
+
+
+def files(path: Path) -> dict[str, dict[str, int]]:
+    """What the image's files are and cost on the host: apparent bytes and bytes of disk in use, by name."""
+    sizes: dict[str, dict[str, int]] = {}
+    for file in sorted(path.rglob("*")):
+        if file.is_file():
+            status = file.stat()
+            name = file.relative_to(path).parts[0]
+            size = sizes.setdefault(name, {"bytes": 0, "used_bytes": 0})
+            size["bytes"] += status.st_size
+            size["used_bytes"] += status.st_blocks * 512
+    return sizes
+
+
+def show(figures: dict[str, Any]) -> None:
+    """Print what `report` found, for a person."""
+    from rich.console import Console
+
+    console, image = Console(highlight=False), figures["image"]
+    made = datetime.datetime.fromtimestamp(image["created"]).isoformat(" ", "seconds")
+    parameters = ", ".join(f"{name}={value}" for name, value in image["parameters"].get("leveling", {}).items())
+    if image["descriptor_bytes"]:
+        checks = "with checksums" if image["checksums"] else "without checksums"
+        descriptors = f"{image['descriptor_bytes']} bytes, written {image['descriptor_writes']}, {checks}"
+    else:
+        descriptors = "none on the medium"
+    session = f"served by process {figures['pid']}" if figures["served"] else figures["session"]
+    facts = {
+        "uuid": image["uuid"],
+        "created": made,
+        "client sees": f"{human_bytes(image['device_bytes'])}, {image['page_count']} pages",
+        "placement": image["placement"],
+        "leveling": f"{image['leveling']} ({parameters})" if parameters else image["leveling"],
+        "descriptors": descriptors,
+        "frame, line": f"{image['frame_bytes']} bytes, {image['line_bytes']} bytes",
+        "Linux reads it": "yes, as a fsdax namespace" if image["linux"] else "no",
+        "session": session,
+    }
+    console.print(f"{image['path']}: {human_bytes(image['size'])} medium", soft_wrap=True, markup=False)
+    for name, value in facts.items():
+        console.print(f"  {name:15} {value}", soft_wrap=True, markup=False)
+    console.print()
+    console.print(_capacity_table(figures["capacity"], console))
+    console.print()
+    console.print(_file_table(figures["files"], console))
+    console.print()
+    for event in figures["events"]:
+        told = ", ".join(f"{key} {value}" for key, value in event.items() if key not in ("time_ns", "event"))
+        when = datetime.datetime.fromtimestamp(event["time_ns"] // 10**9).isoformat(" ", "seconds")
+        console.print(f"{when}  {event['event']}{': ' if told else ''}{told}", soft_wrap=True, markup=False)
+
+
+def _table(console: "Console", *columns: str) -> "Table":
+    from rich import box
+    from rich.table import Table
+
+    # Nothing but ASCII where nobody watches.
+    table = Table(box=box.SIMPLE_HEAD if console.is_terminal else None, pad_edge=False, show_edge=False)
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="right" if number else "left", overflow="fold")
+    return table
+
+
+def _capacity_table(capacity: dict[str, Any], console: "Console") -> "Table":
+    table = _table(console, "the medium", "bytes", "", "share")
+    size = capacity["medium_bytes"]
+    for use, count in [*((USES[use], count) for use, count in capacity["bytes"].items() if count), ("all", size)]:
+        table.add_row(use, str(count), human_bytes(count), f"{count / size:.3%}")
+    return table
+
+
+def _file_table(sizes: dict[str, dict[str, int]], console: "Console") -> "Table":
+    table = _table(console, "the host's files", "bytes", "on disk")
+    for name, size in sizes.items():
+        table.add_row(name, human_bytes(size["bytes"]), human_bytes(size["used_bytes"]))
+    return table

@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: MIT
+"""The verbs of block devices: attach, detach, mount, unmount."""
+
+import dataclasses
+from pathlib import Path
+
+import click
+
+from pmem_core import attach as attaching
+from pmem_core import server
+from pmem_core.cli._common import emit, json_option, working
+from pmem_core.cli.serve import IMAGE, signals_as_interrupt, signals_ignored, start
+from pmem_core.errors import HostError, ImageBusy, NotAnImage, UsageError
+
+WAY = click.option(
+    "--via",
+    type=click.Choice(["nbd", "loop"]),
+    help="nbd-client, or nbdfuse and a loop device (default: what there is).",
+)
+
+
+@click.command()
+@IMAGE
+@click.option("-r", "--read-only", is_flag=True, help="Refuse writes.")
+@WAY
+@json_option
+def attach(image: Path, read_only: bool, via: str | None, as_json: bool) -> None:
+    """Make an image a block device of this machine, and print the device.
+
+    Uses nbd-client where the kernel has nbd, else nbdfuse and a loop device. An image that is not being served yet is
+    served in the background until `pmem-nbd detach`. Wants root.
+
+    \b
+    Examples:
+      pmem-nbd attach disk.pmem
+      mkfs.xfs $(pmem-nbd attach disk.pmem)
+      pmem-nbd detach disk.pmem
+    """
+    with signals_as_interrupt():
+        attached = _attach(image, read_only, via)
+    if as_json:
+        emit(dataclasses.asdict(attached))
+    else:
+        click.echo(attached.device)
+
+
+@click.command()
+@click.argument("target", metavar="IMAGE|DEVICE", type=click.Path())
+def detach(target: str) -> None:
+    """Undo attach: release the block device, and stop the server if attach had started it.
+
+    A device in use is left alone, and the error names who uses it.
+
+    \b
+    Examples:
+      pmem-nbd detach disk.pmem
+      pmem-nbd detach /dev/nbd0
+    """
+    with signals_ignored():
+        _detach(_find(target))
+
+
+@click.command()
+@IMAGE
+@click.argument("directory", type=click.Path(file_okay=False, path_type=Path))
+@click.option(
+    "--fs", type=click.Choice(list(attaching.FILESYSTEMS)), help="The filesystem (default: the one it holds)."
+)
+@click.option("--mkfs", is_flag=True, help="Make a filesystem first: that of --fs, or ext4.")
+@click.option("--force", is_flag=True, help="Let --mkfs overwrite a filesystem.")
+@click.option("-o", "--options", metavar="OPTIONS", default="", help="Mount options, as mount takes them.")
+@click.option("-r", "--read-only", is_flag=True, help="Serve, attach and mount it read-only.")
+@WAY
+def mount(
+    image: Path,
+    directory: Path,
+    fs: str | None,
+    mkfs: bool,
+    force: bool,
+    options: str,
+    read_only: bool,
+    via: str | None,
+) -> None:
+    """Serve an image in the background, attach it, and mount the filesystem on it on DIRECTORY.
+
+    Where a step fails, those before it are undone. Wants root.
+
+    \b
+    Examples:
+      pmem-nbd mount disk.pmem /mnt --mkfs
+      pmem-nbd mount disk.pmem /mnt --mkfs --fs xfs
+      pmem-nbd mount disk.pmem /mnt -o noatime,discard
+      pmem-nbd unmount /mnt
+    """
+    if force and not mkfs:
+        raise UsageError("--force", "has nothing to overwrite", "--mkfs beside it")
+    if mkfs and read_only:
+        raise UsageError("--mkfs", "would write to a read-only image", "one of --mkfs and --read-only")
+    with signals_as_interrupt():
+        attached = _attach(image, read_only, via)
+        try:
+            with working(f"making {fs or 'ext4'} on {attached.device}" if mkfs else f"mounting {attached.device}"):
+                attaching.mount(attached, directory, fs=fs, mkfs=mkfs, force=force, options=options)
+        except BaseException:
+            with signals_ignored():
+                attaching.attempt([lambda: _detach(_find(attached.image))])
+            raise
+
+
+@click.command()
+@click.argument("target", metavar="DIRECTORY|IMAGE", type=click.Path())
+def unmount(target: str) -> None:
+    """Undo mount: unmount the filesystem, release the device, stop the server.
+
+    A filesystem in use is left alone, and the error names who uses it.
+
+    \b
+    Examples:
+      pmem-nbd unmount /mnt
+      pmem-nbd unmount disk.pmem
+    """
+    attached = _find(target)
+    if not attached.directory:
+        raise HostError(target, f"is attached as {attached.device} but not mounted by pmem-nbd", "pmem-nbd detach")
+    with signals_ignored(), working(f"unmounting {attached.directory}"):
+        _detach(attaching.unmount(attached))
+
+
+def _attach(image: Path, read_only: bool, via: str | None) -> attaching.Attachment:
+    """Attach an image, serving it first if nobody does; a server started for nothing is stopped again."""
+    if attached := attaching.find(image):
+        raise ImageBusy(image, f"is attached already, as {attached.device}", f"pmem-nbd detach {image} first")
+    attaching.require_root(image)
+    running = server.find(image)
+    started = running is None
+    if running is None:
+        running = start(image, read_only=read_only)
+    try:
+        return attaching.attach(
+            running.image, running.uri, read_only=read_only or running.read_only, owns_server=started, way=via
+        )
+    except BaseException:
+        if started:
+            with signals_ignored():
+                server.stop(running)
+        raise
+
+
+def _detach(attached: attaching.Attachment) -> None:
+    """Detach, and stop the server that was started for it, unless the device is still there and needs it."""
+    try:
+        attaching.detach(attached)
+    finally:
+        running = server.find(attached.image)
+        if attached.owns_server and running is not None and attaching.find(attached.image) is None:
+            server.stop(running)
+
+
+def _find(target: str) -> attaching.Attachment:
+    attached = attaching.find(target)
+    if attached is None:
+        raise NotAnImage(target, "is not attached", "an image, device or directory that `pmem-nbd list` shows")
+    return attached

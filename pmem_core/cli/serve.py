@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: MIT
+"""The verbs of servers: serve, stop, list."""
+
+import contextlib
+import datetime
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pmem_core import attach, server
+from pmem_core.cli._common import emit, human_bytes, json_option, working
+from pmem_core.errors import ImageBusy, ServerError
+
+IMAGE = click.argument("image", type=click.Path(path_type=Path))
+
+
+def say(line: str) -> None:
+    """Tell the person at the terminal something that is no output."""
+    click.echo(line, err=True)
+
+
+def start(image: Path, **options: Any) -> server.Server:
+    """Start a server; on a terminal, show that this takes its time."""
+    with working(f"starting the server of {image} (the first start compiles)"):
+        return server.start(image, tell=say, **options)
+
+
+@click.command()
+@IMAGE
+@click.option(
+    "--socket", metavar="PATH", type=click.Path(), help="Listen on this Unix socket (default: a private one)."
+)
+@click.option("--port", metavar="N", type=int, help="Listen on this TCP port instead.")
+@click.option("--bind", metavar="ADDR", default="127.0.0.1", show_default=True, help="The address of --port.")
+@click.option("-r", "--read-only", is_flag=True, help="Refuse writes.")
+@click.option("--record", metavar="FILE", type=click.Path(path_type=Path), help="Record every request in FILE.")
+@click.option("-t", "--threads", metavar="N", type=click.IntRange(1), help="Threads of nbdkit (default: its own).")
+@click.option("-b", "--background", is_flag=True, help="Return once it serves; `pmem-nbd stop` ends it.")
+@click.argument("nbdkit_args", nargs=-1, type=click.UNPROCESSED, metavar="[-- NBDKIT-ARGS...]")
+def serve(
+    image: Path,
+    socket: str | None,
+    port: int | None,
+    bind: str,
+    read_only: bool,
+    record: Path | None,
+    threads: int | None,
+    background: bool,
+    nbdkit_args: tuple[str, ...],
+) -> None:
+    """Serve an image over NBD until Ctrl-C, which stops it cleanly.
+
+    What follows `--` is given to nbdkit: TLS, filters, its own options.
+
+    \b
+    Examples:
+      pmem-nbd serve disk.pmem
+      pmem-nbd serve disk.pmem --background
+      pmem-nbd serve disk.pmem --port 10809
+      pmem-nbd serve disk.pmem --port 10809 --bind 0.0.0.0 -- --tls=require --tls-certificates=pki
+      pmem-nbd serve disk.pmem -- --filter=log logfile=requests.log
+    """
+    with signals_as_interrupt():
+        running = start(
+            image,
+            socket=socket,
+            port=port,
+            bind=bind,
+            read_only=read_only,
+            threads=threads,
+            parameters={"record": str(record.absolute())} if record is not None else {},
+            nbdkit_args=nbdkit_args,
+            exit_with_parent=not background,
+        )
+        try:
+            say(f"serving {image} on {running.uri} (process {running.pid})")
+            if not background:
+                server.follow(running, say)
+        except KeyboardInterrupt:
+            # The next Ctrl-C must not cut the checkpoint short.
+            with signals_ignored(), working(f"stopping the server of {image}"):
+                server.stop(running)
+            say(f"stopped serving {image}")
+
+
+@click.command()
+@IMAGE
+def stop(image: Path) -> None:
+    """Stop the server of an image, after a checkpoint.
+
+    An image that is attached or mounted is not stopped: what its filesystem still holds would be lost.
+
+    \b
+    Examples:
+      pmem-nbd stop disk.pmem
+    """
+    running = server.find(image)
+    if running is None:
+        raise ServerError(image, "is not being served", "an image that `pmem-nbd list` shows")
+    if attached := attach.find(image):
+        verb, where = ("unmount", attached.directory) if attached.directory else ("detach", attached.device)
+        raise ImageBusy(image, f"is in use as {where}", f"pmem-nbd {verb} first")
+    with working(f"stopping the server of {image}"):
+        server.stop(running)
+
+
+@click.command("list")
+@json_option
+def list_(as_json: bool) -> None:
+    """List the servers of this user: where they listen, what they are attached to, and what they cost.
+
+    \b
+    Examples:
+      pmem-nbd list
+      pmem-nbd list -j
+    """
+    running = server.servers()
+    attached = {one.image: one for one in attach.attachments()}
+    rows = []
+    for one, figures in zip(running, server.usage(running), strict=True):
+        use = attached.get(one.image)
+        rows.append(
+            {
+                "image": one.image,
+                "pid": one.pid,
+                "uri": one.uri,
+                "read_only": one.read_only,
+                "started": datetime.datetime.fromtimestamp(one.started).astimezone().isoformat(timespec="seconds"),
+                "device": use.device if use else "",
+                "directory": use.directory if use else "",
+                **figures,
+            }
+        )
+    if as_json:
+        emit(rows)
+        return
+    if not rows:
+        say("nothing is being served")
+        return
+    _show(rows)
+
+
+def _show(rows: list[dict[str, Any]]) -> None:
+    """Print the servers as a table for people."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for heading in ("image", "pid", "memory", "CPU", "read", "written", "clients", "used as"):
+        wide = heading in ("image", "used as")
+        table.add_column(heading, justify="left" if wide else "right", overflow="fold", no_wrap=not wide)
+    for row in rows:
+        use = " on ".join(filter(None, [row["device"], row["directory"]])) or row["uri"].removeprefix(
+            "nbd+unix:///?socket="
+        )
+        figures = ["?"] * 5
+        if "memory_bytes" in row:
+            figures = [
+                human_bytes(row["memory_bytes"]),
+                f"{row['cpu_percent']:.0f} %",
+                human_bytes(row["read_bytes"]),
+                human_bytes(row["written_bytes"]),
+                str(row["connections"]),
+            ]
+        table.add_row(row["image"] + (" (read-only)" if row["read_only"] else ""), str(row["pid"]), *figures, use)
+    console = Console()
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console = Console(width=1000)  # for grep and awk: one line each
+    console.print(table)
+
+
+# --- signals ----------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def signals_as_interrupt() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP do what Ctrl-C does."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    with _handling([signal.SIGTERM, signal.SIGHUP], interrupt):
+        yield
+
+
+@contextlib.contextmanager
+def signals_ignored() -> Iterator[None]:
+    """Let nothing but SIGKILL cut short what is done in here."""
+    with _handling([signal.SIGINT, signal.SIGTERM, signal.SIGHUP], signal.SIG_IGN):
+        yield
+
+
+@contextlib.contextmanager
+def _handling(numbers: list[signal.Signals], handler: Any) -> Iterator[None]:
+    # What nohup ignores stays ignored.
+    before = {one: signal.getsignal(one) for one in numbers if signal.getsignal(one) != signal.SIG_IGN}
+    for number in before:
+        signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
