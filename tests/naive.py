@@ -1,0 +1,424 @@
+# SPDX-License-Identifier: MIT
+"""The whole device as dicts and loops: the oracle that every compiled function is compared with.
+
+Written from the documents, for reading rather than for speed.  It imports nothing of pmem_core, because an oracle that
+shares code with its subject agrees with its mistakes; sizes and names come in as plain numbers and strings.
+"""
+
+import struct
+
+PAGE = 4096
+INFO_BYTES = 8192  # two info blocks, in front of the frames
+PENDING_SLOTS = 4096
+LINEAR_ALIGN = 2 << 20
+UPTODATE = 8
+CAUSES = ("host", "descriptor", "move", "info")
+
+
+# ---- checksums ----
+
+
+def crc32c_step(crc, byte):
+    """Advance a crc32c over one byte, bit by bit."""
+    crc ^= byte
+    for _ in range(8):
+        crc = (crc >> 1) ^ (0x82F63B78 if crc & 1 else 0)
+    return crc
+
+
+CRC_OF_BYTE = [crc32c_step(0, byte) for byte in range(256)]
+
+
+def crc32c_raw(crc, data):
+    """Advance `crc` over `data`, with no inversion before or after."""
+    for byte in data:
+        crc = (crc >> 8) ^ CRC_OF_BYTE[(crc ^ byte) & 255]
+    return crc
+
+
+def crc32c(data):
+    """crc32c as RFC 3720 has it: inverted before and after."""
+    return crc32c_raw(0xFFFFFFFF, data) ^ 0xFFFFFFFF
+
+
+# ---- placements: lists of placed addresses ----
+
+
+class Interleaved:
+    """Every (4096 / B + 1)th page is a page of the descriptors of the pages behind it."""
+
+    def __init__(self, placed_bytes, descriptor_bytes):
+        stride = PAGE // descriptor_bytes + 1
+        self.pages, self.descriptors = [], []
+        for number in range(placed_bytes // PAGE):
+            group, within = divmod(number, stride)
+            if within:
+                self.pages.append(number * PAGE)
+                self.descriptors.append(group * stride * PAGE + (within - 1) * descriptor_bytes)
+
+
+class Linear:
+    """One array of descriptors, then the pages, which begin on a multiple of 2 MiB of the medium."""
+
+    def __init__(self, placed_bytes, descriptor_bytes):
+        most = placed_bytes // PAGE
+        data_at = 0
+        while data_at < INFO_BYTES + most * descriptor_bytes:
+            data_at += LINEAR_ALIGN
+        self.pages = list(range(data_at - INFO_BYTES, placed_bytes - PAGE + 1, PAGE))
+        self.descriptors = [page * descriptor_bytes for page in range(len(self.pages))]
+
+
+class NoDescriptors:
+    """Pages side by side, and nothing else."""
+
+    def __init__(self, placed_bytes, descriptor_bytes):
+        self.pages = list(range(0, placed_bytes - PAGE + 1, PAGE))
+        self.descriptors = None
+
+
+PLACEMENTS = {"interleaved": Interleaved, "linear": Linear, "none": NoDescriptors}
+
+
+# ---- levelings ----
+
+
+class Fixed:
+    """Nothing moves."""
+
+    def __init__(self, medium_frames):
+        self.frames = medium_frames
+
+    def where(self, frame):
+        """The medium frame of placed frame `frame`."""
+        return frame
+
+    def tick(self, frame):
+        """A store into `frame`."""
+
+    def due(self, frame):
+        """The moves that are due around `frame`, as (source, target), each made in the map when it is asked for."""
+        return iter(())
+
+    def spare(self):
+        """The medium frames that hold nothing."""
+        return []
+
+
+def feistel(frame, frames, keys):
+    """A keyed permutation of 0 .. frames - 1: swap and mix two halves, again until the number is in range."""
+    half = 1
+    while 1 << (2 * half) < frames:
+        half += 1
+    while True:
+        left, right = divmod(frame, 1 << half)
+        for key in keys:
+            mixed = ((right ^ key) * 0x45D9F3B) // 65536 % (1 << half)
+            left, right = right, left ^ mixed
+        frame = left * (1 << half) + right
+        if frame < frames:
+            return frame
+
+
+class StartGap:
+    """Rings of frames with a gap of K free ones; the frame below the gap hops over it."""
+
+    def __init__(self, medium_frames, interval, region_frames, gap_frames, keys=None):
+        self.interval, self.region_frames, self.gap_frames, self.keys = interval, region_frames, gap_frames, keys
+        self.rings, self.gaps, self.firsts, self.ticks, self.places = [], [], [], [], []
+        self.frames, first = 0, 0
+        while medium_frames - first > gap_frames:
+            size = min(region_frames, medium_frames - first - gap_frames)
+            self.rings.append([*range(size), *[None] * gap_frames])
+            self.places.append({x: x for x in range(size)})  # the ring backwards: where x is
+            self.gaps.append(size)
+            self.firsts.append(first)
+            self.ticks.append(0)
+            self.frames += size
+            first += size + gap_frames
+
+    def _find(self, frame):
+        if self.keys is not None:
+            frame = feistel(frame, self.frames, self.keys)
+        return divmod(frame, self.region_frames)
+
+    def where(self, frame):
+        """The medium frame of placed frame `frame`."""
+        region, x = self._find(frame)
+        return self.firsts[region] + self.places[region][x]
+
+    def tick(self, frame):
+        """A store into `frame`."""
+        self.ticks[self._find(frame)[0]] += 1
+
+    def due(self, frame):
+        """The moves that are due around `frame`, as (source, target), each made in the map when it is asked for."""
+        region, _ = self._find(frame)
+        ring = self.rings[region]
+        while self.ticks[region] >= self.interval:
+            source = (self.gaps[region] - 1) % len(ring)
+            target = (self.gaps[region] + self.gap_frames - 1) % len(ring)
+            ring[target], ring[source] = ring[source], None
+            self.places[region][ring[target]] = target
+            self.gaps[region] = source
+            self.ticks[region] -= self.interval
+            yield self.firsts[region] + source, self.firsts[region] + target
+
+    def spare(self):
+        """The medium frames that hold nothing."""
+        rings = zip(self.firsts, self.rings, strict=True)
+        return [first + at for first, ring in rings for at, x in enumerate(ring) if x is None]
+
+
+LEVELINGS = {"none": Fixed, "start_gap": StartGap}
+
+
+# ---- the device ----
+
+
+class Naive:
+    """A device.  `info` is the 8192 bytes of its info blocks; `leveling_parameters` are those of the class above."""
+
+    def __init__(
+        self,
+        info,
+        *,
+        size,
+        placement,
+        leveling,
+        frame_bytes,
+        line_bytes,
+        descriptor_bytes,
+        coalesced,
+        checksums,
+        section_pages,
+        leveling_parameters,
+    ):
+        self.frame_bytes, self.line_bytes, self.descriptor_bytes = frame_bytes, line_bytes, descriptor_bytes
+        self.checksums, self.section_pages = checksums, section_pages
+        self.leveling = LEVELINGS[leveling]((size - INFO_BYTES) // frame_bytes, **leveling_parameters)
+        placed_bytes = size - INFO_BYTES if leveling == "none" else self.leveling.frames * frame_bytes
+        self.placement = PLACEMENTS[placement](placed_bytes, descriptor_bytes)
+        self.has_descriptors = self.placement.descriptors is not None
+        self.coalesced = coalesced and self.has_descriptors
+        self.medium = bytearray(size)
+        self.medium[:INFO_BYTES] = info
+        self.wear = dict.fromkeys(range(INFO_BYTES // line_bytes), 1)
+        self.worn = dict.fromkeys(CAUSES, 0) | {"info": INFO_BYTES // line_bytes}
+        self.moves = self.page_writes = 0
+        self.requests = dict.fromkeys(("reads", "writes", "read_bytes", "written_bytes", "flushes"), 0)
+        self.requests |= dict.fromkeys(("trims", "trimmed_bytes", "zeros", "zeroed_bytes"), 0)
+        self.touched, self.dirty, self.recent = set(), set(), set()  # sections: ever, lately, very lately written
+        self.fields = {}  # page -> what its descriptor says
+        self.pending = {}  # slot -> page
+
+    @property
+    def page_count(self):
+        """Pages the client sees."""
+        return len(self.placement.pages)
+
+    # -- placed addresses --
+
+    def pieces(self, placed, count):
+        """The bytes from `placed` on, cut at frames: (placed frame, medium address, bytes)."""
+        found = []
+        while count:
+            frame, within = divmod(placed, self.frame_bytes)
+            size = min(count, self.frame_bytes - within)
+            found.append((frame, INFO_BYTES + self.leveling.where(frame) * self.frame_bytes + within, size))
+            placed, count = placed + size, count - size
+        return found
+
+    def load(self, placed, count):
+        """The bytes at `placed`."""
+        return b"".join(bytes(self.medium[at : at + size]) for _, at, size in self.pieces(placed, count))
+
+    def count_wear(self, cause, at, count):
+        """One more write of each line that `count` bytes at medium address `at` touch."""
+        for line in range(at // self.line_bytes, (at + count - 1) // self.line_bytes + 1):
+            self.wear[line] = self.wear.get(line, 0) + 1
+            self.worn[cause] += 1
+
+    def store(self, cause, placed, data):
+        """Store at `placed`; one tick for each frame touched."""
+        done = 0
+        for frame, at, size in self.pieces(placed, len(data)):
+            self.medium[at : at + size] = data[done : done + size]
+            self.count_wear(cause, at, size)
+            self.leveling.tick(frame)
+            done += size
+
+    def settle(self, placed, count):
+        """Make the moves that are due in the frames of `count` bytes at `placed`."""
+        for frame in range(placed // self.frame_bytes, (placed + count - 1) // self.frame_bytes + 1):
+            for source, target in self.leveling.due(frame):
+                source, target = INFO_BYTES + source * self.frame_bytes, INFO_BYTES + target * self.frame_bytes
+                self.medium[target : target + self.frame_bytes] = self.medium[source : source + self.frame_bytes]
+                self.count_wear("move", target, self.frame_bytes)
+                self.moves += 1
+
+    # -- descriptors --
+
+    def descriptor(self, page):
+        """The bytes of the descriptor of `page`."""
+        if page not in self.fields:
+            return bytes(self.descriptor_bytes)
+        crc, holds, writes, generation = self.fields[page]
+        rest = struct.pack("<IIIQiiQ", crc, UPTODATE if holds else 0, writes, generation, int(holds), 0, page)
+        rest = bytes(4) + rest.ljust(self.descriptor_bytes, b"\0")[: self.descriptor_bytes - 4]
+        return struct.pack("<I", crc32c_raw(page % 2**32, rest)) + rest[4:]
+
+    def holds(self, page):
+        """True where the page holds data."""
+        return page in self.fields and self.fields[page][1]
+
+    def goes_to_medium(self, page):
+        """Whose descriptor the medium gets when that of `page` is stored: its own, the evicted one, or None."""
+        if not self.coalesced:
+            return page if self.has_descriptors else None
+        waiting = self.pending.get(page % PENDING_SLOTS)
+        return None if waiting == page else waiting
+
+    def settle_descriptor(self, page):
+        """Settle what `store_descriptor` will write."""
+        target = self.goes_to_medium(page)
+        if target is not None:
+            self.settle(self.placement.descriptors[target], self.descriptor_bytes)
+
+    def change_descriptor(self, page, crc, holds, writes):
+        """Give `page` a new descriptor, on the medium or among the pending ones."""
+        target = self.goes_to_medium(page)
+        self.fields[page] = (crc, holds, writes, self.page_writes)
+        if target is not None:
+            self.store("descriptor", self.placement.descriptors[target], self.descriptor(target))
+        if self.coalesced:
+            self.pending[page % PENDING_SLOTS] = page
+
+    def writes_of(self, page):
+        """How often the page was written."""
+        return self.fields[page][2] if page in self.fields else 0
+
+    # -- pages --
+
+    def mark(self, page):
+        """Note that the section of `page` is written to."""
+        for marks in (self.touched, self.dirty, self.recent):
+            marks.add(page // self.section_pages)
+
+    def write_page(self, page, at, data):
+        """Write a page, or a part of it."""
+        self.mark(page)
+        placed = self.placement.pages[page]
+        self.settle(placed, PAGE)
+        self.settle_descriptor(page)
+        if self.has_descriptors and not self.holds(page):
+            data, at = bytes(at) + data + bytes(PAGE - at - len(data)), 0
+        self.store("host", placed + at, data)
+        self.page_writes += 1
+        if self.has_descriptors:
+            crc = crc32c(self.load(placed, PAGE)) if self.checksums else 0
+            self.change_descriptor(page, crc, True, self.writes_of(page) + 1)
+
+    def trim_page(self, page):
+        """Give a page back; one that is free costs nothing."""
+        if page // self.section_pages not in self.touched:
+            return
+        if self.has_descriptors:
+            if not self.holds(page):
+                return
+            self.mark(page)
+            self.settle_descriptor(page)
+            self.change_descriptor(page, 0, False, self.writes_of(page))
+        for _, at, size in self.pieces(self.placement.pages[page], PAGE):
+            self.medium[at : at + size] = bytes(size)
+
+    def read_page(self, page):
+        """The 4096 bytes of a page."""
+        if page // self.section_pages not in self.touched or (self.has_descriptors and not self.holds(page)):
+            return bytes(PAGE)
+        return self.load(self.placement.pages[page], PAGE)
+
+    # -- requests --
+
+    def parts(self, offset, count):
+        """The pages of a range: (page, first byte within it, bytes)."""
+        found = []
+        while count:
+            page, at = divmod(offset, PAGE)
+            size = min(count, PAGE - at)
+            found.append((page, at, size))
+            offset, count = offset + size, count - size
+        return found
+
+    def note(self, name, bytes_name, count):
+        """Count a request."""
+        self.requests[name] += 1
+        self.requests[bytes_name] += count
+
+    def read(self, count, offset):
+        """`count` bytes at `offset`."""
+        self.note("reads", "read_bytes", count)
+        return b"".join(self.read_page(page)[at : at + size] for page, at, size in self.parts(offset, count))
+
+    def write(self, data, offset, fua=False):
+        """Write `data` at `offset`."""
+        done = 0
+        for page, at, size in self.parts(offset, len(data)):
+            self.write_page(page, at, data[done : done + size])
+            done += size
+        self.note("writes", "written_bytes", len(data))
+        if fua:
+            self.drain()
+
+    def trim(self, count, offset):
+        """Give back the whole pages of a range."""
+        for page, _, size in self.parts(offset, count):
+            if size == PAGE:
+                self.trim_page(page)
+        self.note("trims", "trimmed_bytes", count)
+
+    def zero(self, count, offset, may_trim=True):
+        """Make a range read as zeros."""
+        for page, at, size in self.parts(offset, count):
+            if may_trim and size == PAGE:
+                self.trim_page(page)
+            elif not may_trim or page // self.section_pages in self.touched:
+                self.write_page(page, at, bytes(size))
+        self.note("zeros", "zeroed_bytes", count)
+
+    def flush(self):
+        """Make everything durable: descriptors that are pending go to the medium."""
+        self.drain()
+        self.requests["flushes"] += 1
+
+    def settle_sections(self):
+        """Call the sections clean that were not written since the last time; with them go pending descriptors."""
+        quiet = self.dirty - self.recent
+        self.recent = set()
+        if quiet:
+            self.dirty -= quiet
+            self.drain()
+
+    def close(self):
+        """Leave nothing pending and no section dirty."""
+        self.drain()
+        self.dirty, self.recent = set(), set()
+
+    def drain(self):
+        """Write every pending descriptor to the medium, in the order of the slots."""
+        for slot in sorted(self.pending):
+            placed = self.placement.descriptors[self.pending[slot]]
+            self.settle(placed, self.descriptor_bytes)
+            self.store("descriptor", placed, self.descriptor(self.pending[slot]))
+        self.pending = {}
+
+    def extents(self, count, offset):
+        """(offset, bytes, holds data), neighbours joined."""
+        found = []
+        for page, at, size in self.parts(offset, count):
+            holds = page // self.section_pages in self.touched and (not self.has_descriptors or self.holds(page))
+            if found and found[-1][2] == holds:
+                found[-1] = (found[-1][0], found[-1][1] + size, holds)
+            else:
+                found.append((page * PAGE + at, size, holds))
+        return found

@@ -1,0 +1,328 @@
+# SPDX-License-Identifier: MIT
+"""The verbs create, info and stats, as a person and as a program sees them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pmem_core import cli, geometry, image
+from pmem_core.cli import image as verbs
+from pmem_core.cli import stats as stats_verb
+from pmem_core.device import Device
+from pmem_core.errors import UsageError
+
+COMMAND = Path(sys.executable).parent / "pmem-nbd"
+PAGE = 4096
+
+
+@pytest.fixture
+def run(capsys, tmp_path, monkeypatch):
+    """Run the command in a folder of its own; returns (exit status, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PMEM_NBD_DEBUG", raising=False)
+
+    def call(*arguments):
+        capsys.readouterr()
+        status = cli.main([str(argument) for argument in arguments])
+        told = capsys.readouterr()
+        return status, told.out, told.err
+
+    return call
+
+
+@pytest.fixture
+def disk(run):
+    """An image of 16 MiB that has been used a little."""
+    assert run("create", "disk.pmem", "--size", "16M", "--set", "region_frames=256", "--set", "gap_frames=4")[0] == 0
+    with Device(Path("disk.pmem")) as device:
+        for page in range(500):
+            device.write(b"\x01" * PAGE, page * PAGE)
+            device.write(b"\x01" * PAGE, 0)
+    return Path("disk.pmem")
+
+
+# ---- create ----
+
+
+def test_create_says_what_was_made(run):
+    status, out, err = run("create", "disk.pmem", "--size", "1G", "--placement", "linear", "--leveling", "none")
+    assert (status, err) == (0, "")
+    assert out.count("\n") == 1
+    assert out.startswith("disk.pmem: 1 GiB medium, ") and out.endswith(" for the client (98.24%), linear, none\n")
+
+
+def test_every_option_reaches_the_image(run):
+    options = [
+        "--placement",
+        "interleaved",
+        "--leveling",
+        "start_gap",
+        "--descriptor-bytes",
+        "128",
+        "--frame-bytes",
+        "1K",
+    ]
+    options += ["--descriptor-writes", "coalesced", "--no-checksums", "--line-bytes", "64", "--set", "interval=7"]
+    status, out, _ = run("create", "disk.pmem", "--size", "8M", *options, "--set", "gap_frames=0x10", "-j")
+    assert status == 0
+    made = json.loads(out)
+    plan = image.load_geometry(Path("disk.pmem"))
+    assert plan.info.parameters["leveling"] == {
+        **{name: spec[0] for name, spec in plan.leveling.PARAMETERS.items()},
+        "interval": 7,
+        "gap_frames": 16,
+    }
+    info = plan.info
+    assert (info.size, info.descriptor_bytes, info.frame_bytes, info.line_bytes) == (8 << 20, 128, 1024, 64)
+    assert (info.descriptor_writes, info.checksums) == ("coalesced", False)
+    assert made["image"]["parameters"] == info.parameters
+    assert run("info", "disk.pmem", "-j")[1] == out
+
+
+def test_policies_are_found_by_their_files():
+    for family in (geometry.placement, geometry.leveling):
+        assert verbs.policies(family.__name__.rpartition(".")[2]) == sorted(family.family.modules)
+
+
+REFUSED = {
+    "size 0": (["--size", "0"], "is zero"),
+    "negative size": (["--size", "-5"], "is not a size"),
+    "absurd size": (["--size", "9999999999T"], "too large"),
+    "larger than any host": (["--size", "4E"], "not possible: 1 to 64T"),
+    "unaligned size": (["--size", "5000"], "a multiple of 4096, such as 8192"),
+    "no size": ([], "missing option"),
+    "words for a size": (["--size", "big"], "is not a size"),
+    "too small": (["--size", "4K"], "too small"),
+    "unknown placement": (["--size", "1G", "--placement", "diagonal"], "'interleaved', 'linear', 'none'"),
+    "unknown leveling": (["--size", "1G", "--leveling", "wishful"], "'none', 'start_gap'"),
+    "unknown parameter": (["--size", "1G", "--set", "foo=1"], "one of interval, region_frames, gap_frames"),
+    "parameter of nothing": (["--size", "1G", "--leveling", "none", "--set", "foo=1"], "no parameters"),
+    "parameter without value": (["--size", "1G", "--set", "interval"], "name=value"),
+    "parameter twice": (["--size", "1G", "--set", "interval=1", "--set", "interval=2"], "set before"),
+    "parameter in words": (["--size", "1G", "--set", "interval=often"], "not a whole number"),
+    "parameter out of range": (["--size", "1G", "--set", "interval=0"], "out of range: 1 to"),
+    "parameter not a power of two": (["--size", "1G", "--set", "region_frames=1000"], "a power of two"),
+    "odd descriptor": (["--size", "1G", "--descriptor-bytes", "100"], "a power of two from 16 to 4096"),
+    "large frame": (["--size", "1G", "--frame-bytes", "128K"], "a power of two from 256 to 65536"),
+    "line above frame": (["--size", "1G", "--frame-bytes", "256", "--line-bytes", "4K"], "larger than a frame"),
+    "unknown writes": (["--size", "1G", "--descriptor-writes", "never"], "'each', 'coalesced'"),
+}
+
+
+@pytest.mark.parametrize(("options", "words"), REFUSED.values(), ids=REFUSED)
+def test_create_refuses_in_one_line(run, options, words):
+    status, out, err = run("create", "disk.pmem", *options)
+    assert (status, out) == (2, "")
+    assert err.count("\n") == 1 and words in err and "Traceback" not in err
+    assert list(Path().iterdir()) == []
+
+
+def test_create_keeps_what_is_there(run, disk):
+    before = (disk / "media").stat().st_mtime_ns
+    status, out, err = run("create", disk, "--size", "1G")
+    assert (status, out) == (2, "") and err.count("\n") == 1 and "exists already" in err
+    assert (disk / "media").stat().st_mtime_ns == before
+
+
+def test_create_wants_a_folder(run):
+    status, out, err = run("create", "nowhere/disk.pmem", "--size", "1G")
+    assert (status, out) == (1, "") and "no such folder" in err and err.count("\n") == 1
+
+
+def test_parameters_are_whole_numbers():
+    assert verbs.parse_parameters(("a=1", " b = 0x10 ")) == {"a": 1, "b": 16}
+    with pytest.raises(UsageError):
+        verbs.parse_parameters(("=1",))
+
+
+def test_a_tebibyte_costs_little(run):
+    assert run("create", "disk.pmem", "--size", "1T")[0] == 0
+    used = json.loads(run("info", "disk.pmem", "-j")[1])["files"]
+    assert used["media"]["bytes"] == 1 << 40
+    assert sum(file["used_bytes"] for file in used.values()) < 64 << 20
+
+
+# ---- info ----
+
+
+@pytest.mark.parametrize("place", ["interleaved", "linear", "none"])
+@pytest.mark.parametrize("level", ["none", "start_gap"])
+def test_info_explains_every_byte(run, place, level):
+    assert run("create", "disk.pmem", "--size", "100M", "--placement", place, "--leveling", level)[0] == 0
+    seen = json.loads(run("info", "disk.pmem", "-j")[1])
+    capacity = seen["capacity"]
+    assert sum(capacity["bytes"].values()) == capacity["medium_bytes"] == 100 << 20
+    assert capacity["bytes"]["data"] == capacity["device_bytes"] == seen["image"]["device_bytes"]
+    assert bool(capacity["bytes"]["descriptor"]) is (place != "none")
+    assert bool(capacity["bytes"]["spare"]) is (level != "none")
+    assert seen["image"]["linux"] is (place == "linear" and level == "none")
+    status, out, err = run("info", "disk.pmem")
+    assert (status, err) == (0, "")
+    for word in (
+        place,
+        level,
+        seen["image"]["uuid"],
+        "pages the client sees",
+        "100.000%",
+        str(capacity["device_bytes"]),
+    ):
+        assert word in out
+    assert out.isascii()
+
+
+def test_info_tells_the_last_events(run, disk):
+    for _ in range(3):
+        Device(disk).close()
+    seen = json.loads(run("info", disk, "-j")[1])
+    assert [event["event"] for event in seen["events"]] == ["closed", "opened", "closed", "opened", "closed"]
+    assert (seen["session"], seen["served"], seen["retired_pages"]) == ("closed", False, 0)
+    with Device(disk):
+        live = json.loads(run("info", disk, "-j")[1])
+        assert (live["session"], live["served"], live["pid"], live["events"]) == ("served", True, os.getpid(), [])
+        assert f"served by process {os.getpid()}" in run("info", disk)[1]
+
+
+# ---- stats ----
+
+
+def test_stats_for_people(run, disk):
+    status, out, err = run("stats", disk)
+    assert (status, err) == (0, "")
+    for word in (
+        "data",
+        "descriptor",
+        "spare",
+        "all",
+        "hottest",
+        "Gini",
+        "Jain",
+        "CoV",
+        "write amplification",
+        "moved",
+    ):
+        assert word in out
+    for word in ("by cause  host 16000", "share of ideal life", "the medium; a cell is"):
+        assert word in out
+    assert out.isascii() and "invariant" not in out
+
+
+def test_stats_is_json_and_nothing_else(run, disk):
+    status, out, err = run("stats", disk, "-j")
+    assert (status, err) == (0, "")
+    seen = json.loads(out)
+    assert seen["host"]["writes"] == 1000 and "heat_map" not in seen and "histogram" not in seen
+    seen = json.loads(run("stats", disk, "-j", "--histogram", "--stripe")[1])
+    assert (
+        seen["heat_map"]["stripe"] == 65
+        and sum(lines for _, lines in seen["histogram"]["all"]) == (16 << 20) // 256 - 32
+    )
+
+
+def test_pictures_are_chosen(run, disk):
+    assert "log scale" not in run("stats", disk, "--no-heat-map")[1]
+    out = run("stats", disk, "--histogram")[1]
+    assert "lines, log scale" in out and "the medium" not in out
+    out = run("stats", disk, "--histogram", "--heat-map", "--by", "mean")[1]
+    assert "lines, log scale" in out and "a cell is the mean" in out
+    assert "folded at 65 pages" in run("stats", disk, "--stripe")[1]
+
+
+@pytest.mark.parametrize("width", [20, 40, 60, 80, 200])
+def test_stats_fits_the_terminal(run, disk, monkeypatch, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+    for options in ((), ("--stripe",), ("--histogram",)):
+        status, out, _ = run("stats", disk, *options)
+        assert status == 0
+        assert max(len(line.rstrip()) for line in out.splitlines()) <= width
+
+
+def test_map_of_an_image_smaller_than_the_map(run):
+    assert run("create", "disk.pmem", "--size", "20K", "--leveling", "none", "--placement", "none")[0] == 0
+    for options in ((), ("--stripe",), ("--histogram",)):
+        assert run("stats", "disk.pmem", *options)[0] == 0
+
+
+def test_colours_run_from_cold_to_hot():
+    def brightness(colour):
+        red, green, blue = (int(colour[at : at + 2], 16) for at in (1, 3, 5))
+        return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+    shades = [brightness(colour) for colour in stats_verb.COLOURS]
+    assert shades == sorted(shades) and len(stats_verb.RAMP) == len(shades) + 1
+
+
+@pytest.mark.parametrize("verb", ["info", "stats"])
+def test_what_is_no_image_is_told_in_one_line(run, tmp_path, verb):
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "media").write_bytes(bytes(16384))
+    for name, words in (
+        ("gone", "does not exist"),
+        ("file", "is a file"),
+        ("folder", "'media'"),
+        ("other", "info block"),
+    ):
+        for options in ((), ("-j",)):
+            status, out, err = run(verb, name, *options)
+            assert (status, out, err.count("\n")) == (1, "", 1)
+            assert words in err
+
+
+def test_truncated_image_is_told_in_one_line(run, disk):
+    os.truncate(disk / "media", 8 << 20)
+    for verb in ("info", "stats"):
+        status, out, err = run(verb, disk)
+        assert (status, out, err.count("\n")) == (1, "", 1) and "truncated" in err
+
+
+# ---- as a process ----
+
+
+def spawn(*arguments, **options):
+    return subprocess.run([COMMAND, *arguments], capture_output=True, text=True, check=False, **options)
+
+
+def test_help_waits_for_no_compiler():
+    code = (
+        "import sys; from pmem_core.cli import main; status = main(sys.argv[1:]);"
+        "sys.exit(status or int('numba' in sys.modules or 'numpy' in sys.modules))"
+    )
+    for arguments in (["--help"], ["create", "--help"], ["info", "--help"], ["stats", "--help"]):
+        told = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+        assert told.returncode == 0, (arguments, told.stderr)
+        assert "Examples:" in told.stdout
+
+
+def test_the_command_as_a_process(tmp_path):
+    path = tmp_path / "disk.pmem"
+    told = spawn("create", path, "--size", "64M", "-j")
+    assert (told.returncode, told.stderr) == (0, "") and json.loads(told.stdout)["image"]["size"] == 64 << 20
+    for verb in ("info", "stats"):
+        told = spawn(verb, path, "-j")
+        assert (told.returncode, told.stderr) == (0, "") and json.loads(told.stdout)["image"]["path"] == str(path)
+    for arguments, status in ((["create", path, "--size", "7"], 2), (["stats"], 2), (["info", tmp_path / "gone"], 1)):
+        told = spawn(*arguments)
+        assert (told.returncode, told.stdout, told.stderr.count("\n")) == (status, "", 1)
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_watch_goes_on_until_told(tmp_path, as_json):
+    path = tmp_path / "disk.pmem"
+    assert spawn("create", path, "--size", "16M").returncode == 0
+    options = ["-j"] if as_json else ["--no-heat-map"]
+    command = [COMMAND, "stats", path, "--watch", "0.05", *options]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as watching:
+        seen, word = 0, '"path"' if as_json else "share of ideal life"
+        deadline = time.monotonic() + 60
+        while seen < 3 and time.monotonic() < deadline:
+            seen += word in watching.stdout.readline()
+        watching.send_signal(signal.SIGINT)
+        _, err = watching.communicate(timeout=30)
+    assert (seen, watching.returncode, err) == (3, 0, "")

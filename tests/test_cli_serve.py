@@ -1,0 +1,403 @@
+# SPDX-License-Identifier: MIT
+"""The verbs serve, stop, list, mount, unmount, attach and detach, and what the command does with every error."""
+
+import contextlib
+import json
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from conftest import needs
+from serving import runtime_directory, tiny
+
+from pmem_core import __version__, attach, blockdev, cli, runtime, server
+from pmem_core.cli._common import SIZE, emit, human_bytes, parse_size
+from pmem_core.errors import ServerError, UsageError
+
+# The command as it is, but for the plugin: a tiny one in place of the real one.
+DRIVER = """
+import sys
+from pathlib import Path
+from pmem_core import cli, launch
+launch.PLUGIN = Path(sys.argv.pop(1))
+sys.exit(cli.main())
+"""
+
+
+@pytest.fixture
+def folder():
+    with runtime_directory() as path:
+        try:
+            yield path
+        finally:
+            for one in attach.attachments():
+                with contextlib.suppress(Exception):
+                    attach.detach(attach.unmount(one))
+
+
+@pytest.fixture
+def image(tmp_path):
+    path = tmp_path / "disk.pmem"
+    path.mkdir()
+    return path
+
+
+@pytest.fixture
+def command(tmp_path):
+    return [sys.executable, "-c", DRIVER, str(tiny(tmp_path))]
+
+
+@pytest.fixture
+def run(command, folder):
+    def ran(*arguments):
+        return subprocess.run([*command, *map(str, arguments)], capture_output=True, text=True, timeout=60)
+
+    return ran
+
+
+@contextlib.contextmanager
+def serving(command, image, *arguments):
+    """Run `serve` in its foreground until the end of the block; the server is ready when the block begins."""
+    with subprocess.Popen([*command, "serve", image, *arguments], stderr=subprocess.PIPE, text=True) as process:
+        try:
+            said = ""
+            while "serving" not in said and process.poll() is None:
+                said += process.stderr.readline()
+            yield process
+        finally:
+            if process.poll() is None:
+                process.kill()
+
+
+# --- serve, stop, list ------------------------------------------------------------------------------------------------
+
+
+@needs("nbdkit")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_foreground_server_stops_cleanly(command, folder, image, number):
+    with serving(command, image) as process:
+        (running,) = server.servers()
+        process.send_signal(number)
+        assert process.wait(10) == 0
+        assert "stopped serving" in process.stderr.read()
+    assert not running.alive and not list(folder.iterdir())
+
+
+@needs("nbdkit")
+def test_interrupt_while_starting_leaves_nothing(command, folder, image, tmp_path):
+    plugin = tmp_path / "tiny.py"
+    plugin.write_text(plugin.read_text().replace('settings.get("sleep", 0)', '"30"'))
+    process = subprocess.Popen([*command, "serve", image], stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stderr.readline() == "pmem-nbd: tiny: getting ready ...\n"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(10) == 130
+        assert process.stderr.read().strip() == ""
+    finally:
+        process.kill()
+        process.stderr.close()
+    assert not list(folder.iterdir())
+
+
+@needs("nbdkit")
+def test_foreground_server_ends_with_a_killed_command(command, folder, image):
+    with serving(command, image) as process:
+        (running,) = server.servers()
+        process.kill()
+        process.wait()
+    assert blockdev.wait(lambda: not running.alive, 5)
+    assert server.servers() == []
+
+
+@needs("nbdkit")
+def test_server_that_dies_is_told(command, folder, image):
+    with serving(command, image) as process:
+        os.kill(server.servers()[0].pid, signal.SIGKILL)
+        assert process.wait(10) == 1
+        assert process.stderr.read() == f"{image}: nbdkit was killed by SIGKILL: a bug report\n"
+
+
+@needs("nbdkit")
+def test_background_server_is_listed_and_stopped(run, image):
+    started = run("serve", image, "--background")
+    assert started.returncode == 0 and started.stdout == ""
+    (listed,) = json.loads(run("list", "-j").stdout)
+    assert listed["image"] == str(image) and listed["memory_bytes"] > 0
+    assert f"process {listed['pid']}" in started.stderr
+    assert run("stop", image).returncode == 0
+    assert json.loads(run("list", "-j").stdout) == []
+
+
+@needs("nbdkit")
+def test_list_for_people_names_image_and_pid(run, image, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")
+    run("serve", image, "--background")
+    text = run("list").stdout
+    assert str(image) in text and str(server.find(image).pid) in text
+
+
+@needs("nbdkit")
+def test_words_behind_two_dashes_reach_nbdkit(run, image, tmp_path):
+    run("serve", image, "-b", "--", "--filter=log", f"logfile={tmp_path / 'log'}")
+    assert b"--filter=log\0" in Path(f"/proc/{server.find(image).pid}/cmdline").read_bytes()
+
+
+@needs("nbdkit")
+def test_record_is_passed_to_the_plugin_as_a_full_path(run, image):
+    run("serve", image, "-b", "--record", "requests")
+    assert f"record={Path.cwd() / 'requests'}".encode() in Path(f"/proc/{server.find(image).pid}/cmdline").read_bytes()
+
+
+@needs("nbdkit")
+def test_progress_is_not_drawn_into_a_pipe(run, image):
+    started = run("serve", image, "-b")
+    assert "\x1b" not in started.stderr
+    assert started.stderr.splitlines()[0] == "pmem-nbd: tiny: getting ready ..."
+
+
+@needs("nbdkit")
+def test_progress_is_drawn_on_a_terminal(command, folder, image):
+    main, other = pty.openpty()
+    try:
+        subprocess.run(
+            [*command, "serve", str(image), "-b"], stderr=other, check=True, env=os.environ | {"TERM": "xterm"}
+        )
+        drawn = os.read(main, 65536) if select.select([main], [], [], 1)[0] else b""
+        assert b"starting the server" in drawn and b"\x1b[" in drawn
+    finally:
+        os.close(main)
+        os.close(other)
+
+
+# --- attach, mount ----------------------------------------------------------------------------------------------------
+
+kernel = needs("root", "nbdkit", "nbdfuse", "fuse", "loop", "ext4")
+
+
+@pytest.fixture
+def big(tmp_path, command):
+    """Make the tiny plugin big enough for a filesystem."""
+    plugin = tmp_path / "tiny.py"
+    plugin.write_text(plugin.read_text().replace("1 << 20", "32 << 20"))
+
+
+@pytest.mark.kernel
+@kernel
+def test_mount_and_unmount_by_directory(run, folder, image, tmp_path, big):
+    mounted = run("mount", image, tmp_path / "mnt", "--mkfs", "--via", "loop")
+    assert (mounted.returncode, mounted.stdout) == (0, "")
+    (tmp_path / "mnt" / "file").write_text("x")
+    (listed,) = json.loads(run("list", "-j").stdout)
+    assert listed["directory"] == str(tmp_path / "mnt")
+    unmounted = run("unmount", tmp_path / "mnt")
+    assert unmounted.returncode == 0, unmounted.stderr
+    assert not list(folder.iterdir()) and not (tmp_path / "mnt").exists()
+
+
+@pytest.mark.kernel
+@kernel
+def test_unmount_by_image(run, folder, image, tmp_path, big):
+    run("mount", image, tmp_path / "mnt", "--mkfs", "--via", "loop")
+    assert run("unmount", image).returncode == 0
+    assert not list(folder.iterdir())
+
+
+@pytest.mark.kernel
+@kernel
+def test_mount_of_an_image_that_is_served_leaves_the_server(run, image, tmp_path, big):
+    run("serve", image, "-b")
+    run("mount", image, tmp_path / "mnt", "--mkfs", "--via", "loop")
+    assert run("unmount", image).returncode == 0
+    assert server.find(image) is not None
+
+
+@pytest.mark.kernel
+@kernel
+def test_failed_mount_leaves_nothing(run, folder, image, tmp_path, big):
+    failed = run("mount", image, tmp_path / "mnt", "--via", "loop")  # there is no filesystem on it
+    assert failed.returncode == 1
+    assert failed.stderr.splitlines()[-1].startswith("mount: ")
+    assert not list(folder.iterdir()) and not (tmp_path / "mnt").exists()
+
+
+@pytest.mark.kernel
+@kernel
+def test_mkfs_spares_a_filesystem_unless_forced(run, image, tmp_path, big):
+    run("serve", image, "-b")  # its bytes live as long as it
+    run("mount", image, tmp_path / "mnt", "--mkfs", "--via", "loop")
+    run("unmount", image)
+    again = run("mount", image, tmp_path / "mnt", "--mkfs", "--via", "loop")
+    assert again.returncode == 1 and "holds ext4 already" in again.stderr
+    assert run("mount", image, tmp_path / "mnt", "--mkfs", "--force", "--via", "loop").returncode == 0
+    run("unmount", image)
+
+
+@pytest.mark.kernel
+@kernel
+def test_mounted_image_is_not_stopped(run, image, tmp_path, big):
+    run("mount", image, tmp_path / "mnt", "--mkfs", "--via", "loop")
+    stopped = run("stop", image)
+    assert stopped.returncode == 1 and "pmem-nbd unmount first" in stopped.stderr
+    assert (tmp_path / "mnt").is_mount()
+    run("unmount", image)
+
+
+@pytest.mark.kernel
+@kernel
+def test_attach_prints_the_device_and_detach_undoes_it(run, folder, image):
+    attached = run("attach", image, "--via", "loop")
+    device = attached.stdout.strip()
+    assert Path(device).is_block_device()
+    assert run("detach", device).returncode == 0
+    assert not list(folder.iterdir())
+
+
+# --- errors and conventions -------------------------------------------------------------------------------------------
+
+
+@needs("nbdkit")
+@pytest.mark.parametrize(
+    ("arguments", "status", "text"),
+    [
+        (["serve", "none.pmem"], 1, "none.pmem: does not exist: an image (pmem-nbd create makes one)"),
+        (["serve", "IMAGE", "--port", "70000"], 2, "port 70000: is no port: 1 to 65535"),
+        (
+            ["serve", "IMAGE", "--port", "x"],
+            2,
+            "pmem-nbd serve: invalid value for '--port': 'x' is not a valid integer",
+        ),
+        (["serve"], 2, "pmem-nbd serve: missing argument 'IMAGE'"),
+        (["stop", "IMAGE"], 1, "is not being served"),
+        (["unmount", "IMAGE"], 1, "is not attached"),
+        (["detach", "IMAGE"], 1, "is not attached"),
+        (["mount", "IMAGE", "m", "--force"], 2, "--force: has nothing to overwrite: --mkfs beside it"),
+        (["nosuch"], 2, "pmem-nbd: no such command 'nosuch'"),
+        (["--nosuch"], 2, "pmem-nbd: no such option '--nosuch'"),
+    ],
+)
+def test_error_is_one_line_on_stderr(run, image, arguments, status, text):
+    done = run(*(str(image) if word == "IMAGE" else word for word in arguments))
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (status, "", 1)
+    assert text in done.stderr
+
+
+def main_with(monkeypatch, error: BaseException) -> int:
+    def fails(**_):
+        raise error
+
+    monkeypatch.setattr(cli.completion, "callback", fails)
+    return cli.main(["completion"])
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "text"),
+    [
+        (ServerError("disk", "did not stop", "a while"), 1, "disk: did not stop: a while\n"),
+        (UsageError("size", "is zero"), 2, "size: is zero\n"),
+        (PermissionError(13, "Permission denied", "/x"), 1, "/x: permission denied\n"),
+        (ValueError("a\nb"), 1, "pmem-nbd: internal error: ValueError: a b: PMEM_NBD_DEBUG=1 shows where\n"),
+        (KeyboardInterrupt(), 130, "\n"),
+        (SystemExit(3), 3, ""),
+        (SystemExit("words"), 1, "words\n"),
+    ],
+)
+def test_exception_becomes_a_line_and_a_status(monkeypatch, capsys, error, status, text):
+    assert main_with(monkeypatch, error) == status
+    assert capsys.readouterr().err == text
+
+
+def test_traceback_is_for_those_who_ask(monkeypatch, capsys):
+    monkeypatch.setenv("PMEM_NBD_DEBUG", "1")
+    main_with(monkeypatch, ValueError("x"))
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_status_of_a_verb_is_the_status_of_the_command(monkeypatch):
+    monkeypatch.setattr(cli.completion, "callback", lambda **_: 1)
+    assert cli.main(["completion"]) == 1
+
+
+def test_reader_that_leaves_early_is_no_error(command, folder):
+    with subprocess.Popen([*command, "completion", "bash"], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.wait(10) == 0
+        assert process.stderr.read() == b""
+
+
+def test_help_imports_neither_numba_nor_lmdb():
+    code = "import sys; from pmem_core.cli import main; main(['--help']); print({'numba', 'lmdb'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "set()"
+
+
+def test_version():
+    assert CliRunner().invoke(cli.group, ["--version"]).output == f"pmem-nbd {__version__}\n"
+
+
+@pytest.mark.parametrize("verb", ["serve", "stop", "list", "mount", "unmount", "attach", "detach", "completion"])
+def test_help_of_a_verb_has_examples(verb):
+    assert "Examples:" in CliRunner().invoke(cli.group, [verb, "--help"]).output
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_script_calls_the_command(shell):
+    assert "_PMEM_NBD_COMPLETE" in CliRunner().invoke(cli.group, ["completion", shell]).output
+
+
+# --- sizes and JSON ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("4096", 4096),
+        ("4k", 4096),
+        ("64KiB", 65536),
+        ("64Ki", 65536),
+        ("1.5G", 3 << 29),
+        (".5M", 1 << 19),
+        ("1T", 1 << 40),
+        ("1KB", 1000),
+        ("2 MB", 2_000_000),
+        ("512B", 512),
+    ],
+)
+def test_size_is_understood(text, size):
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "-1", "0", "0G", "8Q", "nan", "1e3", "0.3", "4KiBs", "8E", "16G8", "١"])
+def test_size_that_makes_no_sense_says_what_does(text):
+    with pytest.raises(UsageError, match=r"a size such as 4096, 64K|at most 9223372036854775807 bytes"):
+        parse_size(text)
+
+
+def test_size_type_reports_as_click_does():
+    with pytest.raises(Exception, match="'8Q': is not a size"):
+        SIZE.convert("8Q", None, None)
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(0, "0 B"), (1000, "1000 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (8 << 30, "8 GiB"), (1 << 60, "1 EiB")],
+)
+def test_bytes_are_written_for_people(count, text):
+    assert human_bytes(count) == text
+
+
+def test_json_takes_numbers_of_numpy(capsys):
+    numpy = pytest.importorskip("numpy")
+    emit({"count": numpy.uint64(2**63), "list": numpy.arange(2), "path": Path("/x")})
+    assert json.loads(capsys.readouterr().out) == {"count": 2**63, "list": [0, 1], "path": "/x"}
+
+
+def test_server_record_of_another_version_is_passed_over(folder):
+    runtime.write_record("x.server.json", {"image": "/x", "strange": 1})
+    assert server.servers() == []
+    runtime.remove("x.server.json")

@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: MIT
+"""A full host disk: an error in words at creation, ENOSPC to a client, and nothing that was flushed is lost."""
+
+import errno
+import os
+import random
+import subprocess
+from pathlib import Path
+
+import pytest
+from conftest import needs
+from test_plugin import PAGE, refused, serving
+
+from pmem_core import geometry, image
+from pmem_core.device import Device
+from pmem_core.errors import HostFull
+
+pytestmark = [pytest.mark.kernel, needs("nbdkit", "libnbd", "loop")]
+
+MIB = 1 << 20
+SIZE = 256 * MIB
+# The smallest filesystems that mkfs.xfs makes, and a short time to fill, for the others.
+HOST_MIB = {"ext4": 40, "xfs": 320, "tmpfs": 32}
+KINDS = [pytest.param("ext4", marks=needs("ext4")), pytest.param("xfs", marks=needs("xfs")), "tmpfs"]
+
+
+@pytest.fixture(params=KINDS)
+def host(request, tmp_path):
+    """A small filesystem of its own, mounted; unmounted at the end whatever happens."""
+    mounted = tmp_path / "host"
+    mounted.mkdir()
+    kind = request.param
+    size = HOST_MIB[kind] * MIB
+    if kind == "tmpfs":
+        command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", mounted]
+    else:
+        disk = tmp_path / "disk"
+        with disk.open("wb") as file:
+            file.truncate(size)
+        # Nothing is kept back for root, and no discard takes time.
+        mkfs = {"ext4": ["mkfs.ext4", "-q", "-m", "0"], "xfs": ["mkfs.xfs", "-q", "-K"]}[kind]
+        subprocess.run([*mkfs, disk], check=True, capture_output=True)
+        command = ["mount", "-o", "loop", disk, mounted]
+    subprocess.run(command, check=True)
+    try:
+        yield mounted
+    finally:
+        done = subprocess.run(["umount", mounted], check=False, capture_output=True, text=True)
+        if done.returncode:
+            # Somebody still has a file of it open, which is a failure, but no reason to leave the mount behind.
+            subprocess.run(["umount", "--lazy", mounted], check=True)
+            pytest.fail(done.stderr)
+
+
+def fill(ballast: Path, leave: int = 0) -> None:
+    """Take all of the filesystem's room but `leave` bytes."""
+    with ballast.open("ab") as file:
+        for step in (MIB, 64 << 10, PAGE):
+            while room(ballast.parent) > leave + step:
+                try:
+                    os.posix_fallocate(file.fileno(), os.fstat(file.fileno()).st_size, step)
+                except OSError:
+                    break
+
+
+def room(folder: Path) -> int:
+    """Bytes free."""
+    found = os.statvfs(folder)
+    return found.f_bavail * found.f_frsize
+
+
+def test_no_room_to_create_is_one_line_and_leaves_nothing(host):
+    fill(host / "ballast")
+    before = sorted(host.iterdir())
+    with pytest.raises(HostFull) as caught:
+        image.create(host / "disk.pmem", geometry.plan(SIZE))
+    assert "\n" not in str(caught.value)
+    assert "no room" in str(caught.value)
+    assert sorted(host.iterdir()) == before
+
+
+class Filled:
+    """An image on the host, served, and a client that wrote until the host was full; `shadow` is what must be there."""
+
+    def __init__(self, server, host: Path) -> None:
+        self.chance = random.Random(7)
+        self.client = server.connect()
+        self.ballast = host / "ballast"
+        self.shadow: dict[int, bytes] = {}
+        self.flushed = 0
+        self.errors: set[int] = set()
+
+    def write(self, size: int = 64 << 10) -> int:
+        """Write one block in an unused place; the errno, or 0."""
+        import nbd
+
+        at = self.chance.randrange(SIZE // 2 // size) * size
+        data = self.chance.randbytes(size)
+        try:
+            self.client.pwrite(data, at)
+        except nbd.Error as error:
+            # A request that failed may have written a part.
+            self.shadow.pop(at, None)
+            return error.errnum
+        self.shadow[at] = data
+        return 0
+
+    def until_full(self) -> None:
+        fill(self.ballast, leave=6 * MIB)
+        for turn in range(2000):
+            code = self.write()
+            if code:
+                assert code == errno.ENOSPC
+                return
+            if turn % 16 == 0:
+                self.client.flush()
+        raise AssertionError("the host never was full")
+
+    def check(self) -> None:
+        for at, data in self.shadow.items():
+            assert self.client.pread(len(data), at) == data
+
+
+@pytest.fixture
+def path(host):
+    image.create(host / "disk.pmem", geometry.plan(SIZE, parameters={"interval": 20, "region_frames": 1024}))
+    return host / "disk.pmem"
+
+
+def test_client_gets_enospc_and_reads_go_on(path, host):
+    with serving(path) as server:
+        filled = Filled(server, host)
+        filled.until_full()
+        filled.check()
+        assert server.process.poll() is None
+        assert filled.client.pread(PAGE, SIZE * 3 // 4) == bytes(PAGE)
+
+
+def test_writes_go_on_when_there_is_room_again(path, host):
+    with serving(path) as server:
+        filled = Filled(server, host)
+        filled.until_full()
+        filled.ballast.unlink()
+        assert [filled.write() for _ in range(50)] == [0] * 50
+        filled.client.flush()
+        filled.check()
+    with Device(path) as device:
+        assert all(device.read(len(data), at) == data for at, data in filled.shadow.items())
+
+
+def test_trim_makes_room(path, host):
+    with serving(path) as server:
+        filled = Filled(server, host)
+        filled.until_full()
+        for at in list(filled.shadow)[:40]:
+            filled.client.trim(64 << 10, at)
+            del filled.shadow[at]
+        assert filled.write() == 0
+        filled.check()
+
+
+def test_nothing_is_lost_when_the_server_ends_on_a_full_disk(path, host):
+    with serving(path) as server:
+        filled = Filled(server, host)
+        filled.until_full()
+        fill(filled.ballast)
+        filled.client.flush()
+        assert server.stop() == 0
+        assert "Traceback" not in server.said
+    filled.ballast.unlink()
+    with Device(path) as device:
+        assert device.recovery == ""
+        assert all(device.read(len(data), at) == data for at, data in filled.shadow.items())
+
+
+def test_nothing_is_lost_when_the_server_is_killed_on_a_full_disk(path, host):
+    with serving(path) as server:
+        filled = Filled(server, host)
+        filled.until_full()
+        server.stop(9)
+    with Device(path) as device:
+        assert device.recovery == "killed"
+        assert all(device.read(len(data), at) == data for at, data in filled.shadow.items())
+
+
+@needs("fio")
+def test_fio_ends_with_no_space_and_what_it_wrote_verifies(path, host, tmp_path):
+    def fio(server, *words: str) -> subprocess.CompletedProcess:
+        command = ["fio", "--name=job", "--ioengine=nbd", f"--uri=nbd+unix:///?socket={server.socket}"]
+        common = ["--bs=64k", "--verify=crc32c", "--verify_state_save=0", "--do_verify=1", *words]
+        return subprocess.run([*command, *common], capture_output=True, text=True, cwd=tmp_path, check=False)
+
+    with serving(path) as server:
+        server.connect()
+        server.leave()
+        assert fio(server, "--rw=write", "--size=4m", "--end_fsync=1").returncode == 0
+        fill(host / "ballast", leave=2 * MIB)
+        done = fio(server, "--rw=write", "--offset=8m", "--size=64m")
+        assert done.returncode == 1
+        assert "No space left on device" in done.stdout + done.stderr
+        assert fio(server, "--rw=read", "--verify_only=1", "--size=4m").returncode == 0
+        assert refused(server.connect().pwrite, b"x" * MIB, 100 * MIB) == errno.ENOSPC

@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: MIT
+"""Compiled code is cached across processes, and never serves a state it was not compiled for."""
+
+import os
+import subprocess
+import sys
+
+from pmem_core import jit
+
+PLACEMENTS = ("interleaved", "linear", "none")
+
+# Compiles (or loads) the code for the placements named, in that order, and uses each.
+PROGRAM = """
+import pathlib, sys, tempfile
+from pmem_core import geometry, image
+from pmem_core.device import Device
+for name in sys.argv[1].split(","):
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder) / "a.pmem"
+        image.create(path, geometry.plan(8 << 20, placement_name=name, leveling_name="none"))
+        with Device(path) as device:
+            device.write(b"x" * 5000, 100)
+            device.write(b"y" * 5000, 340 * 4096 + 7)
+            medium_at = device.plan.info.data_at
+            assert device.read(5000, 100) == b"x" * 5000, name
+            assert device.read(5000, 340 * 4096 + 7) == b"y" * 5000, name
+            if name != "interleaved":
+                assert bytes(device.mapping.media[medium_at + 100 : medium_at + 200]) == b"x" * 100, name
+"""
+
+
+def test_code_that_different_processes_cached_does_not_mix(tmp_path):
+    # Each placement is compiled by a process of its own, so that numba counts the types of each from the start.
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+    for names in (*PLACEMENTS, ",".join(PLACEMENTS), ",".join(reversed(PLACEMENTS))):
+        done = subprocess.run([sys.executable, "-c", PROGRAM, names], env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, f"{names}: {done.stderr}"
+
+
+def test_the_cache_folder_names_the_sources():
+    assert jit.CACHE_FOLDER.name == jit._choose_cache_folder().name
+    assert len(jit.CACHE_FOLDER.name) == 16

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: MIT
+"""With placement linear and leveling none the medium is a Linux fsdax namespace: ndctl and the kernel agree."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+from conftest import needs
+from test_plugin import serving
+
+from pmem_core import geometry, image
+from pmem_core.infoblock import read
+
+GIB = 1 << 30
+PAGE = 4096
+
+
+def make(folder: Path, size: int) -> Path:
+    """A sparse image that Linux can use."""
+    path = folder / "disk.pmem"
+    image.create(path, geometry.plan(size, placement_name="linear", leveling_name="none"))
+    return path
+
+
+def infoblock(path: Path) -> dict:
+    """What ndctl reads from the medium."""
+    done = subprocess.run(
+        ["ndctl", "read-infoblock", "-i", path / "media", "-j"], capture_output=True, text=True, check=True
+    )
+    (block,) = json.loads(done.stdout)
+    return block
+
+
+@needs("ndctl")
+def test_ndctl_accepts_the_medium(tmp_path):
+    block = infoblock(make(tmp_path, 64 << 20))
+    wanted = {
+        "signature": "NVDIMM_PFN_INFO",
+        "parent_uuid": "00000000-0000-0000-0000-000000000000",
+        "flags": 0,
+        "version": "1.4",
+        "mode": 2,
+        "start_pad": 0,
+        "end_trunc": 0,
+        "align": 2 << 20,
+        "page_size": PAGE,
+        "page_struct_size": 64,
+    }
+    assert {name: block[name] for name in wanted} == wanted
+
+
+@needs("ndctl")
+def test_ndctl_shows_the_uuid_of_the_image(tmp_path):
+    path = make(tmp_path, 64 << 20)
+    assert infoblock(path)["uuid"] == read(path / "media").uuid
+
+
+@needs("ndctl")
+@pytest.mark.parametrize("size", [4 << 20, 64 << 20, (64 << 20) + PAGE, 8 * GIB, 504 * GIB, 756 * GIB, 1500 * GIB])
+def test_data_begins_where_linux_would_put_it(tmp_path, size):
+    """nd_pfn_init() in drivers/nvdimm/pfn_devs.c, with start 0 and an alignment of 2 MiB."""
+    block = infoblock(make(tmp_path, size))
+    align = 2 << 20
+    dataoff = -(-(8192 + 64 * ((size - 8192) // PAGE)) // align) * align
+    assert block["dataoff"] == dataoff
+    assert block["npfns"] == (size - dataoff) // PAGE
+
+
+@needs("ndctl")
+@pytest.mark.parametrize(("size_gib", "usable_gib"), [(1500, 1476.56), (756, 744.19), (504, 496.12)])
+def test_usable_size_is_what_real_machines_show(tmp_path, size_gib, usable_gib):
+    block = infoblock(make(tmp_path, size_gib * GIB))
+    # 496.125 was printed as 496.12.
+    assert block["npfns"] * PAGE / GIB == pytest.approx(usable_gib, abs=0.0051)
+
+
+@needs("ndctl")
+def test_64_mib_file_is_as_ndctl_makes_it(tmp_path):
+    block = infoblock(make(tmp_path, 64 << 20))
+    assert (block["dataoff"], block["npfns"]) == (2097152, 15872)
+
+
+@needs("ndctl")
+def test_only_what_linux_can_use_has_its_signature(tmp_path):
+    path = tmp_path / "disk.pmem"
+    image.create(path, geometry.plan(64 << 20, placement_name="linear", leveling_name="start_gap"))
+    done = subprocess.run(
+        ["ndctl", "read-infoblock", "-i", path / "media", "-j"], capture_output=True, text=True, check=False
+    )
+    assert "NVDIMM_PFN_INFO" not in done.stdout
+
+
+@pytest.mark.kernel
+@needs("nbdkit", "libnbd", "nbdcopy", "ext4", "loop")
+def test_ext4_made_through_nbd_mounts_from_the_raw_medium(tmp_path):
+    path = make(tmp_path, 64 << 20)
+    info = read(path / "media")
+    files = {f"file{number}": bytes([number]) * (1 + 7001 * number) for number in range(20)}
+    source, built, mounted = tmp_path / "source", tmp_path / "ext4", tmp_path / "mounted"
+    source.mkdir()
+    for name, data in files.items():
+        (source / name).write_bytes(data)
+    size_kib = info.page_count * PAGE // 1024
+    subprocess.run(["mkfs.ext4", "-q", "-d", source, built, f"{size_kib}k"], check=True, capture_output=True)
+    with serving(path) as server:
+        server.connect()
+        subprocess.run(["nbdcopy", "--flush", built, f"nbd+unix:///?socket={server.socket}"], check=True)
+    mounted.mkdir()
+    options = f"loop,ro,offset={info.data_at},sizelimit={info.page_count * PAGE}"
+    subprocess.run(["mount", "-t", "ext4", "-o", options, path / "media", mounted], check=True)
+    try:
+        found = {file.name: file.read_bytes() for file in mounted.iterdir() if file.is_file()}
+    finally:
+        subprocess.run(["umount", mounted], check=True)
+    assert found == files

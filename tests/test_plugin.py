@@ -1,0 +1,707 @@
+# SPDX-License-Identifier: MIT
+"""The nbdkit plugin, from a client's side: libnbd speaks to a real nbdkit that serves a real image."""
+
+import contextlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import needs
+from independent_reader import FRAMES_AT, Reader
+
+from pmem_core import geometry, image, launch
+from pmem_core.device import Device
+from pmem_core.journal import Journal
+
+pytestmark = needs("nbdkit", "libnbd")
+
+SIZE = 48 << 20
+PAGE = 4096
+# Small enough for many moves during a test.
+MOVING = {"interval": 10, "region_frames": 1024, "gap_frames": 16}
+
+
+def make(path: Path, size: int = SIZE, **options) -> Path:
+    """An image at `path`; leveling that moves, unless told otherwise."""
+    options = {"leveling_name": "start_gap", **options}
+    if options["leveling_name"] == "start_gap":
+        options.setdefault("parameters", MOVING)
+    image.create(path, geometry.plan(size, **options))
+    return path
+
+
+class Server:
+    """nbdkit in its foreground, on a socket in a folder of its own; `said` is what it wrote to stderr."""
+
+    def __init__(self, folder: Path, path: Path, *words: str, plugin: Path = launch.PLUGIN, options=()) -> None:
+        self.folder = folder
+        self.socket = folder / "socket"
+        self._clients = []
+        self._log = (folder / "log").open("w+")
+        self.process = subprocess.Popen(
+            [
+                "nbdkit",
+                "-f",
+                "--exit-with-parent",
+                *options,
+                "-U",
+                self.socket,
+                "python",
+                plugin,
+                f"image={path}",
+                *words,
+            ],
+            env=launch.nbdkit_environment(),
+            stdin=subprocess.DEVNULL,
+            stderr=self._log,
+            cwd=folder,
+        )
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    @property
+    def said(self) -> str:
+        self._log.seek(0)
+        return self._log.read()
+
+    def connect(self):
+        """A new connection, with block status; waits until the server is ready."""
+        import nbd
+
+        deadline = time.monotonic() + 120  # the first start on a machine compiles
+        while True:
+            client = nbd.NBD()
+            client.add_meta_context(nbd.CONTEXT_BASE_ALLOCATION)
+            # The server is to be asked, also what a client could know to be wrong.
+            client.set_strict_mode(0)
+            try:
+                client.connect_unix(str(self.socket))
+                self._clients.append(client)
+                return client
+            except nbd.Error:
+                assert self.process.poll() is None, self.said
+                assert time.monotonic() < deadline, self.said
+                time.sleep(0.01)
+
+    def stop(self, how: int = signal.SIGTERM) -> int:
+        """End the server; its exit status."""
+        if how != signal.SIGKILL:
+            # A terminated nbdkit waits until its clients have gone.
+            self.leave()
+        if self.process.poll() is None:
+            self.process.send_signal(how)
+        return self.process.wait(30)
+
+    def leave(self) -> None:
+        """Close every connection made here."""
+        import nbd
+
+        while self._clients:
+            with contextlib.suppress(nbd.Error):
+                self._clients.pop().shutdown()
+
+
+@contextlib.contextmanager
+def serving(path: Path, *words: str, **options) -> Iterator[Server]:
+    """A server of the image at `path`, gone at the end whatever happens."""
+    # A socket's path may have 107 bytes, and pytest's folders are long.
+    import tempfile
+
+    folder = Path(tempfile.mkdtemp(prefix="pn-"))
+    server = Server(folder, path.absolute(), *words, **options)
+    try:
+        yield server
+        server.stop()
+    finally:
+        server.stop(signal.SIGKILL)
+        server._log.close()
+        shutil.rmtree(folder)
+
+
+def refused(request, *arguments, **options) -> int:
+    """The errno with which a request fails."""
+    import nbd
+
+    with pytest.raises(nbd.Error) as caught:
+        request(*arguments, **options)
+    return caught.value.errnum
+
+
+def extents(client, count: int, offset: int, flags: int = 0) -> list[tuple[int, int]]:
+    """(bytes, 0 where data, 3 where a hole that reads as zeros) from `offset` on."""
+    found = []
+    client.block_status(
+        count,
+        offset,
+        lambda context, at, entries, error: found.extend(zip(entries[::2], entries[1::2], strict=True)),
+        flags=flags,
+    )
+    return found
+
+
+def tally_of(path: Path):
+    """The tally of an image that nobody writes to."""
+    with Device(path, read_only=True) as device:
+        return device.mapping.core["tally"][0].copy()
+
+
+def digest(path: Path) -> dict[str, bytes]:
+    """Every file of an image, but for the lock."""
+    return {
+        str(file.relative_to(path)): file.read_bytes()
+        for file in sorted(path.rglob("*"))
+        if file.is_file() and file.name not in ("lock", "lock.mdb")
+    }
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """One server for every test that needs none of its own; each test keeps to bytes of its own."""
+    with serving(make(tmp_path_factory.mktemp("shared") / "disk.pmem")) as running:
+        yield running
+
+
+@pytest.fixture
+def client(server):
+    yield server.connect()
+    server.leave()
+
+
+@pytest.fixture
+def path(tmp_path):
+    return make(tmp_path / "disk.pmem")
+
+
+MIB = 1 << 20
+HOLE = 3  # NBD_STATE_HOLE | NBD_STATE_ZERO
+
+
+# ---- what the client is told ----
+
+
+def test_size_is_what_placement_and_leveling_leave(server, client, tmp_path):
+    plan = geometry.plan(SIZE, parameters=MOVING)
+    assert client.get_size() == plan.device_bytes
+    assert plan.device_bytes % PAGE == 0
+
+
+def test_block_sizes_are_told(client):
+    import nbd
+
+    sizes = [client.get_block_size(which) for which in (nbd.SIZE_MINIMUM, nbd.SIZE_PREFERRED, nbd.SIZE_MAXIMUM)]
+    assert sizes == [1, PAGE, 32 * MIB]
+
+
+@pytest.mark.parametrize("what", ["flush", "fua", "trim", "zero", "fast_zero", "cache", "multi_conn"])
+def test_client_is_told_that_it_can(client, what):
+    assert getattr(client, f"can_{what}")()
+
+
+def test_client_is_told_what_it_is_not(client):
+    assert not client.is_read_only()
+    assert not client.is_rotational()
+
+
+def test_without_descriptors_zeroing_is_not_fast(tmp_path):
+    with serving(make(tmp_path / "disk.pmem", placement_name="none")) as running:
+        assert not running.connect().can_fast_zero()
+
+
+# ---- requests ----
+
+
+def test_never_written_device_reads_as_zeros(client):
+    assert client.pread(3 * PAGE + 5, 40 * MIB + 77) == bytes(3 * PAGE + 5)
+
+
+@pytest.mark.parametrize("count", [1, 511, 4095, 4096, 4097, 100_000, 4 * MIB])
+@pytest.mark.parametrize("offset", [0, 1, 4095, 64 * PAGE - 1])
+def test_write_reads_back_and_touches_nothing_else(client, count, offset):
+    start, stop = offset, offset + count + PAGE
+    before = client.pread(stop, 0)
+    data = random.Random(count ^ offset).randbytes(count)
+    client.pwrite(data, start)
+    assert client.pread(stop, 0) == before[:start] + data + before[start + count :]
+
+
+def test_request_of_32_mib(path):
+    data = random.Random(32).randbytes(32 * MIB)
+    with serving(path) as running:
+        client = running.connect()
+        client.pwrite(data, 12345)
+        assert client.pread(len(data), 12345) == data
+
+
+def test_last_byte_can_be_written(client):
+    last = client.get_size() - 1
+    client.pwrite(b"!", last)
+    assert client.pread(2, last - 1) == b"\0!"
+
+
+def test_beyond_the_end_is_refused_and_the_server_lives(client):
+    size = client.get_size()
+    assert refused(client.pread, 2, size - 1) in (22, 28)
+    assert refused(client.pwrite, b"xy", size - 1) in (22, 28)
+    assert len(client.pread(1, size - 1)) == 1
+
+
+@pytest.mark.parametrize("placement", ["interleaved", "linear", "none"])
+@pytest.mark.parametrize("leveling", ["none", "start_gap"])
+def test_random_requests_against_a_shadow(tmp_path, placement, leveling):
+    import nbd
+
+    chance = random.Random(f"{placement} {leveling}")
+    path = make(tmp_path / "disk.pmem", 12 * MIB, placement_name=placement, leveling_name=leveling)
+    with serving(path) as running:
+        client = running.connect()
+        shadow = bytearray(client.get_size())
+        for _ in range(400):
+            count = chance.choice((1, 2, 512, 4096, chance.randint(1, 9000), 65536, chance.randint(1, 1 << 19)))
+            offset = chance.choice((chance.randrange(len(shadow)), chance.randrange(1 << 17)))
+            offset = min(offset, len(shadow) - count)
+            what = chance.choice(
+                ("read", "read", "write", "write", "write", "write", "zero", "no_hole", "trim", "flush")
+            )
+            if what == "read":
+                assert client.pread(count, offset) == shadow[offset : offset + count]
+            elif what == "write":
+                data = chance.randbytes(count)
+                client.pwrite(data, offset, chance.choice((0, 0, 0, nbd.CMD_FLAG_FUA)))
+                shadow[offset : offset + count] = data
+            elif what == "zero":
+                client.zero(count, offset, chance.choice((0, nbd.CMD_FLAG_FAST_ZERO)) if placement != "none" else 0)
+                shadow[offset : offset + count] = bytes(count)
+            elif what == "no_hole":
+                client.zero(count, offset, nbd.CMD_FLAG_NO_HOLE)
+                shadow[offset : offset + count] = bytes(count)
+            elif what == "trim":
+                client.trim(count, offset)
+                first, last = -(-offset // PAGE) * PAGE, (offset + count) // PAGE * PAGE
+                shadow[first:last] = bytes(max(0, last - first))
+            else:
+                client.flush()
+        assert client.pread(len(shadow), 0) == shadow
+    assert Reader(path).content() == shadow
+    tally = tally_of(path)
+    assert tally["worn"].sum() == sum_of_wear(path)
+    assert tally["moves"] > 0 or leveling == "none"
+
+
+def sum_of_wear(path: Path) -> int:
+    """The sum of the wear file's counters."""
+    return sum(memoryview((path / "wear").read_bytes()).cast("I"))
+
+
+def test_fua_makes_a_write_durable_by_itself(path):
+    import nbd
+
+    data = os.urandom(5000)
+    with serving(path) as running:
+        client = running.connect()
+        client.pwrite(data, 4000, nbd.CMD_FLAG_FUA)
+        client.trim(PAGE, 2 * MIB, nbd.CMD_FLAG_FUA)
+        client.zero(PAGE, 3 * MIB, nbd.CMD_FLAG_FUA)
+        assert client.pread(5000, 4000) == data
+    assert tally_of(path)["flushes"] == 0, "a FUA is no flush of the client's"
+
+
+def test_flush_is_counted(path):
+    with serving(path) as running:
+        client = running.connect()
+        client.pwrite(b"x", 0)
+        client.flush()
+        client.flush()
+    assert tally_of(path)["flushes"] == 2
+
+
+def test_trim_frees_whole_pages_only(client):
+    at = 8 * MIB
+    client.pwrite(b"t" * 4 * PAGE, at)
+    client.trim(2 * PAGE, at + 100)
+    assert client.pread(4 * PAGE, at) == b"t" * PAGE + bytes(PAGE) + b"t" * 2 * PAGE
+
+
+def test_trim_gives_the_host_its_space_back(path):
+    with serving(path) as running:
+        client = running.connect()
+        client.pwrite(os.urandom(16 * MIB), 0)
+        client.flush()
+        full = (path / "media").stat().st_blocks
+        client.trim(16 * MIB, 0)
+        assert (path / "media").stat().st_blocks * 512 < full * 512 - 12 * MIB
+
+
+def test_zero_frees_pages(client):
+    at = 9 * MIB
+    client.pwrite(b"z" * 4 * PAGE, at)
+    client.zero(3 * PAGE, at + 1)
+    assert client.pread(4 * PAGE, at) == b"z" + bytes(3 * PAGE) + b"z" * (PAGE - 1)
+    assert extents(client, 4 * PAGE, at) == [(PAGE, 0), (2 * PAGE, HOLE), (PAGE, 0)]
+
+
+def test_zero_without_holes_keeps_the_pages(client):
+    import nbd
+
+    at = 10 * MIB
+    client.zero(4 * PAGE, at, nbd.CMD_FLAG_NO_HOLE)
+    assert client.pread(4 * PAGE, at) == bytes(4 * PAGE)
+    assert extents(client, 4 * PAGE, at) == [(4 * PAGE, 0)]
+
+
+def test_fast_zero_frees_pages(client):
+    import nbd
+
+    at = 11 * MIB
+    client.pwrite(b"f" * 2 * PAGE, at)
+    client.zero(2 * PAGE, at, nbd.CMD_FLAG_FAST_ZERO)
+    assert client.pread(2 * PAGE, at) == bytes(2 * PAGE)
+    assert extents(client, 2 * PAGE, at) == [(2 * PAGE, HOLE)]
+
+
+def test_fast_zero_without_holes_is_refused_and_does_nothing(client):
+    import nbd
+
+    at = 12 * MIB
+    client.pwrite(b"k" * PAGE, at)
+    assert refused(client.zero, PAGE, at, nbd.CMD_FLAG_FAST_ZERO | nbd.CMD_FLAG_NO_HOLE) == 95
+    assert client.pread(PAGE, at) == b"k" * PAGE
+
+
+def test_extents_follow_writes_and_trims(client):
+    at = 16 * MIB
+    client.pwrite(b"e", at + 3 * PAGE + 17)
+    client.pwrite(b"e" * 4 * PAGE, at + 8 * PAGE)
+    client.trim(PAGE, at + 9 * PAGE)
+    wanted = [(3 * PAGE, HOLE), (PAGE, 0), (4 * PAGE, HOLE), (PAGE, 0), (PAGE, HOLE), (2 * PAGE, 0), (4 * PAGE, HOLE)]
+    assert extents(client, 16 * PAGE, at) == wanted
+
+
+def test_extents_can_be_asked_for_one_by_one(client):
+    import nbd
+
+    at = 17 * MIB
+    client.pwrite(b"1" * PAGE, at + PAGE)
+    assert extents(client, 4 * PAGE, at, nbd.CMD_FLAG_REQ_ONE) == [(PAGE, HOLE)]
+    assert extents(client, 3 * PAGE, at + PAGE + 5, nbd.CMD_FLAG_REQ_ONE) == [(PAGE - 5, 0)]
+
+
+def test_extents_of_the_whole_device_add_up(client):
+    size, at = client.get_size(), 0
+    while at < size:
+        found = extents(client, size - at, at)
+        assert found
+        at += sum(count for count, _ in found)
+    assert at == size
+
+
+def test_cache_changes_nothing(client):
+    at = 18 * MIB
+    client.pwrite(b"c" * 10000, at + 50)
+    client.cache(3 * PAGE + 1, at + 1)
+    client.cache(client.get_size() - at, at)
+    assert client.pread(10000, at + 50) == b"c" * 10000
+
+
+# ---- several connections ----
+
+
+def test_flush_on_one_connection_serves_them_all(server, client):
+    other = server.connect()
+    client.pwrite(b"one for all", 20 * MIB)
+    other.flush()
+    assert other.pread(11, 20 * MIB) == b"one for all"
+
+
+def test_connections_at_once_do_not_disturb_each_other(server):
+    failures = []
+
+    def hammer(number: int) -> None:
+        chance = random.Random(number)
+        client = server.connect()
+        shadow = bytearray(MIB)
+        client.zero(MIB, (24 + number) * MIB)
+        for turn in range(300):
+            count = chance.choice((1, 1000, 4096, 20000))
+            at = chance.randrange(MIB - count)
+            if turn % 3:
+                shadow[at : at + count] = data = chance.randbytes(count)
+                client.pwrite(data, (24 + number) * MIB + at)
+            elif client.pread(count, (24 + number) * MIB + at) != shadow[at : at + count]:
+                failures.append((number, turn))
+            if turn % 50 == 0:
+                client.flush()
+        if client.pread(MIB, (24 + number) * MIB) != shadow:
+            failures.append((number, "end"))
+
+    threads = [threading.Thread(target=hammer, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    server.leave()
+    assert not failures
+
+
+def test_writers_of_one_page_never_mix_within_it(server):
+    """Both write the same whole page again and again: a reader sees one or the other."""
+    at = 30 * MIB
+    stop = threading.Event()
+
+    def paint(colour: bytes) -> None:
+        client = server.connect()
+        while not stop.is_set():
+            client.pwrite(colour * PAGE, at)
+
+    threads = [threading.Thread(target=paint, args=(colour,)) for colour in (b"a", b"b")]
+    client = server.connect()
+    client.pwrite(b"a" * PAGE, at)
+    for thread in threads:
+        thread.start()
+    try:
+        seen = {bytes(client.pread(PAGE, at)) for _ in range(300)}
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+        server.leave()
+    assert seen <= {b"a" * PAGE, b"b" * PAGE}
+
+
+def test_captive_server_on_standard_input(path):
+    import nbd
+
+    client = nbd.NBD()
+    command = ["nbdkit", "-s", "--exit-with-parent", "python", str(launch.PLUGIN), f"image={path}"]
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = launch.nbdkit_environment()["PYTHONPATH"]
+    try:
+        client.connect_command(command)
+        client.pwrite(b"captive", 5)
+        assert client.pread(7, 5) == b"captive"
+        client.shutdown()
+    finally:
+        os.environ.pop("PYTHONPATH")
+        if before is not None:
+            os.environ["PYTHONPATH"] = before
+
+
+# ---- read-only ----
+
+
+@pytest.fixture
+def written(path):
+    with Device(path) as device:
+        device.write(memoryview(b"kept" * PAGE), 3 * PAGE)
+    return path
+
+
+@pytest.mark.parametrize("how", ["readonly=true", "-r"])
+def test_read_only_server_reads_and_refuses(written, how):
+    words, options = ([], ["-r"]) if how == "-r" else ([how], [])
+    with serving(written, *words, options=options) as running:
+        client = running.connect()
+        assert client.is_read_only()
+        assert client.pread(4 * PAGE, 3 * PAGE) == b"kept" * PAGE
+        assert refused(client.pwrite, b"x", 0) == 1
+        assert refused(client.trim, PAGE, 3 * PAGE) == 1
+        assert refused(client.zero, PAGE, 3 * PAGE) == 1
+        assert client.pread(4 * PAGE, 3 * PAGE) == b"kept" * PAGE
+        assert extents(client, 8 * PAGE, 0) == [(3 * PAGE, HOLE), (4 * PAGE, 0), (PAGE, HOLE)]
+
+
+def test_read_only_image_is_untouched_byte_for_byte(written):
+    before = digest(written)
+    with serving(written, "readonly=true") as running:
+        client = running.connect()
+        client.pread(MIB, 0)
+        refused(client.pwrite, b"x", 0)
+    assert digest(written) == before
+
+
+def test_read_only_servers_share_an_image(written):
+    with serving(written, "readonly=true") as one, serving(written, "readonly=true") as other:
+        assert one.connect().pread(4, 3 * PAGE) == other.connect().pread(4, 3 * PAGE) == b"kept"
+
+
+# ---- --dump-plugin ----
+
+
+def test_dump_plugin_says_what_it_is():
+    done = subprocess.run(
+        ["nbdkit", "python", launch.PLUGIN, "--dump-plugin"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=launch.nbdkit_environment(),
+    )
+    told = dict(line.split("=", 1) for line in done.stdout.splitlines() if line.startswith("pmem_"))
+    assert set(told) >= {"pmem_version", "pmem_info_version", "pmem_descriptor_format"}
+    assert told["pmem_placements"] == "interleaved,linear,none"
+    assert set(told["pmem_levelings"].split(",")) >= {"none", "start_gap"}
+
+
+# ---- damaged data ----
+
+
+def flip(path: Path, page: int) -> None:
+    """Turn one bit of a page around, on the medium of a stopped image."""
+    reader = Reader(path)
+    at = reader.address(reader.placed_page(page))
+    assert at >= FRAMES_AT
+    with (path / "media").open("r+b") as file:
+        file.seek(at)
+        byte = file.read(1)[0]
+        file.seek(at)
+        file.write(bytes([byte ^ 1]))
+
+
+@pytest.fixture
+def damaged(written):
+    flip(written, 4)
+    return written
+
+
+def test_damaged_page_is_eio_and_its_neighbours_are_served(damaged):
+    with serving(damaged) as running:
+        client = running.connect()
+        assert refused(client.pread, PAGE, 4 * PAGE) == 5
+        assert refused(client.pread, 3 * PAGE, 3 * PAGE) == 5
+        assert client.pread(PAGE, 3 * PAGE) == client.pread(PAGE, 5 * PAGE) == b"kept" * (PAGE // 4)
+
+
+def test_reads_refused_are_counted(damaged):
+    with serving(damaged) as running:
+        client = running.connect()
+        for _ in range(3):
+            refused(client.pread, 1, 4 * PAGE)
+    assert tally_of(damaged)["checksum_errors"] == 3
+
+
+def test_part_of_a_damaged_page_cannot_be_written(damaged):
+    with serving(damaged) as running:
+        client = running.connect()
+        assert refused(client.pwrite, b"x", 4 * PAGE) == 5
+
+
+def test_damaged_page_is_whole_again_when_written_whole(damaged):
+    with serving(damaged) as running:
+        client = running.connect()
+        client.pwrite(b"n" * PAGE, 4 * PAGE)
+        assert client.pread(PAGE, 4 * PAGE) == b"n" * PAGE
+
+
+def test_damage_is_said_in_the_log(damaged):
+    with serving(damaged) as running:
+        refused(running.connect().pread, 1, 4 * PAGE)
+        assert "page 4: its data fails the checksum" in running.said
+
+
+# ---- starts and ends ----
+
+
+def test_second_start_compiles_nothing(path):
+    with serving(path) as running:
+        running.connect()
+    with serving(path) as running:
+        running.connect()
+        assert running.said == ""
+
+
+SPY = """# SPDX-License-Identifier: MIT
+import sys
+plugin = {plugin!r}
+__file__ = plugin
+exec(compile(open(plugin).read(), plugin, "exec"), globals())
+
+_ready = get_ready
+
+
+def get_ready():
+    from numba.core import event
+
+    class Spy(event.Listener):
+        def on_start(self, found):
+            print("COMPILED", found.data["dispatcher"], file=sys.stderr, flush=True)
+
+        def on_end(self, found):
+            pass
+
+    _ready()
+    event.register("numba:compile", Spy())
+"""
+
+
+def test_nothing_compiles_on_a_request(path, tmp_path):
+    import nbd
+
+    spy = tmp_path / "spy.py"
+    spy.write_text(SPY.format(plugin=str(launch.PLUGIN)))
+    with serving(path, plugin=spy) as running:
+        client = running.connect()
+        client.pwrite(b"w" * 9000, 5, nbd.CMD_FLAG_FUA)
+        client.pread(9000, 5)
+        client.zero(3 * PAGE, 7, nbd.CMD_FLAG_FAST_ZERO)
+        client.zero(3 * PAGE, 7, nbd.CMD_FLAG_NO_HOLE)
+        client.trim(3 * PAGE, 0)
+        client.cache(9000, 5)
+        client.flush()
+        extents(client, MIB, 0)
+        running.stop()
+        assert "COMPILED" not in running.said, running.said
+
+
+def test_killed_server_loses_no_completed_write(path):
+    chance = random.Random(9)
+    with serving(path) as running:
+        client = running.connect()
+        shadow = bytearray(4 * MIB)
+        for _ in range(300):
+            count = chance.randint(1, 20000)
+            at = chance.randrange(len(shadow) - count)
+            shadow[at : at + count] = data = chance.randbytes(count)
+            client.pwrite(data, at)
+        assert running.stop(signal.SIGKILL) == -signal.SIGKILL
+    with serving(path) as running:
+        assert running.connect().pread(len(shadow), 0) == shadow
+        assert len([line for line in running.said.splitlines() if "recovered" in line]) == 1
+    tally = tally_of(path)
+    assert tally["moves"] > 0
+    assert tally["worn"].sum() == sum_of_wear(path)
+
+
+def test_terminated_server_closes_the_image(path):
+    with serving(path) as running:
+        client = running.connect()
+        client.pwrite(b"bye", 0)
+        assert running.stop(signal.SIGTERM) == 0
+    journal = Journal(path / "journal", read_only=True)
+    assert [event["event"] for event in journal.events()] == ["created", "opened", "closed"]
+    assert journal.session == {"open": False}
+    journal.close()
+    with serving(path) as running:
+        assert running.connect().pread(3, 0) == b"bye"
+        assert "recovered" not in running.said
+
+
+def test_captive_server_closes_the_image_when_its_client_leaves(path):
+    done = subprocess.run(
+        ["nbdkit", "-U", "-", "python", launch.PLUGIN, f"image={path}", "--run", 'nbdinfo --json "$uri"'],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=launch.nbdkit_environment(),
+    )
+    assert json.loads(done.stdout)["exports"][0]["export-size"] == geometry.plan(SIZE, parameters=MOVING).device_bytes
+    journal = Journal(path / "journal", read_only=True)
+    assert journal.events()[-1]["event"] == "closed"
+    journal.close()

@@ -1,0 +1,435 @@
+# SPDX-License-Identifier: MIT
+"""Servers: started, found, refused and stopped, with a tiny plugin in place of the real one."""
+
+import os
+import socket
+import stat
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from conftest import needs
+from serving import holds, runtime_directory, tiny
+
+from pmem_core import launch, listen, runtime, server
+from pmem_core.errors import HostError, ImageBusy, MissingProgram, NotAnImage, PmemError, ServerError, UsageError
+
+pytestmark = needs("nbdkit")
+
+
+@pytest.fixture
+def folder():
+    with runtime_directory() as path:
+        yield path
+
+
+@pytest.fixture
+def image(tmp_path):
+    path = tmp_path / "disk.pmem"
+    path.mkdir()
+    return path
+
+
+@pytest.fixture
+def start(folder, image, tmp_path):
+    plugin = tiny(tmp_path)
+
+    def started(**options):
+        return server.start(options.pop("image", image), **{"plugin": plugin, **options})
+
+    return started
+
+
+@pytest.fixture
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
+
+
+def client_reads(uri: str) -> int:
+    """Connect as a client does, and return the size of the export."""
+    done = subprocess.run(["nbdinfo", "--size", uri], capture_output=True, text=True, check=True)
+    return int(done.stdout)
+
+
+@needs("nbdinfo")
+def test_started_server_serves_at_once(start):
+    assert client_reads(start().uri) == 1 << 20
+
+
+@needs("nbdinfo")
+def test_waits_for_a_plugin_that_takes_its_time(start):
+    running = start(parameters={"sleep": "0.7"})
+    assert client_reads(running.uri) == 1 << 20
+
+
+def test_waiting_does_not_open_the_device(start):
+    running = start()
+    assert "opened" not in Path(running.log).read_text()
+
+
+def test_leaves_no_error_in_the_log(start):
+    running = start(parameters={"sleep": "0.5"})
+    assert "error" not in Path(running.log).read_text()
+
+
+def test_relays_progress_of_the_plugin(start):
+    lines = []
+    start(parameters={"sleep": "0.3", "recovered": "1"}, tell=lines.append)
+    assert lines == ["pmem-nbd: tiny: getting ready ...", "tiny: was ill, is well"]
+
+
+def test_socket_is_private_to_its_user(start, folder):
+    running = start()
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert stat.S_IMODE(Path(running.socket).stat().st_mode) & 0o077 == 0
+
+
+@needs("nbdinfo")
+def test_port_listens_on_loopback_only(start, free_port):
+    running = start(port=free_port)
+    assert running.uri == f"nbd://127.0.0.1:{free_port}"
+    assert client_reads(running.uri) == 1 << 20
+    listeners = subprocess.run(["ss", "-Hltn", f"sport = :{free_port}"], capture_output=True, text=True).stdout
+    assert f"127.0.0.1:{free_port}" in listeners and "0.0.0.0:" + str(free_port) not in listeners
+
+
+@needs("nbdinfo")
+def test_bind_any_address_is_reached_on_loopback(start, free_port):
+    running = start(port=free_port, bind="0.0.0.0")
+    assert client_reads(running.uri) == 1 << 20
+
+
+@needs("nbdinfo")
+def test_read_only_server_refuses_writes(start):
+    running = start(read_only=True)
+    assert running.read_only
+    assert subprocess.run(["nbdinfo", "--is", "readonly", running.uri]).returncode == 0
+
+
+@needs("nbdinfo")
+def test_socket_path_may_hold_a_space(start, tmp_path):
+    running = start(socket=tmp_path / "a b.sock")
+    assert client_reads(running.uri) == 1 << 20
+
+
+def test_two_places_to_listen_are_refused(start, free_port, tmp_path):
+    with pytest.raises(UsageError, match="a socket and a port"):
+        start(socket=tmp_path / "s", port=free_port)
+
+
+# --- refusals, each in one line ---------------------------------------------------------------------------------------
+
+
+def test_second_server_of_an_image_is_told_who_holds_it(start):
+    running = start()
+    with pytest.raises(ImageBusy, match=f"by process {running.pid} on nbd"):
+        start()
+
+
+def test_image_is_the_same_however_its_path_is_spelled(start, image, tmp_path):
+    start()
+    (tmp_path / "link.pmem").symlink_to(image)
+    with pytest.raises(ImageBusy):
+        start(image=tmp_path / "link.pmem")
+
+
+def test_two_starts_at_once_make_one_server(start):
+    outcomes = []
+
+    def attempt():
+        try:
+            outcomes.append(start(parameters={"sleep": "0.3"}))
+        except ImageBusy as error:
+            outcomes.append(error)
+
+    threads = [threading.Thread(target=attempt) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(type(outcome).__name__ for outcome in outcomes) == ["ImageBusy", "ImageBusy", "Server"]
+
+
+def test_missing_image_is_refused(start, tmp_path):
+    with pytest.raises(NotAnImage, match="does not exist"):
+        start(image=tmp_path / "none.pmem")
+
+
+def test_port_in_use_names_its_holder(start):
+    with socket.create_server(("127.0.0.1", 0)) as listener, pytest.raises(HostError) as error:
+        start(port=listener.getsockname()[1])
+    assert "is in use" in str(error.value) and f"process {os.getpid()}" in str(error.value)
+
+
+@pytest.mark.parametrize("port", [0, -1, 65536])
+def test_absurd_port_is_a_usage_error(start, port):
+    with pytest.raises(UsageError, match="1 to 65535"):
+        start(port=port)
+
+
+def test_address_of_another_machine_is_refused(start, free_port):
+    with pytest.raises(HostError, match=r"port \d+ of 192\.0\.2\.1: cannot assign"):
+        start(port=free_port, bind="192.0.2.1")
+
+
+def test_long_socket_path_is_a_usage_error(start, tmp_path):
+    with pytest.raises(UsageError, match="at most 107 bytes"):
+        start(socket=tmp_path / ("s" * 120))
+
+
+def test_live_socket_is_not_taken_over(start, tmp_path):
+    path = str(tmp_path / "live.sock")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen()
+        with pytest.raises(HostError, match="another server listens"):
+            start(socket=path)
+        assert Path(path).exists()
+
+
+def test_stale_socket_is_replaced(start, tmp_path):
+    path = str(tmp_path / "stale.sock")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+    assert holds(start(socket=path))
+
+
+def test_file_in_place_of_the_socket_stays(start, tmp_path):
+    path = tmp_path / "precious"
+    path.write_text("data")
+    with pytest.raises(HostError, match="is no socket"):
+        start(socket=path)
+    assert path.read_text() == "data"
+
+
+def test_missing_directory_of_the_socket_is_named(start, tmp_path):
+    with pytest.raises(HostError, match="its directory does not exist"):
+        start(socket=tmp_path / "none" / "s")
+
+
+def test_no_nbdkit_is_one_clear_line(start, monkeypatch):
+    monkeypatch.setattr(runtime.shutil, "which", lambda *_, **__: None)
+    with pytest.raises(MissingProgram, match="nbdkit: is not installed: the package nbdkit"):
+        start()
+
+
+def stand_in_nbdkit(folder: Path, monkeypatch, script: str) -> None:
+    path = folder / "bin" / "nbdkit"
+    path.parent.mkdir()
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    monkeypatch.setenv("PATH", str(path.parent), prepend=os.pathsep)
+
+
+def test_no_python_plugin_is_one_clear_line(start, tmp_path, monkeypatch):
+    stand_in_nbdkit(tmp_path, monkeypatch, "echo 'nbdkit: error: cannot open plugin' >&2; exit 1")
+    with pytest.raises(MissingProgram, match="has no Python plugin: the package nbdkit-plugin-python"):
+        start()
+
+
+def test_wrong_python_is_one_clear_line(start, tmp_path, monkeypatch):
+    stand_in_nbdkit(tmp_path, monkeypatch, "echo python_version=3.99.1")
+    ours = "{}.{}".format(*sys.version_info)
+    with pytest.raises(MissingProgram, match=rf"embeds Python 3\.99, and this is Python {ours}: .*python3\.99"):
+        start()
+
+
+# --- a plugin that fails ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fail", "kind", "text"),
+    [
+        ("busy", ImageBusy, "tiny: is held by process 1: stop it"),
+        ("words", ServerError, "tiny: is no image: an image"),
+        ("late", ServerError, "IMAGE: the plugin failed: OSError: too late"),
+        ("silent", ServerError, "IMAGE: nbdkit ended: its last words: pmem-nbd: tiny: getting ready ..."),
+    ],
+)
+def test_plugin_that_fails_is_heard(start, image, fail, kind, text):
+    with pytest.raises(PmemError) as error:
+        start(parameters={"fail": fail})
+    assert type(error.value) is kind
+    assert str(error.value) == text.replace("IMAGE", str(image))
+
+
+def test_last_words_are_not_told_as_progress_too(start):
+    lines = []
+    with pytest.raises(ServerError, match="is no image"):
+        start(parameters={"fail": "words"}, tell=lines.append)
+    assert lines == ["pmem-nbd: tiny: getting ready ..."]
+
+
+@pytest.mark.parametrize(
+    ("fail", "text"), [("silent", "nbdkit ended with status 3"), ("crash", "nbdkit was killed by SIGABRT")]
+)
+def test_end_of_a_child_is_told_by_its_status(start, fail, text):
+    with pytest.raises(ServerError, match=text):
+        start(parameters={"fail": fail}, exit_with_parent=True)
+
+
+def test_unknown_argument_of_nbdkit_is_relayed(start):
+    with pytest.raises(ServerError, match="no-such-option"):
+        start(nbdkit_args=["--no-such-option"])
+
+
+def test_server_that_never_answers_is_ended(start, folder):
+    with pytest.raises(ServerError, match="did not answer within 1 s"):
+        start(parameters={"sleep": "30"}, timeout_s=1)
+    assert not server.servers() and not list(folder.iterdir())
+
+
+# --- the command line -------------------------------------------------------------------------------------------------
+
+
+def test_parameters_of_filters_go_behind_the_plugin():
+    command = launch.nbdkit_command("i", port=1, nbdkit_args=["--tls", "require", "--filter=log", "logfile=/l"])
+    assert command[command.index("--tls") : command.index("python")] == ["--tls", "require", "--filter=log"]
+    assert command[-1] == "logfile=/l"
+
+
+@needs("nbdinfo")
+def test_arguments_of_nbdkit_reach_it(start, tmp_path):
+    running = start(nbdkit_args=["--filter=log", f"logfile={tmp_path / 'log'}"])
+    client_reads(running.uri)
+    assert "Connect" in (tmp_path / "log").read_text()
+
+
+def test_threads_are_passed_on(start):
+    running = start(threads=3)
+    assert b"-t\0003\0" in Path(f"/proc/{running.pid}/cmdline").read_bytes()
+
+
+def test_embedded_python_gets_our_packages_and_no_pythonhome(monkeypatch):
+    monkeypatch.setenv("PYTHONHOME", "/nowhere")
+    monkeypatch.setenv("PYTHONPATH", "/theirs")
+    environment = launch.nbdkit_environment()
+    folders = environment["PYTHONPATH"].split(":")
+    assert "PYTHONHOME" not in environment
+    assert folders[0] == str(launch.PROJECT) and folders[-1] == "/theirs"
+    assert any((Path(folder) / "numba").is_dir() for folder in folders)
+
+
+# --- whom a server outlives -------------------------------------------------------------------------------------------
+
+
+START = """
+import sys
+from pmem_core import server
+print(server.start(sys.argv[1], plugin=sys.argv[2], exit_with_parent=sys.argv[3] == "together").pid)
+"""
+
+
+@pytest.mark.parametrize(("mode", "lives"), [("apart", True), ("together", False)])
+def test_server_outlives_its_starter_only_if_it_may(folder, image, tmp_path, mode, lives):
+    command = [sys.executable, "-c", START, str(image), str(tiny(tmp_path)), mode]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=launch.nbdkit_environment())
+    time.sleep(0.5)
+    assert bool(runtime.birth(int(done.stdout))) == lives
+
+
+# --- the registry, and the end ----------------------------------------------------------------------------------------
+
+
+def test_running_server_is_listed(start, image):
+    running = start()
+    assert server.servers() == [running]
+    assert server.find(image) == running
+
+
+def test_stop_lets_the_plugin_finish(start, folder, tmp_path):
+    mark = tmp_path / "mark"
+    running = start(parameters={"stopped": str(mark), "stop_sleep": "0.5"})
+    server.stop(running)
+    assert mark.read_text() == "clean"
+    assert not runtime.birth(running.pid)
+    assert not list(folder.iterdir())
+
+
+@needs("nbdinfo")
+@pytest.mark.parametrize("place", ["socket", "port"])
+def test_stop_hangs_up_on_idle_clients(start, free_port, tmp_path, place):
+    running = start(**{place: free_port if place == "port" else tmp_path / "s"})
+    if place == "port":
+        client = socket.create_connection(("127.0.0.1", free_port))
+    else:
+        client = socket.socket(socket.AF_UNIX)
+        client.connect(str(tmp_path / "s"))
+    with client:
+        assert client.recv(18).startswith(b"NBDMAGIC")
+        server.stop(running, timeout_s=10)
+
+
+def test_stop_that_takes_too_long_is_told_and_kills_nothing(start, tmp_path):
+    running = start(parameters={"stopped": str(tmp_path / "mark"), "stop_sleep": "2"})
+    with pytest.raises(ServerError, match=f"process {running.pid}, has not ended after 1 s"):
+        server.stop(running, timeout_s=1)
+    assert holds(running)
+
+
+def test_server_that_died_is_cleared_away(start, folder):
+    running = start()
+    os.kill(running.pid, 9)
+    deadline = time.monotonic() + 5
+    while holds(running) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert server.servers() == []
+    assert not list(folder.iterdir())
+
+
+def test_dead_servers_socket_does_not_hinder_the_next(start, tmp_path):
+    running = start(socket=tmp_path / "s")
+    os.kill(running.pid, 9)
+    while holds(running):
+        time.sleep(0.01)
+    assert holds(start(socket=tmp_path / "s"))
+
+
+def test_process_that_got_the_number_of_a_dead_server_is_left_alone(folder, image):
+    with subprocess.Popen(["sleep", "60"]) as bystander:
+        try:
+            born = runtime.birth(bystander.pid)
+            stranger = server.Server(str(image), bystander.pid, born + "0", str(folder / "s"), None, None, False, 0, "")
+            server.stop(stranger, timeout_s=1)
+            assert bystander.poll() is None
+        finally:
+            bystander.kill()
+
+
+def test_usage_is_measured(start):
+    running = start()
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(running.socket)
+        (figures,) = server.usage([running])
+    assert figures["memory_bytes"] > 1 << 20
+    assert figures["threads"] >= 1
+    assert figures["connections"] == 1
+    assert {"cpu_s", "cpu_percent", "read_bytes", "written_bytes"} <= set(figures)
+
+
+def test_usage_of_a_server_that_ended_is_empty(start):
+    running = start()
+    server.stop(running)
+    assert server.usage([running]) == [{}]
+
+
+def test_runtime_directory_of_another_user_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    monkeypatch.setenv("PMEM_NBD_RUNTIME_DIR", str(tmp_path / "link"))
+    with pytest.raises(HostError, match="not a directory of this user"):
+        runtime.directory()
+
+
+def test_what_answers_must_speak_nbd(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as listener, listen.Greeting(listener.getsockname()[:2]) as greeting:
+        greeting.received(0.01)
+        connection, _ = listener.accept()
+        with connection:
+            connection.sendall(b"220 mail.example ")
+            with pytest.raises(ServerError, match="does not speak NBD"):
+                greeting.received(1)

@@ -1,0 +1,552 @@
+# SPDX-License-Identifier: MIT
+"""What was promised across a kill and a power cut, on a full host, and by closing."""
+
+import contextlib
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import needs
+from test_full_disk import fill
+
+from pmem_core import datapath, geometry, image, layout, recovery
+from pmem_core.device import Device
+from pmem_core.errors import HostError, HostFull, PmemError, UsageError
+from pmem_core.journal import Journal
+
+MIB = 1 << 20
+PAGE = layout.PAGE_BYTES
+ROOT = Path(__file__).resolve().parent.parent
+TWO_SECTIONS = 40 * MIB  # a section is at least 16 MiB, and descriptors and gaps take their part
+NO_ROOM = 28 << layout.ERRNO_SHIFT | layout.HOST
+OLD, NEW = b"old!" * (PAGE // 4), b"new!" * (PAGE // 4)
+
+
+class Killed(BaseException):
+    """The process ends here: no handler of ours would run."""
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "disk.pmem"
+
+
+# ---- what a test does to an image ----
+
+
+def medium_span(device: Device, page: int) -> list[int]:
+    """Where each frame-sized or smaller piece of the page's data lies on the medium."""
+    placed = int(datapath.page_address(device.handle, page))
+    return [int(datapath.medium_address(device.handle, placed + at)) for at in range(0, PAGE, 256)]
+
+
+def put_data(path: Path, span: list[int], data: bytes) -> None:
+    """Put the page's data, and nothing but the data, on the medium of an image that nobody has open."""
+    with (path / "media").open("r+b") as file:
+        for i in range(len(span)):
+            os.pwrite(file.fileno(), data[256 * i : 256 * (i + 1)], span[i])
+
+
+def lose_cache(path: Path) -> None:
+    """Make the journal say that the last session was before a reboot."""
+    journal = Journal(path / "journal")
+    session = {key: value for key, value in journal.session.items() if key != "open"}
+    journal.begin_session(session | {"boot": "another"})
+    journal.close()
+
+
+def kill_in_sync(device: Device, monkeypatch) -> None:
+    """Stop a settling checkpoint where it would sync, and leave the files as a kill there leaves them."""
+    left = []
+
+    def sync(self, *names):
+        # Handlers of the exception run on the way out, which those of a killed process do not.
+        left.append((self.path / "state").read_bytes())
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Device, "_sync", sync)
+        with pytest.raises(Killed):
+            device.checkpoint(settle_sections=True)
+    device.abandon()
+    with (device.path / "state").open("r+b") as file:
+        os.pwrite(file.fileno(), left[0], 0)
+
+
+def fail_to_commit(device: Device, monkeypatch, error: type[PmemError]) -> None:
+    """Take a settling checkpoint whose commit the journal refuses."""
+
+    def fail(*_, **__):
+        raise error("journal", "could not be written")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(device.journal, "checkpoint", fail)
+        with pytest.raises(error):
+            device.checkpoint(settle_sections=True)
+
+
+def durable_sections(device: Device) -> np.ndarray:
+    return np.frombuffer(device.journal.load_sections(), np.uint8)
+
+
+# ---- sections' marks ----
+
+
+@pytest.mark.parametrize("writes", ["each", "coalesced"])
+def test_kill_in_a_settling_checkpoint_keeps_the_marks(path, monkeypatch, writes):
+    image.create(path, geometry.plan(TWO_SECTIONS, descriptor_writes=writes))
+    with Device(path) as device:
+        device.write(OLD, 0)
+    device = Device(path)
+    device.write(NEW, 0)
+    device.checkpoint(settle_sections=True)  # now nothing was written since
+    span = medium_span(device, 0)
+    kill_in_sync(device, monkeypatch)
+
+    device = Device(path)
+    assert device.recovery == "killed"
+    # Writes the same row of the journal.
+    device.write(NEW, device.plan.info.section_pages * PAGE)
+    device.abandon()
+
+    put_data(path, span, OLD)
+    lose_cache(path)
+    with Device(path) as device:
+        assert device.recovery == "power cut"
+        assert device.read(PAGE, 0) in (OLD, NEW)
+
+
+def test_kill_in_a_settling_checkpoint_is_reported_dirty_again(path, monkeypatch):
+    image.create(path, geometry.plan(16 * MIB))
+    device = Device(path)
+    device.write(NEW, 0)
+    device.checkpoint(settle_sections=True)
+    kill_in_sync(device, monkeypatch)
+    with Device(path) as device:
+        assert device.has_dirty()
+
+
+@pytest.mark.parametrize("error", [HostFull, HostError])
+def test_failed_commit_marks_no_section_that_the_journal_lacks(path, monkeypatch, error):
+    image.create(path, geometry.plan(TWO_SECTIONS))
+    with Device(path) as device:
+        device.write(NEW, 0)
+        device.checkpoint(settle_sections=True)
+        fail_to_commit(device, monkeypatch, error)
+        mapped = device.mapping.sections & layout.SECTION_DIRTY
+        durable = durable_sections(device) & layout.SECTION_DIRTY
+        assert np.flatnonzero(mapped & ~durable).tolist() == []
+        # Nor is one forgotten that was not made clean.
+        assert np.flatnonzero(mapped).tolist() == [0]
+
+
+def test_write_after_a_failed_commit_survives_a_power_cut(path, monkeypatch):
+    """The same, seen by a client: the other section's first write has to be marked in the journal."""
+    image.create(path, geometry.plan(TWO_SECTIONS))
+    with Device(path) as device:
+        other = device.plan.info.section_pages
+        device.write(OLD, other * PAGE)
+    device = Device(path)
+    device.write(NEW, 0)
+    device.checkpoint(settle_sections=True)
+    fail_to_commit(device, monkeypatch, HostFull)
+    device.write(NEW, other * PAGE)
+    span = medium_span(device, other)
+    device.abandon()
+    put_data(path, span, OLD)
+    lose_cache(path)
+    with Device(path) as device:
+        assert device.read(PAGE, other * PAGE) in (OLD, NEW)
+
+
+def test_settled_section_has_no_pending_descriptor(path):
+    image.create(path, geometry.plan(16 * MIB, descriptor_writes="coalesced"))
+    device = Device(path)
+    device.write(OLD, 0)
+    device.flush()
+    device.write(NEW, 0)
+    device.checkpoint(settle_sections=True)
+    device.checkpoint(settle_sections=True)
+    assert not device.has_dirty()
+    device.abandon()
+    lose_cache(path)
+    with Device(path) as device:
+        assert device.recovery == "power cut"
+        assert device.read(PAGE, 0) in (OLD, NEW)
+
+
+# ---- the page in flight ----
+
+
+def kill_between_data_and_descriptor(path: Path, page: int) -> None:
+    """Leave the page with its new data, its old descriptor, and INTENT naming it."""
+    device = Device(path)
+    device.write(OLD, page * PAGE)
+    device.flush()
+    span = medium_span(device, page)
+    device.mapping.core["intent"][0, 0] = page + 1
+    for i in range(len(span)):
+        device.mapping.media[span[i] : span[i] + 256] = np.frombuffer(NEW[256 * i : 256 * (i + 1)], np.uint8)
+    device.abandon()
+
+
+def test_page_in_flight_is_healed(path):
+    image.create(path, geometry.plan(16 * MIB))
+    kill_between_data_and_descriptor(path, 5)
+    with Device(path) as device:
+        assert device.recovery == "killed"
+        assert device.read(PAGE, 5 * PAGE) == NEW
+        assert device.mapping.core["tally"]["healed"][0] == 1
+
+
+def test_page_in_flight_is_healed_by_the_open_after_one_that_could_not(path, monkeypatch):
+    image.create(path, geometry.plan(16 * MIB))
+    kill_between_data_and_descriptor(path, 5)
+    with monkeypatch.context() as patch:
+        patch.setattr(datapath, "heal", lambda handle, page: NO_ROOM)
+        with pytest.raises(HostFull):
+            Device(path)
+    with Device(path) as device:
+        assert device.recovery == "killed"
+        assert device.read(PAGE, 5 * PAGE) == NEW
+
+
+def test_page_in_flight_reads_when_opened_read_only(path):
+    image.create(path, geometry.plan(16 * MIB))
+    kill_between_data_and_descriptor(path, 5)
+    with Device(path, read_only=True) as device:
+        assert device.read(PAGE, 5 * PAGE) == NEW
+    with Device(path) as device:
+        assert device.read(PAGE, 5 * PAGE) == NEW
+
+
+@pytest.mark.parametrize("writes", ["each", "coalesced"])
+@pytest.mark.parametrize("gap", [1, 2, 3])
+def test_completed_writes_survive_kills_with_moves_in_between(path, gap, writes):
+    parameters = {"interval": 1, "region_frames": 64, "gap_frames": gap}
+    image.create(path, geometry.plan(4 * MIB, parameters=parameters, descriptor_writes=writes))
+    chance, shadow = random.Random(1000 * gap + len(writes)), {}
+    device = Device(path)
+    for _ in range(4):
+        for _ in range(60):
+            page = chance.randrange(100)
+            if chance.random() < 0.1:
+                device.trim(PAGE, page * PAGE)
+                shadow[page] = bytes(PAGE)
+            else:
+                shadow[page] = chance.randbytes(PAGE)
+                device.write(shadow[page], page * PAGE)
+        moved = int(device.mapping.core["tally"]["moves"][0])
+        device.abandon()
+        device = Device(path)
+        assert device.recovery == "killed"
+        assert moved
+        for page, data in shadow.items():
+            assert device.read(PAGE, page * PAGE) == data, page
+    device.close()
+
+
+@pytest.mark.parametrize("writes", ["each", "coalesced"])
+@pytest.mark.parametrize("gap", [1, 3])
+def test_flushed_writes_survive_a_power_cut_with_moves_in_between(path, gap, writes):
+    parameters = {"interval": 1, "region_frames": 64, "gap_frames": gap}
+    image.create(path, geometry.plan(4 * MIB, parameters=parameters, descriptor_writes=writes))
+    chance, shadow = random.Random(1000 * gap + len(writes)), {}
+    device = Device(path)
+    for _ in range(150):
+        page = chance.randrange(100)
+        shadow[page] = chance.randbytes(PAGE)
+        device.write(shadow[page], page * PAGE)
+    device.flush()
+    # Moves that no checkpoint has: the durable table must still find whole frames.
+    for page in range(100, 103):
+        device.write(NEW, page * PAGE)
+    device.abandon()
+    lose_cache(path)
+    with Device(path) as device:
+        assert device.recovery == "power cut"
+        for page, data in shadow.items():
+            assert device.read(PAGE, page * PAGE) == data, page
+
+
+# ---- which end it was ----
+
+
+@contextlib.contextmanager
+def mounted(folder: Path, kind: str, size: int, disk: Path | None = None):
+    """A small filesystem at `folder`; ext4 in the file `disk`, made unless it is there."""
+    folder.mkdir(exist_ok=True)
+    if kind == "tmpfs":
+        command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder]
+    else:
+        if not disk.exists():
+            with disk.open("wb") as file:
+                file.truncate(size)
+            # Nothing is kept back for root.
+            subprocess.run(["mkfs.ext4", "-q", "-m", "0", disk], check=True, capture_output=True)
+        command = ["mount", "-o", "loop", disk, folder]
+    subprocess.run(command, check=True)
+    try:
+        yield folder
+    finally:
+        if subprocess.run(["umount", folder], check=False, capture_output=True).returncode:
+            subprocess.run(["umount", "--lazy", folder], check=True)
+            pytest.fail("a file of the image is still open")
+
+
+def script(text: str, *arguments: object, prefix: tuple[str, ...] = ()) -> subprocess.CompletedProcess:
+    """Run Python lines in a process of their own."""
+    head = "import sys\nfrom pathlib import Path\nfrom pmem_core.device import Device\npath = Path(sys.argv[1])\n"
+    command = [*prefix, sys.executable, "-c", head + text, *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True, timeout=200)
+
+
+@pytest.mark.kernel
+@needs("unshare")
+def test_kill_seen_from_another_mount_namespace_is_a_kill(path):
+    image.create(path, geometry.plan(16 * MIB))
+    device = Device(path)
+    device.write(NEW, 0)
+    mount = device.journal.session["mount"]
+    device.abandon()
+    text = "from pmem_core import host\nprint(host.witness(path)['mount'])\ndevice = Device(path)\n"
+    text += "print(device.recovery)\nprint(device.read(4, 0))\ndevice.abandon()\n"
+    done = script(text, path, prefix=("unshare", "-m"))
+    assert done.returncode == 0, done.stderr
+    elsewhere, *told = done.stdout.split()
+    assert int(elsewhere) != mount  # or this tests nothing
+    assert told == ["killed", "b'new!'"]
+
+
+@pytest.mark.kernel
+@needs("loop", "ext4")
+def test_kill_and_a_mount_anew_is_a_power_cut(tmp_path):
+    host, disk = tmp_path / "host", tmp_path / "disk"
+    with mounted(host, "ext4", 40 * MIB, disk):
+        image.create(host / "disk.pmem", geometry.plan(16 * MIB))
+        device = Device(host / "disk.pmem")
+        device.write(NEW, 0)
+        device.flush()
+        device.abandon()
+    with mounted(host, "ext4", 40 * MIB, disk), Device(host / "disk.pmem") as device:
+        assert device.recovery == "power cut"
+        assert device.read(PAGE, 0) == NEW
+
+
+# ---- a full host ----
+
+
+@pytest.fixture
+def full(tmp_path):
+    """An image on an ext4 without any room, its first 64 pages written; the path."""
+    with mounted(tmp_path / "host", "ext4", 40 * MIB, tmp_path / "disk") as host:
+        path = host / "disk.pmem"
+        image.create(path, geometry.plan(TWO_SECTIONS, parameters={"interval": 20}))
+        with Device(path) as device:
+            for page in range(64):
+                device.write(OLD, page * PAGE)
+        fill(host / "ballast")
+        yield path
+
+
+on_full_host = [pytest.mark.kernel, needs("loop", "ext4")]
+
+
+class TestFullHost:
+    pytestmark = on_full_host
+
+    def test_overwriting_needs_no_room(self, full):
+        with Device(full) as device:
+            for page in [*range(64), *range(64)]:
+                device.write(NEW, page * PAGE)
+            device.flush()
+            assert device.read(64 * PAGE, 0) == NEW * 64
+
+    def test_trimming_a_page_needs_no_room(self, full):
+        with Device(full) as device:
+            device.trim(PAGE, 7 * PAGE)
+            assert device.read(PAGE, 7 * PAGE) == bytes(PAGE)
+            device.flush()
+
+    def test_trimming_everything_needs_no_room(self, full):
+        with Device(full) as device:
+            device.trim(device.plan.device_bytes, 0)
+            device.flush()
+            assert device.read(64 * PAGE, 0) == bytes(64 * PAGE)
+
+    def test_new_write_is_refused_and_reads_go_on(self, full):
+        with Device(full) as device:
+            at = device.plan.device_bytes - MIB
+            with pytest.raises(HostFull):
+                device.write(NEW * (MIB // PAGE), at)
+            assert device.read(64 * PAGE, 0) == OLD * 64
+
+    def test_kill_and_reopen_need_no_room(self, full):
+        device = Device(full)
+        for page in range(64):
+            device.write(NEW, page * PAGE)
+        device.abandon()
+        with Device(full) as device:
+            assert device.recovery == "killed"
+            assert device.read(64 * PAGE, 0) == NEW * 64
+
+    def test_page_in_flight_is_healed_without_room(self, full):
+        kill_between_data_and_descriptor(full, 5)
+        with Device(full) as device:
+            assert device.read(PAGE, 5 * PAGE) == NEW
+
+
+@pytest.mark.kernel
+@needs("root")
+def test_untouched_page_reads_on_a_full_tmpfs(tmp_path):
+    with mounted(tmp_path / "host", "tmpfs", 8 * MIB) as host:
+        path = host / "disk.pmem"
+        image.create(path, geometry.plan(16 * MIB))
+        with Device(path) as device:
+            device.write(NEW, 0)
+        fill(host / "ballast")
+        # In a process of its own: what goes wrong here is a SIGBUS.
+        text = "device = Device(path)\nend = device.plan.device_bytes\n"
+        text += "assert device.read(end - 4096, 4096) == bytes(end - 4096)\n"
+        text += "assert device.extents(end, 0) == [(0, 4096, True), (4096, end - 4096, False)]\n"
+        text += "device.abandon()\n"
+        done = script(text, path)
+        assert done.returncode == 0, f"{done.returncode}: {done.stderr}"
+
+
+# ---- closing ----
+
+
+def test_close_is_whole_though_the_history_has_no_room(path, monkeypatch):
+    image.create(path, geometry.plan(16 * MIB))
+    device = Device(path)
+    device.write(NEW, 0)
+
+    def fail(figures):
+        raise HostFull("journal", "no room for the journal")
+
+    monkeypatch.setattr(device.journal, "sample", fail)
+    device.close()
+    with Device(path) as device:
+        assert device.recovery == ""
+        assert not device.has_dirty()
+
+
+def open_files(path: Path) -> list[str]:
+    """The files of the image at `path` that this process has open."""
+    found = []
+    for entry in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):  # the listing's own is gone
+            found.append(str(entry.readlink()))
+    return sorted(name for name in found if name.startswith(f"{path}/"))
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+@pytest.mark.parametrize("end", ["close", "abandon"])
+def test_no_file_stays_open(path, end, read_only):
+    image.create(path, geometry.plan(16 * MIB))
+    device = Device(path, read_only=read_only)
+    if not read_only:
+        device.write(NEW, 0)
+    getattr(device, end)()
+    assert open_files(path) == []
+
+
+def test_no_file_stays_open_when_the_checkpoint_fails(path, monkeypatch):
+    image.create(path, geometry.plan(16 * MIB))
+    device = Device(path)
+    device.write(NEW, 0)
+
+    def fail(*_, **__):
+        raise HostFull("journal", "no room for the journal")
+
+    monkeypatch.setattr(device.journal, "checkpoint", fail)
+    with pytest.raises(HostFull):
+        device.close()
+    assert open_files(path) == []
+
+
+def test_no_file_stays_open_when_opening_fails(path, monkeypatch):
+    image.create(path, geometry.plan(16 * MIB))
+    kill_between_data_and_descriptor(path, 5)
+    with monkeypatch.context() as patch:
+        patch.setattr(datapath, "heal", lambda handle, page: NO_ROOM)
+        with pytest.raises(HostFull) as caught:
+            Device(path)
+    # The error is still held, as by somebody who reports it later.
+    assert open_files(path) == []
+    Device(path).close()
+    assert caught.value.errno == HostFull.errno
+
+
+# ---- requests that make no sense ----
+
+
+@pytest.mark.parametrize(("count", "back"), [(1, 0), (PAGE, 1), (2, 1), (PAGE, -PAGE)])
+def test_requests_beyond_the_end_are_refused(path, count, back):
+    image.create(path, geometry.plan(16 * MIB))
+    with Device(path) as device:
+        at = device.plan.device_bytes - back
+        requests = [
+            lambda: device.read(count, at),
+            lambda: device.write(bytes(count), at),
+            lambda: device.trim(count, at),
+            lambda: device.zero(count, at),
+        ]
+        for request in requests:
+            with pytest.raises(UsageError):
+                request()
+        # Up to the end is within.
+        device.write(b"x" * PAGE, device.plan.device_bytes - PAGE)
+
+
+def test_negative_offset_is_refused(path):
+    image.create(path, geometry.plan(16 * MIB))
+    with Device(path) as device:
+        for request in (device.trim, device.zero, device.read):
+            with pytest.raises(UsageError):
+                request(PAGE, -PAGE)
+        with pytest.raises(UsageError):
+            device.write(NEW, -PAGE)
+
+
+def test_changes_through_a_read_only_device_are_refused(path):
+    image.create(path, geometry.plan(16 * MIB))
+    with Device(path, read_only=True) as device:
+        for request in (
+            lambda: device.write(NEW, 0),
+            lambda: device.trim(PAGE, 0),
+            lambda: device.zero(PAGE, 0),
+        ):
+            with pytest.raises(UsageError):
+                request()
+        assert device.read(PAGE, 0) == bytes(PAGE)
+
+
+# ---- what the journal must fit ----
+
+
+def test_checkpoint_of_another_size_is_refused(path):
+    """A journal whose table is short would leave half of the durable table to chance."""
+    image.create(path, geometry.plan(16 * MIB))
+    journal = Journal(path / "journal")
+    core, table = journal.load_checkpoint()
+    journal.checkpoint(core, {0: table[:-8]}, {})
+    journal.close()
+    with pytest.raises(PmemError):
+        Device(path)
+
+
+def test_restored_marks_are_a_union(path):
+    image.create(path, geometry.plan(TWO_SECTIONS))
+    with Device(path) as device:
+        device.write(NEW, 0)
+        device.mapping.sections[0] = layout.SECTION_TOUCHED
+        device.mapping.sections[1] = layout.SECTION_TOUCHED | layout.SECTION_SUSPECT
+        recovery.restore_marks(device.mapping, device.journal)
+        assert device.mapping.sections[0] == layout.SECTION_TOUCHED | layout.SECTION_DIRTY
+        assert device.mapping.sections[1] == layout.SECTION_TOUCHED | layout.SECTION_SUSPECT
