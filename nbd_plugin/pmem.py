@@ -15,12 +15,10 @@ lock of the compiled code and disk waits outside it.  More threads a connection 
 
 import ctypes
 import errno
-import functools
 import os
 import sys
 import threading
 import time
-import traceback
 from pathlib import Path
 
 import nbdkit
@@ -30,6 +28,7 @@ _ROOT = Path(__file__).resolve().parent.parent
 _PYTHON = "python{}.{}".format(*sys.version_info)
 sys.path += [str(_ROOT), *map(str, _ROOT.glob(f".venv/lib/{_PYTHON}/site-packages"))]
 try:
+    from nbd_plugin.faults import Refused, fail, reported
     from pmem_core import (
         __version__,
         datapath,
@@ -69,43 +68,6 @@ def _pin_thread():
         _pinned.yes = True
 
 
-class _Refused(Exception):
-    """A request failed, in words and with its errno set."""
-
-
-def _in_words(kind, *arguments, _formatted=traceback.format_exception, **options):
-    """What nbdkit writes to its log: it asks this function of `traceback` for every exception."""
-    return [str(arguments[0])] if kind is _Refused else _formatted(kind, *arguments, **options)
-
-
-traceback.format_exception = _in_words
-
-
-def _reported(callback):
-    """Make whatever goes wrong in `callback` the right errno for the client, and one line in the server's log."""
-
-    @functools.wraps(callback)
-    def run(*arguments):
-        try:
-            return callback(*arguments)
-        except PmemError as error:
-            nbdkit.set_error(error.errno)
-            nbdkit.debug(str(error))
-            raise _Refused(str(error)) from None
-        except Exception as error:
-            nbdkit.set_error(errno.EIO)
-            raise _Refused(f"{callback.__name__}: {error!r}: a bug in pmem-nbd") from None
-
-    return run
-
-
-def _fail(error):
-    """Say one line and end: before the server is up nobody else can tell the user."""
-    print(f"pmem-nbd: {error}", file=sys.stderr, flush=True)
-    # Not sys.exit(): nbdkit prints a traceback for every exception, this one too.
-    os._exit(1)
-
-
 # ---- start ----
 
 
@@ -123,13 +85,13 @@ def thread_model():
 
 def config(key, value):
     if key not in _options:
-        _fail(UsageError(f"{key}={value}", "no such parameter", ", ".join(f"{name}=..." for name in _options)))
+        fail(UsageError(f"{key}={value}", "no such parameter", ", ".join(f"{name}=..." for name in _options)))
     _options[key] = value
 
 
 def config_complete():
     if not _options["image"]:
-        _fail(UsageError("image", "missing", "image=NAME.pmem"))
+        fail(UsageError("image", "missing", "image=NAME.pmem"))
 
 
 def get_ready():
@@ -146,7 +108,7 @@ def get_ready():
         jit.prune_cache()
         nbdkit.debug(f"compiled code is ready after {time.monotonic() - started:.2f} s")
     except PmemError as error:
-        _fail(error)
+        fail(error)
 
 
 def _read_only():
@@ -165,7 +127,7 @@ def after_fork():
         if not _served.read_only:
             _housekeeper = housekeeping.Housekeeper(_served)
     except PmemError as error:
-        _fail(error)
+        fail(error)
 
 
 def cleanup():
@@ -259,27 +221,27 @@ def pwrite(h, buf, offset, flags):
         _flush_for_fua()
 
 
-@_reported
+@reported
 def _resume_read(result, offset, buf):
     _served.finish(datapath.read, result, offset, buf, offset)
 
 
-@_reported
+@reported
 def _resume_write(result, offset, buf):
     _served.finish(datapath.write, result, offset, buf, offset)
 
 
-@_reported
+@reported
 def _flush_for_fua():
     _served.flush(counted=False)
 
 
-@_reported
+@reported
 def flush(h, flags):
     _served.flush()
 
 
-@_reported
+@reported
 def trim(h, count, offset, flags):
     _served.trim(count, offset, fua=bool(flags & nbdkit.FLAG_FUA))
 
@@ -289,21 +251,21 @@ def zero(h, count, offset, flags):
     if flags & nbdkit.FLAG_FAST_ZERO and not may_trim:
         # Zeros that must be stored are no faster than a write.
         nbdkit.set_error(errno.EOPNOTSUPP)
-        raise _Refused("zero: not fast without permission to trim")
+        raise Refused("zero: not fast without permission to trim")
     _zero(count, offset, may_trim, flags)
 
 
-@_reported
+@reported
 def _zero(count, offset, may_trim, flags):
     _served.zero(count, offset, may_trim=may_trim, fua=bool(flags & nbdkit.FLAG_FUA))
 
 
-@_reported
+@reported
 def cache(h, count, offset, flags):
     _served.prefetch(count, offset)
 
 
-@_reported
+@reported
 def extents(h, count, offset, flags):
     hole = nbdkit.EXTENT_HOLE | nbdkit.EXTENT_ZERO
     found = _served.extents(count, offset, one=bool(flags & nbdkit.FLAG_REQ_ONE))

@@ -193,7 +193,10 @@ def derive(info: Info, *, fresh: bool = False) -> Geometry:
             medium_frames, info.parameters["leveling"], seed
         )
     except ValueError as error:
-        raise UsageError(f"leveling={info.leveling}", f"not with a medium of {info.size} bytes", str(error)) from None
+        raise UsageError(f"leveling={info.leveling}", "not with these parameters", str(error)) from None
+    if placed_frames < 1:
+        chosen = ", ".join(f"{name}={value}" for name, value in info.parameters["leveling"].items())
+        raise UsageError(f"size={info.size}", f"too small for leveling {info.leveling} with {chosen}", "a larger size")
     placed_bytes = placed_frames * info.frame_bytes
     if not levelling.MOVES:
         # Nothing moves, so the last frame need not be whole; Linux's layout counts on it.

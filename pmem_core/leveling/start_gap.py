@@ -56,7 +56,7 @@ STATE = np.dtype(
 def plan(medium_frames, parameters, seed):
     """Share out `medium_frames`; returns state (STATE[]), placed frames, initial table (int64[]), tick words.
 
-    ValueError where the parameters leave no frame.
+    ValueError for parameters that cannot be.
     """
     region, gap = parameters["region_frames"], parameters["gap_frames"]
     if region & (region - 1):
@@ -64,8 +64,6 @@ def plan(medium_frames, parameters, seed):
     whole, rest = divmod(medium_frames, region + gap)
     last = max(rest - gap, 0)
     frames = whole * region + last
-    if frames == 0:
-        raise ValueError(f"gap_frames={gap}: fewer than the medium's {medium_frames} frames")
     state = np.zeros((), STATE)
     state["frames"] = frames
     state["interval"] = parameters["interval"]

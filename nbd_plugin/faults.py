@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: MIT
+"""How what goes wrong in the plugin is told: to a client as an errno, to people as one line, never as a traceback."""
+
+import errno
+import functools
+import os
+import sys
+import traceback
+
+import nbdkit
+
+from pmem_core.errors import PmemError
+
+
+class Refused(Exception):
+    """A request failed, in words and with its errno set."""
+
+
+def _in_words(kind, *arguments, _formatted=traceback.format_exception, **options):
+    """What nbdkit writes to its log: it asks this function of `traceback` for every exception."""
+    return [str(arguments[0])] if kind is Refused else _formatted(kind, *arguments, **options)
+
+
+traceback.format_exception = _in_words
+
+
+def reported(callback):
+    """Make whatever goes wrong in `callback` the right errno for the client, and one line in the server's log."""
+
+    @functools.wraps(callback)
+    def run(*arguments):
+        try:
+            return callback(*arguments)
+        except PmemError as error:
+            nbdkit.set_error(error.errno)
+            nbdkit.debug(str(error))
+            raise Refused(str(error)) from None
+        except Exception as error:
+            nbdkit.set_error(errno.EIO)
+            raise Refused(f"{callback.__name__}: {error!r}: a bug in pmem-nbd") from None
+
+    return run
+
+
+def fail(error):
+    """Say one line and end: before the server is up nobody else can tell the user."""
+    print(f"pmem-nbd: {error}", file=sys.stderr, flush=True)
+    # Not sys.exit(): nbdkit prints a traceback for every exception, this one too.
+    os._exit(1)
