@@ -19,6 +19,7 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import nbdkit
@@ -58,6 +59,8 @@ API_VERSION = 2
 
 _options = {"image": "", "readonly": "false"}
 _served: device.Device
+_read: Callable[..., int]
+_write: Callable[..., int]
 _housekeeper: housekeeping.Housekeeper | None = None
 _pinned = threading.local()
 
@@ -95,6 +98,7 @@ def config_complete():
 
 
 def get_ready():
+    global _read, _write
     try:
         path = Path(_options["image"]).absolute()
         _options["image"] = str(path)
@@ -103,7 +107,7 @@ def get_ready():
         started = time.monotonic()
         if not jit.cache_is_warm():
             print("pmem-nbd: compiling for the first start, about 20 seconds ...", file=sys.stderr, flush=True)
-        warmup.warm_up(plan)
+        _read, _write = warmup.warm_up(plan)
         jit.freeze()
         jit.prune_cache()
         nbdkit.debug(f"compiled code is ready after {time.monotonic() - started:.2f} s")
@@ -208,13 +212,13 @@ def is_rotational(h):
 
 
 def pread(h, buf, offset, flags):
-    result = datapath.read(h, buf, offset, 0)
+    result = _read(h, buf, offset, 0)
     if result:
         _resume_read(result, offset, buf)
 
 
 def pwrite(h, buf, offset, flags):
-    result = datapath.write(h, buf, offset, 0)
+    result = _write(h, buf, offset, 0)
     if result:
         _resume_write(result, offset, buf)
     if flags & nbdkit.FLAG_FUA:

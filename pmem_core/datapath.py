@@ -8,17 +8,12 @@ keeps the GIL.
 
 import numpy as np
 
-from . import descriptor, media, onepage, placement
-from .jit import clear_bytes, hot, publish, u8_at
+from . import descriptor, media, onepage
+from .jit import clear_bytes, hot, u8_at
 from .layout import (
-    BAD_DATA,
-    BAD_DESCRIPTOR,
     OK,
     PAGE_BYTES,
     PAGE_SHIFT,
-    PENDING_SLOTS,
-    PG_ERROR,
-    PG_UPTODATE,
     SECTION_DIRTY,
     SECTION_TOUCHED,
     STOP_SHIFT,
@@ -38,6 +33,8 @@ def read(device, buffer, offset, done):
     while done < target.size:
         page, at = (offset + done) >> PAGE_SHIFT, (offset + done) & (PAGE_BYTES - 1)
         count = min(PAGE_BYTES - at, target.size - done)
+        if done + count < target.size:
+            onepage.anticipate_data(run, core, page + 1)
         code = onepage.read(run, core, page, at, target, done, count)
         if code:
             return _stopped(done, code)
@@ -142,25 +139,6 @@ def zero(device, offset, end, may_trim, done):
 
 
 @hot
-def drain(device, done):
-    """Write every pending descriptor to the medium; `done` counts slots."""
-    run, core = device[0][0], device[1][0]
-    if run["coalesced"]:
-        while done < PENDING_SLOTS:
-            slot = onepage.pending_slot(run, done)
-            if slot[0]:
-                placed = placement.descriptor_at(core["placement"], slot[0] - 1)
-                code = onepage.settle(run, core, placed, run["descriptor_bytes"])
-                if code == OK:
-                    code = onepage.reserve(run, core, placed, run["descriptor_bytes"])
-                if code:
-                    return _stopped(done, code)
-                onepage.drain_slot(run, core, slot)
-            done += 1
-    return OK
-
-
-@hot
 def extents(device, offset, end, runs):
     """Fill runs (int64[n, 2]: end offset, 1 where data) from `offset` on; how many were filled."""
     run, core = device[0][0], device[1][0]
@@ -193,76 +171,3 @@ def extents(device, offset, end, runs):
             count += 1
         offset = stop
     return count
-
-
-# ---- recovery and check ----
-
-
-@hot
-def heal(device, page):
-    """Bring the descriptor of `page` into line with its data; OK (nothing to do, or done) or a stop code."""
-    run, core = device[0][0], device[1][0]
-    placed = placement.page_at(core["placement"], page)
-    status = onepage.load_descriptor(run, core, page)
-    crc = onepage.page_checksum(run, core, placed) if run["checksums"] else 0
-    if status == descriptor.EMPTY or (status == descriptor.VALID and not descriptor.holds_data(run)):
-        return OK
-    if status == descriptor.VALID and (descriptor.is_bad(run) or crc == descriptor.data_checksum(run)):
-        return OK
-    code = onepage.begin(run, core, page, False)
-    if code:
-        return code
-    if onepage.load_descriptor(run, core, page) == descriptor.DAMAGED:
-        descriptor.clear(run)
-    descriptor.note_data(run, page, PG_UPTODATE, crc)
-    onepage.store_descriptor(run, core, page)
-    core["tally"]["healed"] += 1
-    publish(core["intent"], 0, 0)
-    return OK
-
-
-@hot
-def condemn(device, page):
-    """Mark the data of `page` as damaged, so that reads of it fail until it is written whole; OK or a stop code."""
-    run, core = device[0][0], device[1][0]
-    code = onepage.begin(run, core, page, False)
-    if code:
-        return code
-    if onepage.load_descriptor(run, core, page) == descriptor.DAMAGED:
-        descriptor.clear(run)
-    descriptor.note_data(run, page, PG_UPTODATE | PG_ERROR, descriptor.data_checksum(run))
-    onepage.store_descriptor(run, core, page)
-    publish(core["intent"], 0, 0)
-    return OK
-
-
-@hot
-def examine(device, page):
-    """Look at one page: OK, BAD_DATA or BAD_DESCRIPTOR, whatever its section; and 1 where it holds data."""
-    run, core = device[0][0], device[1][0]
-    if not run["descriptor_bytes"]:
-        return OK, 1
-    status = onepage.load_descriptor(run, core, page)
-    if status == descriptor.DAMAGED:
-        return BAD_DESCRIPTOR, 1
-    if status == descriptor.EMPTY or not descriptor.holds_data(run):
-        return OK, 0
-    if descriptor.is_bad(run):
-        return BAD_DATA, 1
-    if run["checksums"] and onepage.page_checksum(run, core, placement.page_at(core["placement"], page)) != (
-        descriptor.data_checksum(run)
-    ):
-        return BAD_DATA, 1
-    return OK, 1
-
-
-@hot
-def medium_address(device, placed):
-    """The address on the medium of placed byte `placed`."""
-    return onepage.medium_at(device[0][0], device[1][0], placed)
-
-
-@hot
-def page_address(device, page):
-    """The placed address of `page`."""
-    return placement.page_at(device[1][0]["placement"], page)

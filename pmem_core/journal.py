@@ -125,12 +125,20 @@ class Journal:
         """Commit the core record, the changed chunks of the table and the changed rows of sections, at once."""
         with self._write() as transaction:
             transaction.put(b"core", core, db=self._db[b"checkpoint"])
-            for index, chunk in chunks.items():
-                transaction.put(b"table/%08d" % index, chunk, db=self._db[b"checkpoint"])
+            self._put_chunks(transaction, chunks)
             self._put_rows(transaction, rows)
             if closing:
                 self._put_meta(transaction, "session", {"open": False})
             self._put_event(transaction, event)
+
+    def put_table(self, chunks: dict[int, bytes]) -> None:
+        """Commit changed chunks of the table alone."""
+        with self._write() as transaction:
+            self._put_chunks(transaction, chunks)
+
+    def _put_chunks(self, transaction: Any, chunks: dict[int, bytes]) -> None:
+        for index, chunk in chunks.items():
+            transaction.put(b"table/%08d" % index, chunk, db=self._db[b"checkpoint"])
 
     def load_checkpoint(self) -> tuple[bytes, bytes]:
         """The core record and the whole table of the last checkpoint."""

@@ -211,12 +211,15 @@ RUN = np.dtype(
         ("pending", "<i8"),
         ("reserved", "<i8"),  # a byte a reservation of the host file
         ("scratch", "<i8"),  # two pages
+        ("moved", "<i8"),  # medium frames that moves have filled since the last checkpoint
         ("medium_bytes", "<i8"),
         ("line_count", "<i8"),
         ("table_words", "<i8"),
         ("tick_words", "<i8"),
         ("section_count", "<i8"),
         ("reserved_count", "<i8"),
+        ("moved_room", "<i8"),
+        ("moved_count", "<i8"),  # more than moved_room: some are not in `moved`
         ("media_fd", "<i8"),
         ("wear_fd", "<i8"),
         ("page_count", "<i8"),

@@ -13,6 +13,7 @@ from . import host, layout
 from .errors import DamagedImage
 from .geometry import Geometry
 
+MOVED_ROOM = 1 << 15  # moves between two checkpoints whose frames are synced one by one, not with all the medium
 _MAP_NORESERVE = 0x4000  # Python names it from 3.13 on
 
 
@@ -93,6 +94,7 @@ def _arrange(plan: Geometry, files: dict[str, int], maps: dict[str, mmap.mmap], 
     durable = table.copy()
     reserved = np.zeros((info.size >> 16) + 1, np.uint8)
     scratch = np.zeros(4 * layout.PAGE_BYTES, np.uint8)
+    moved = np.zeros(MOVED_ROOM, np.int64)
     run = np.zeros(1, layout.RUN)
     addresses: dict[str, np.ndarray] = {
         "media": media,
@@ -104,6 +106,7 @@ def _arrange(plan: Geometry, files: dict[str, int], maps: dict[str, mmap.mmap], 
         "pending": part["pending"] if plan.pending_bytes else scratch,
         "reserved": reserved,
         "scratch": scratch,
+        "moved": moved,
     }
     for name, array in addresses.items():
         run[name] = array.ctypes.data
@@ -114,6 +117,7 @@ def _arrange(plan: Geometry, files: dict[str, int], maps: dict[str, mmap.mmap], 
         "tick_words": len(ticks),
         "section_count": plan.section_count,
         "reserved_count": len(reserved),
+        "moved_room": len(moved),
         "media_fd": files["media"],
         "wear_fd": files["wear"],
         "page_count": info.page_count,
@@ -128,5 +132,5 @@ def _arrange(plan: Geometry, files: dict[str, int], maps: dict[str, mmap.mmap], 
     }
     for name, value in figures.items():
         run[name] = value
-    kept = (reserved, scratch)
+    kept = (reserved, scratch, moved)
     return Mapping(run, core, table, ticks, part["sections"], durable, wear, media, maps, files, part["pending"], kept)

@@ -139,6 +139,9 @@ def move(run, core, source, target):
     media = u8_at(run["media"], run["medium_bytes"])
     store(run, core, CAUSE_MOVE, frame_at(run, target), media, frame_at(run, source), count)
     core["tally"]["moves"] += 1
+    if run["moved_count"] < run["moved_room"]:
+        i64_at(run["moved"], run["moved_room"])[run["moved_count"]] = target
+    run["moved_count"] += 1
     return OK
 
 

@@ -17,7 +17,7 @@ A page is either not begun or finished, so nothing is done twice when a stopped 
 
 from . import descriptor, leveling, media, placement
 from .crc32c import MASK, page_crc, words_crc
-from .jit import clear_bytes, copy_bytes, hot, i64_at, publish, u8_at
+from .jit import clear_bytes, copy_bytes, hot, i64_at, prefetch, publish, u8_at
 from .layout import (
     BAD_DATA,
     BAD_DESCRIPTOR,
@@ -108,6 +108,26 @@ def page_checksum(run, core, placed):
         crc = words_crc(crc, words, 0, size >> 3)
         done += size
     return crc ^ MASK
+
+
+@hot
+def anticipate(run, core, page):
+    """Bring near what a request for `page` will look at first: four places far apart, four misses at once."""
+    at = medium_at(run, core, placement.page_at(core["placement"], page))
+    prefetch(run["media"] + at)
+    prefetch(run["wear"] + ((at >> run["line_shift"]) << 2))
+    if run["descriptor_bytes"]:
+        at = medium_at(run, core, placement.descriptor_at(core["placement"], page))
+        prefetch(run["media"] + at)
+        prefetch(run["wear"] + ((at >> run["line_shift"]) << 2))
+
+
+@hot
+def anticipate_data(run, core, page):
+    """Bring near the data of `page`: the processor's own prefetching ends at every 4096 bytes."""
+    at = run["media"] + medium_at(run, core, placement.page_at(core["placement"], page))
+    for i in range(min(PAGE_BYTES, 1 << run["frame_shift"]) >> 6):
+        prefetch(at + (i << 6))
 
 
 # ---- descriptors: in scratch while they are worked on ----
@@ -257,6 +277,7 @@ def read(run, core, page, at, target, target_at, count):
 
 @hot
 def write(run, core, page, at, source, source_at, count):
+    anticipate(run, core, page)
     code = begin(run, core, page, True)
     if code:
         return code
@@ -284,7 +305,12 @@ def write(run, core, page, at, source, source_at, count):
     tally = core["tally"]
     tally["page_writes"] += 1
     if run["descriptor_bytes"]:
-        crc = page_checksum(run, core, placed) if run["checksums"] else 0
+        crc = 0
+        if run["checksums"] and count == PAGE_BYTES:
+            # Of the client's bytes: they are near, those on the medium are not.
+            crc = page_crc(i64_at(source.ctypes.data + source_at, PAGE_BYTES >> 3), 0)
+        elif run["checksums"]:
+            crc = page_checksum(run, core, placed)
         descriptor.note_write(run, page, crc, tally["page_writes"])
         store_descriptor(run, core, page)
     publish(core["intent"], 0, 0)

@@ -4,8 +4,8 @@
 A byte a section (layout.SECTION_*), uint8[]; the journal keeps them in rows.  The order of steps that keeps it sound:
 
 * a write waits until its section is DIRTY in the journal, then marks it RECENT;
-* clearing takes DIRTY away from the mapped byte first, then drains pending descriptors and syncs the medium, then
-  commits: a write that comes in between finds its section unmarked and waits for the lock;
+* clearing takes DIRTY away from the mapped byte first (upkeep.clear_dirty), then drains pending descriptors and
+  syncs the medium, then commits: a write that comes in between finds its section unmarked and waits for the lock;
 * a kill between the two leaves a mark in the journal only, so an open after a kill takes the union.
 """
 
@@ -15,8 +15,6 @@ from . import layout
 from .journal import ROW_SECTIONS
 from .statefile import section_rows
 
-_NOT_DIRTY = np.uint8(~layout.SECTION_DIRTY & 0xFF)
-_NOT_RECENT = np.uint8(~layout.SECTION_RECENT & 0xFF)
 _MARK = np.uint8(layout.SECTION_DIRTY | layout.SECTION_TOUCHED)
 
 
@@ -32,28 +30,6 @@ def mark(sections: np.ndarray, at: int) -> None:
     sections[at] |= _MARK
 
 
-def _clear(sections: np.ndarray, which: np.ndarray) -> np.ndarray:
-    sections[which] &= _NOT_DIRTY
-    sections[:] &= _NOT_RECENT
-    return which
-
-
 def rows_of(sections: np.ndarray, which: np.ndarray) -> dict[int, bytes]:
     """The journal's rows that hold the sections `which`."""
     return dict(section_rows(sections, set((which // ROW_SECTIONS).tolist()))) if len(which) else {}
-
-
-def clear_quiet(sections: np.ndarray) -> np.ndarray:
-    """Clear DIRTY where nothing was written since the last call, and RECENT everywhere; the sections cleared."""
-    bits = layout.SECTION_DIRTY | layout.SECTION_RECENT
-    return _clear(sections, np.flatnonzero(sections & bits == layout.SECTION_DIRTY))
-
-
-def clear_all(sections: np.ndarray) -> np.ndarray:
-    """Clear DIRTY and RECENT everywhere; the sections cleared."""
-    return _clear(sections, np.flatnonzero(sections & layout.SECTION_DIRTY))
-
-
-def restore_dirty(sections: np.ndarray, which: np.ndarray) -> None:
-    """Take the clearing of `which` back.  Of no other: a mark that the journal lacks lets writes pass unmarked."""
-    sections[which] |= _MARK

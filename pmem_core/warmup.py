@@ -1,20 +1,30 @@
 # SPDX-License-Identifier: MIT
 """Compiling ahead: nothing may compile on a request."""
 
+from collections.abc import Callable
+
 import numpy as np
 
-from . import datapath, jit, layout, statefile
+from . import datapath, jit, layout, statefile, upkeep
 from .geometry import Geometry
 
 
-def warm_up(plan: Geometry) -> None:
-    """Compile (or load from the cache) everything a request may need, for a device of this plan."""
+def warm_up(plan: Geometry) -> tuple[Callable[..., int], Callable[..., int]]:
+    """Compile (or load from the cache) everything a request may need, for a device of this plan.
+
+    Returns datapath.read and datapath.write as a server should call them: they take this device's handle and the
+    buffers that nbdkit hands over, and nothing else.
+    """
     handle = (np.zeros(1, layout.RUN), statefile.fresh_core(plan))
-    jit.compile_for(datapath.read, handle, memoryview(bytearray()), 0, 0)
-    jit.compile_for(datapath.write, handle, memoryview(b""), 0, 0)
+    read = jit.compile_for(datapath.read, handle, memoryview(bytearray()), 0, 0)
+    write = jit.compile_for(datapath.write, handle, memoryview(b""), 0, 0)
     jit.compile_for(datapath.trim, handle, 0, 0, 0)
     jit.compile_for(datapath.zero, handle, 0, 0, False, 0)
-    jit.compile_for(datapath.drain, handle, 0)
+    jit.compile_for(upkeep.drain, handle, 0)
+    jit.compile_for(upkeep.take_moves, handle, np.empty(0, np.int64), np.empty(0, np.int64))
+    jit.compile_for(upkeep.clear_dirty, handle, False, np.empty(0, np.int64))
+    jit.compile_for(upkeep.restore_dirty, handle, np.empty(0, np.int64))
     jit.compile_for(datapath.extents, handle, 0, 0, np.empty((1, 2), np.int64))
-    for function in (datapath.heal, datapath.page_address, datapath.medium_address):
+    for function in (upkeep.heal, upkeep.page_address, upkeep.medium_address):
         jit.compile_for(function, handle, 0)
+    return read, write

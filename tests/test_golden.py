@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pmem_core import datapath, geometry, image, infoblock, layout, leveling, placement
+from pmem_core import geometry, image, infoblock, layout, leveling, placement, upkeep
 from pmem_core.device import Device
 from pmem_core.errors import UsageError
 
@@ -151,7 +151,7 @@ def descriptors(device, media, plan, count):
 
 def medium_address(device, placed):
     """Where a placed byte lies on the medium."""
-    return int(datapath.medium_address(device.handle, placed))
+    return int(upkeep.medium_address(device.handle, placed))
 
 
 @pytest.mark.parametrize("name", CASES)

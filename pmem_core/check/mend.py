@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import checkscan, datapath, infoblock, layout, statefile
+from .. import checkscan, infoblock, layout, statefile, upkeep
 from ..device import Device
 from ..errors import PmemError
 from ..geometry import Geometry
@@ -124,12 +124,12 @@ class Mender:
                 self._call(checkscan.punch_page, page)
                 self.report.done(finding, "space given back")
             elif finding.kind is Kind.DATA_DAMAGED:
-                self._call(datapath.condemn, page)
+                self._call(upkeep.condemn, page)
                 why = {"why": finding.kind.sentence, "time": int(time.time()), "offset": finding.offset}
                 self.device.journal.retire(page, why)
                 self.report.done(finding, "data lost; reads fail until the page is written whole")
             else:
-                self._call(datapath.heal, page)
+                self._call(upkeep.heal, page)
                 verified = finding.kind is Kind.UNSETTLED
                 self.report.done(finding, "rebuilt" if verified else "rebuilt; the data could not be verified")
 

@@ -13,8 +13,9 @@ import pytest
 from conftest import needs
 from test_full_disk import fill
 
-from pmem_core import datapath, geometry, image, layout, recovery
+from pmem_core import geometry, image, layout, recovery, upkeep
 from pmem_core.device import Device
+from pmem_core.durability import Durability
 from pmem_core.errors import HostError, HostFull, PmemError, UsageError
 from pmem_core.journal import Journal
 
@@ -40,8 +41,8 @@ def path(tmp_path):
 
 def medium_span(device: Device, page: int) -> list[int]:
     """Where each frame-sized or smaller piece of the page's data lies on the medium."""
-    placed = int(datapath.page_address(device.handle, page))
-    return [int(datapath.medium_address(device.handle, placed + at)) for at in range(0, PAGE, 256)]
+    placed = int(upkeep.page_address(device.handle, page))
+    return [int(upkeep.medium_address(device.handle, placed + at)) for at in range(0, PAGE, 256)]
 
 
 def put_data(path: Path, span: list[int], data: bytes) -> None:
@@ -65,11 +66,11 @@ def kill_in_sync(device: Device, monkeypatch) -> None:
 
     def sync(self, *names):
         # Handlers of the exception run on the way out, which those of a killed process do not.
-        left.append((self.path / "state").read_bytes())
+        left.append((device.path / "state").read_bytes())
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(Device, "_sync", sync)
+        patch.setattr(Durability, "sync", sync)
         with pytest.raises(Killed):
             device.checkpoint(settle_sections=True)
     device.abandon()
@@ -207,7 +208,7 @@ def test_page_in_flight_is_healed_by_the_open_after_one_that_could_not(path, mon
     image.create(path, geometry.plan(16 * MIB))
     kill_between_data_and_descriptor(path, 5)
     with monkeypatch.context() as patch:
-        patch.setattr(datapath, "heal", lambda handle, page: NO_ROOM)
+        patch.setattr(upkeep, "heal", lambda handle, page: NO_ROOM)
         with pytest.raises(HostFull):
             Device(path)
     with Device(path) as device:
@@ -474,7 +475,7 @@ def test_no_file_stays_open_when_opening_fails(path, monkeypatch):
     image.create(path, geometry.plan(16 * MIB))
     kill_between_data_and_descriptor(path, 5)
     with monkeypatch.context() as patch:
-        patch.setattr(datapath, "heal", lambda handle, page: NO_ROOM)
+        patch.setattr(upkeep, "heal", lambda handle, page: NO_ROOM)
         with pytest.raises(HostFull) as caught:
             Device(path)
     # The error is still held, as by somebody who reports it later.

@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: MIT
+"""When medium, wear counters and journal become durable, and in which order.
+
+============== ================================================= ======================================================
+               made durable                                      taken
+============== ================================================= ======================================================
+sync           the medium                                        at a flush, where no frame moved since the last commit
+commit_moves   the frames that moved, then the leveling's table  when leveling would overwrite a frame freed since then
+checkpoint     medium and wear, then core, table and sections    at a flush after moves, by housekeeping, at the end
+mark_section   the mark that a section may hold unflushed        before the first write to a section
+               writes
+============== ================================================= ======================================================
+
+The medium is always first: what the journal says is true of the medium at every instant.  One lock, so that two of
+these never mix; requests go on meanwhile, for the disk is waited for without the GIL.
+
+No view of a mapped file is kept, in an attribute or a variable: an exception that somebody holds would keep it mapped.
+"""
+
+import contextlib
+import os
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from . import host, layout, sections, statefile, upkeep
+from .errors import HostError
+from .geometry import Geometry
+from .journal import Journal
+from .mapping import MOVED_ROOM, Mapping
+
+
+class Durability:
+    """Of one opened device.
+
+    drain: puts every pending descriptor on the medium.  Errors of every method: HostFull, HostError.
+    """
+
+    def __init__(
+        self, path: Path, plan: Geometry, mapping: Mapping, journal: Journal, drain: Callable[[], None]
+    ) -> None:
+        self._path, self._plan, self._mapping, self._journal, self._drain = path, plan, mapping, journal, drain
+        self._lock = threading.RLock()
+        self._sync_failed: OSError | None = None
+        self._moves_committed = self._moves()
+
+    def _handle(self) -> tuple[np.ndarray, np.ndarray]:
+        return self._mapping.run, self._mapping.core
+
+    def _moves(self) -> int:
+        return int(self._mapping.core["tally"][0]["moves"])
+
+    def forget_moves(self) -> None:
+        """Of the moves made so far it is not known which are durable: an earlier session made them."""
+        self._mapping.run["moved_count"] = MOVED_ROOM + 1
+        self._moves_committed = -1
+
+    @property
+    def has_moves(self) -> bool:
+        """True where frames moved since the journal last had the table."""
+        return self._moves() != self._moves_committed
+
+    # ---- the disk ----
+
+    @contextlib.contextmanager
+    def _syncing(self) -> Iterator[None]:
+        # After a failed sync the kernel may have dropped the pages: nothing later can be promised.
+        if self._sync_failed:
+            raise HostError(self._path, "an earlier sync failed", "stop the server and check the disk")
+        try:
+            yield
+            if self._sync_failed:
+                # The kernel tells of a failure once: a sync beside ours may have been the one it told.
+                raise self._sync_failed
+        except OSError as error:
+            self._sync_failed = error
+            with host.host_errors(self._path):
+                raise
+
+    def sync(self, *names: str) -> None:
+        """Wait until files of the image are on the disk."""
+        with self._syncing():
+            for name in names:
+                os.fdatasync(self._mapping.files[name])
+
+    def _sync_frames(self, frames: np.ndarray) -> None:
+        with self._syncing():
+            runs = adjacent(frames) * self._plan.info.frame_bytes + layout.FRAMES_AT
+            host.sync_ranges(self._mapping.files["media"], int(self._mapping.run["media"][0]), runs)
+
+    # ---- moves ----
+
+    @contextlib.contextmanager
+    def _taken(self) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+        """The table, and the frames moved since this was last asked; None: they are not all known.
+
+        Where what is done with them fails, they are not known from then on.
+        """
+        moves = self._moves()
+        table, frames = np.empty(len(self._mapping.table), np.int64), np.empty(MOVED_ROOM, np.int64)
+        count = int(upkeep.take_moves(self._handle(), table, frames))
+        try:
+            yield table, frames[:count] if count <= len(frames) else None
+        except BaseException:
+            self.forget_moves()
+            raise
+        self._mapping.durable[:] = table
+        self._moves_committed = moves
+
+    def _changed(self, table: np.ndarray) -> dict[int, bytes]:
+        words = len(self._plan.table)
+        return dict(statefile.table_chunks(table[:words], self._mapping.durable[:words]))
+
+    def commit_moves(self) -> None:
+        """Make the moves made so far durable, so that leveling may go on; no other write is waited for."""
+        with self._lock, self._taken() as (table, frames):
+            if frames is None:
+                self.sync("media")
+            elif len(frames):
+                self._sync_frames(frames)
+            self._journal.put_table(self._changed(table))
+
+    # ---- checkpoints and sections ----
+
+    def checkpoint(self, *, closing: bool = False, settle_sections: bool = False, due: bool = True) -> bool:
+        """Make medium, wear counters and journal durable together; True where it was done.
+
+        settle_sections: also clear the dirty marks of sections not written since the last time this was asked.  due:
+        do it also where there is no such section.
+        """
+        with self._lock:
+            cleared = np.empty(self._plan.section_count if closing or settle_sections else 0, np.int64)
+            if len(cleared):
+                cleared = cleared[: int(upkeep.clear_dirty(self._handle(), closing, cleared))]
+            if not due and not len(cleared):
+                return False
+            try:
+                if len(cleared):
+                    # Their pending descriptors too: behind a cleared mark a lost one would be damage.
+                    self._drain()
+                self._commit(cleared, closing)
+            except BaseException:
+                upkeep.restore_dirty(self._handle(), cleared)
+                raise
+            return True
+
+    def _commit(self, cleared: np.ndarray, closing: bool) -> None:
+        with self._taken() as (table, _):
+            core = bytes(self._mapping.core.data)
+            self.sync("media", "wear")
+            if closing:
+                self.sync("state")
+            event = {"event": "closed"} if closing else None
+            rows = sections.rows_of(self._mapping.sections, cleared)
+            self._journal.checkpoint(core, self._changed(table), rows, closing=closing, event=event)
+
+    def mark_section(self, page: int) -> None:
+        """Mark the section of `page` dirty, durably, before its first write."""
+        with self._lock:
+            at = page // self._plan.info.section_pages
+            if not self._mapping.sections[at] & layout.SECTION_DIRTY:
+                self._journal.put_sections(sections.row_if_marked(self._mapping.sections, at))
+                sections.mark(self._mapping.sections, at)
+
+
+def adjacent(frames: np.ndarray) -> np.ndarray:
+    """First frame and end, int64[n, 2], of each run of adjacent frames."""
+    frames = np.unique(frames)
+    last = np.append(np.flatnonzero(np.diff(frames) > 1), len(frames) - 1)
+    first = np.append(0, last[:-1] + 1)
+    return np.stack([frames[first], frames[last] + 1], axis=1)

@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: MIT
+"""What keeps a device in order between requests: the hot half of checkpoints, of recovery and of repair.
+
+Compiled, because these steps must not mix with a request: numpy lets go of the GIL, compiled code keeps it.  `device`
+and the answers are those of datapath.
+"""
+
+from . import descriptor, media, onepage, placement
+from .jit import hot, i64_at, publish, u8_at
+from .layout import (
+    BAD_DATA,
+    BAD_DESCRIPTOR,
+    OK,
+    PENDING_SLOTS,
+    PG_ERROR,
+    PG_UPTODATE,
+    SECTION_DIRTY,
+    SECTION_RECENT,
+    SECTION_TOUCHED,
+    STOP_SHIFT,
+)
+
+# ---- checkpoints ----
+
+
+@hot
+def drain(device, done):
+    """Write every pending descriptor to the medium; `done` counts slots."""
+    run, core = device[0][0], device[1][0]
+    if run["coalesced"]:
+        while done < PENDING_SLOTS:
+            slot = onepage.pending_slot(run, done)
+            if slot[0]:
+                placed = placement.descriptor_at(core["placement"], slot[0] - 1)
+                code = onepage.settle(run, core, placed, run["descriptor_bytes"])
+                if code == OK:
+                    code = onepage.reserve(run, core, placed, run["descriptor_bytes"])
+                if code:
+                    return done << STOP_SHIFT | code
+                onepage.drain_slot(run, core, slot)
+            done += 1
+    return OK
+
+
+@hot
+def take_moves(device, table, frames):
+    """Copy the leveling's table into `table`, and the frames moved since the last call into `frames` (both int64[]).
+
+    How many frames; more than len(frames) where not all of them are known.  One call, so that no move comes between.
+    """
+    run = device[0][0]
+    held = media.table_of(run)
+    for i in range(table.size):
+        table[i] = held[i]
+    count = run["moved_count"]
+    moved = i64_at(run["moved"], run["moved_room"])
+    for i in range(min(count, frames.size)):
+        frames[i] = moved[i]
+    run["moved_count"] = 0
+    run["wanted"] = 0
+    return count
+
+
+@hot
+def clear_dirty(device, all_of_them, cleared):
+    """Clear DIRTY where nothing was written since the last call (or everywhere), and RECENT everywhere.
+
+    cleared (int64[], one a section): the sections cleared; returns how many.  Compiled, because numpy lets go of the
+    GIL and a request may change a mark meanwhile.
+    """
+    run = device[0][0]
+    sections, count = u8_at(run["sections"], run["section_count"]), 0
+    for i in range(run["section_count"]):
+        if sections[i] & SECTION_DIRTY and (all_of_them or not sections[i] & SECTION_RECENT):
+            sections[i] &= ~SECTION_DIRTY & 0xFF
+            cleared[count] = i
+            count += 1
+        sections[i] &= ~SECTION_RECENT & 0xFF
+    return count
+
+
+@hot
+def restore_dirty(device, cleared):
+    """Take the clearing of sections back.  Of no other: a mark that the journal lacks lets writes pass unmarked."""
+    run = device[0][0]
+    sections = u8_at(run["sections"], run["section_count"])
+    for i in cleared:
+        sections[i] |= SECTION_DIRTY | SECTION_TOUCHED
+
+
+# ---- recovery and check ----
+
+
+@hot
+def heal(device, page):
+    """Bring the descriptor of `page` into line with its data; OK (nothing to do, or done) or a stop code."""
+    run, core = device[0][0], device[1][0]
+    placed = placement.page_at(core["placement"], page)
+    status = onepage.load_descriptor(run, core, page)
+    crc = onepage.page_checksum(run, core, placed) if run["checksums"] else 0
+    if status == descriptor.EMPTY or (status == descriptor.VALID and not descriptor.holds_data(run)):
+        return OK
+    if status == descriptor.VALID and (descriptor.is_bad(run) or crc == descriptor.data_checksum(run)):
+        return OK
+    code = onepage.begin(run, core, page, False)
+    if code:
+        return code
+    if onepage.load_descriptor(run, core, page) == descriptor.DAMAGED:
+        descriptor.clear(run)
+    descriptor.note_data(run, page, PG_UPTODATE, crc)
+    onepage.store_descriptor(run, core, page)
+    core["tally"]["healed"] += 1
+    publish(core["intent"], 0, 0)
+    return OK
+
+
+@hot
+def condemn(device, page):
+    """Mark the data of `page` as damaged, so that reads of it fail until it is written whole; OK or a stop code."""
+    run, core = device[0][0], device[1][0]
+    code = onepage.begin(run, core, page, False)
+    if code:
+        return code
+    if onepage.load_descriptor(run, core, page) == descriptor.DAMAGED:
+        descriptor.clear(run)
+    descriptor.note_data(run, page, PG_UPTODATE | PG_ERROR, descriptor.data_checksum(run))
+    onepage.store_descriptor(run, core, page)
+    publish(core["intent"], 0, 0)
+    return OK
+
+
+@hot
+def examine(device, page):
+    """Look at one page: OK, BAD_DATA or BAD_DESCRIPTOR, whatever its section; and 1 where it holds data."""
+    run, core = device[0][0], device[1][0]
+    if not run["descriptor_bytes"]:
+        return OK, 1
+    status = onepage.load_descriptor(run, core, page)
+    if status == descriptor.DAMAGED:
+        return BAD_DESCRIPTOR, 1
+    if status == descriptor.EMPTY or not descriptor.holds_data(run):
+        return OK, 0
+    if descriptor.is_bad(run):
+        return BAD_DATA, 1
+    if run["checksums"] and onepage.page_checksum(run, core, placement.page_at(core["placement"], page)) != (
+        descriptor.data_checksum(run)
+    ):
+        return BAD_DATA, 1
+    return OK, 1
+
+
+@hot
+def medium_address(device, placed):
+    """The address on the medium of placed byte `placed`."""
+    return onepage.medium_at(device[0][0], device[1][0], placed)
+
+
+@hot
+def page_address(device, page):
+    """The placed address of `page`."""
+    return placement.page_at(device[1][0]["placement"], page)
