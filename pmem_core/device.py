@@ -29,7 +29,7 @@ import numpy as np
 
 from . import datapath, host, image, layout, mapping, recovery, statefile, upkeep
 from .durability import Durability
-from .errors import BadData, DamagedImage, HostFull, UsageError
+from .errors import BadData, DamagedImage, HostError, HostFull, UsageError
 from .host import Lock
 from .journal import Journal
 
@@ -259,7 +259,8 @@ class Device:
         try:
             if not self.read_only:
                 self._drain()
-                with contextlib.suppress(HostFull):
+                # Figures for plots; if the journal is at fault, the checkpoint says so.
+                with contextlib.suppress(HostFull, HostError):
                     self.sample()
                 self._durability.checkpoint(closing=True)
         finally:

@@ -205,11 +205,16 @@ else:
 
     @intrinsic
     def publish(typing_context, array, index, value):
-        """Store one aligned int64 after everything stored before it: what a killed process leaves is in this order."""
+        """Store one aligned int64, after all that stands before it and before all behind it.
+
+        So a killed process leaves its stores in this order.  Only the compiler has to be told: what a processor has
+        retired is in the order of the program.
+        """
 
         def generate(context, builder, signature, arguments):
             to = _element(context, builder, signature.args[0], arguments[0], arguments[1])
             builder.store_atomic(arguments[2], to, "release", 8)
+            builder.fence("seq_cst", "singlethread")
             return context.get_dummy_value()
 
         return types.void(array, types.int64, types.int64), generate

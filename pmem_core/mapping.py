@@ -45,6 +45,7 @@ class Mapping:
             # A view that somebody still holds keeps its map until it goes.
             with contextlib.suppress(BufferError):
                 mapped.close()
+        self.maps.clear()
 
 
 def map_image(path: Path, plan: Geometry, *, read_only: bool, live: bool = False) -> Mapping:

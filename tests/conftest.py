@@ -107,6 +107,7 @@ PREREQUISITES: dict[str, Callable[[], str]] = {
     "uml": _program("linux.uml", "user-mode-linux"),
     "unshare": lambda: _root() or _program("unshare", "util-linux")(),
     "xfs": _filesystem("xfs", "xfsprogs"),
+    "xfs_io": _program("xfs_io", "xfsprogs"),
 }
 
 

@@ -457,16 +457,18 @@ def test_no_file_stays_open(path, end, read_only):
     assert open_files(path) == []
 
 
-def test_no_file_stays_open_when_the_checkpoint_fails(path, monkeypatch):
+@pytest.mark.parametrize("error", [HostFull, HostError])
+def test_no_file_stays_open_when_the_journal_fails(path, monkeypatch, error):
     image.create(path, geometry.plan(16 * MIB))
     device = Device(path)
     device.write(NEW, 0)
 
     def fail(*_, **__):
-        raise HostFull("journal", "no room for the journal")
+        raise error("journal", "cannot be written")
 
+    monkeypatch.setattr(device.journal, "sample", fail)
     monkeypatch.setattr(device.journal, "checkpoint", fail)
-    with pytest.raises(HostFull):
+    with pytest.raises(error):
         device.close()
     assert open_files(path) == []
 
