@@ -44,6 +44,7 @@ class Device:
         self.read_only = read_only
         self.plan = image.load_geometry(path, read_only=read_only)
         image.require_parts(path)
+        image.require_wear(path, self.plan)
         self._lock = Lock(path, read_only=read_only)
         with contextlib.ExitStack() as undo:
             undo.callback(self._lock.release)

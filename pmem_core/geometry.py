@@ -171,7 +171,7 @@ def _check_stored(info: Info) -> None:
         if parameters_of(module, given, info.leveling) != given:
             raise UsageError(info.leveling, "a parameter is missing", ", ".join(module.PARAMETERS))
     except UsageError as error:
-        raise UnsupportedImage(info.uuid, f"info block: {error.subject}: {error.what}", error.expected) from None
+        raise UnsupportedImage(error.subject, error.what, error.expected) from None
 
 
 def derive(info: Info, *, fresh: bool = False) -> Geometry:
@@ -182,7 +182,8 @@ def derive(info: Info, *, fresh: bool = False) -> Geometry:
             (leveling.family, "leveling", info.leveling),
         ):
             if name not in family.modules:
-                raise UnsupportedImage(f"{kind} '{name}'", "unknown to this program", ", ".join(family.modules))
+                known = f"one of {', '.join(family.modules)}, or a newer pmem-nbd"
+                raise UnsupportedImage(f"{kind}={name}", "no such policy", known)
         _check_stored(info)
     placing = policy(placement.family, "placement", info.placement)
     levelling = policy(leveling.family, "leveling", info.leveling)
@@ -208,7 +209,7 @@ def derive(info: Info, *, fresh: bool = False) -> Geometry:
         data_at = layout.FRAMES_AT + placing.data_at(placement_state)
         info = dataclasses.replace(info, page_count=page_count, data_at=data_at)
     elif page_count != info.page_count:
-        raise UnsupportedImage(info.uuid, f"{info.page_count} pages", f"{page_count} by its own parameters")
+        raise UnsupportedImage(f"npfns={info.page_count}", "not as its own parameters have it", f"{page_count}")
     return Geometry(
         info,
         placing,

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from . import geometry, infoblock, layout
-from .errors import DamagedImage, HostError, NotAnImage, UsageError
+from .errors import DamagedImage, HostError, HostFull, NotAnImage, UnsupportedImage, UsageError
 from .geometry import Geometry
 from .host import Lock, fallocate, host_errors, sync_folder, witness
 from .journal import Journal
@@ -56,7 +56,10 @@ def load_geometry(path: Path, *, read_only: bool = True) -> Geometry:
         found = media.stat().st_size
     if found < info.size:
         raise DamagedImage(media, f"truncated to {found} bytes", f"{info.size} bytes")
-    return geometry.derive(info)
+    try:
+        return geometry.derive(info)
+    except (UnsupportedImage, UsageError) as error:
+        raise UnsupportedImage(media, f"info block: {error.subject}: {error.what}", error.expected) from None
 
 
 # ---- creation ----
@@ -75,7 +78,10 @@ def create(path: Path, plan: Geometry) -> None:
             raise HostError(path.parent, "no such folder", "a folder to make the image in")
         work.mkdir(mode=0o700)
         try:
-            _fill(work, plan)
+            try:
+                _fill(work, plan)
+            except HostFull as error:
+                raise HostFull(path, error.what, error.expected) from None  # nobody knows the folder it is made in
             work.rename(path)
             sync_folder(path.parent)
         except BaseException:
@@ -121,3 +127,10 @@ def require_parts(path: Path) -> None:
     for name in PARTS:
         if not (path / name).exists():
             raise DamagedImage(path, f"its part '{name}' is missing", "'pmem-nbd check --repair' may rebuild it")
+
+
+def require_wear(path: Path, plan: Geometry) -> None:
+    """DamagedImage where the wear file is too short to be mapped."""
+    wanted, found = 4 * plan.line_count, (path / "wear").stat().st_size
+    if found < wanted:
+        raise DamagedImage(path / "wear", f"truncated to {found} bytes", f"{wanted} bytes")

@@ -19,6 +19,7 @@ Default flags: a commit is two fdatasyncs and atomic.  Without WRITEMAP a full h
 import contextlib
 import errno
 import json
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,7 +45,7 @@ class Journal:
         self.path = path
         try:
             self._env = lmdb.open(
-                str(path),
+                os.fsencode(path),
                 map_size=MAP_BYTES,
                 max_dbs=len(_NAMES),
                 readonly=read_only,
@@ -54,6 +55,8 @@ class Journal:
             )
             self._db = {name: self._env.open_db(name, create=create) for name in _NAMES}
         except lmdb.Error as error:
+            if _says_full(error):
+                raise _full(path) from error
             raise DamagedImage(
                 path, f"the journal cannot be opened ({error})", "a readable LMDB environment"
             ) from error
@@ -237,11 +240,15 @@ class _Transaction:
             raise self._translated(failure) from failure
 
     def _translated(self, error: Exception) -> Exception:
-        text = str(error)
-        if (
-            isinstance(error, lmdb.MapFullError | lmdb.DiskError)
-            or "No space left" in text
-            or errno.ENOSPC in error.args
-        ):
-            return HostFull(self._path, "no room for the journal", "free space on the host")
-        return HostError(self._path, f"the journal could not be written ({text})", "a healthy disk")
+        if _says_full(error):
+            return _full(self._path)
+        return HostError(self._path, f"the journal could not be written ({error})", "a healthy disk")
+
+
+def _says_full(error: Exception) -> bool:
+    full = isinstance(error, lmdb.MapFullError | lmdb.DiskError)
+    return full or "No space left" in str(error) or errno.ENOSPC in error.args
+
+
+def _full(path: Path) -> HostFull:
+    return HostFull(path, "no room for the journal", "free space on the host")

@@ -184,7 +184,7 @@ def test_unknown_policy(path):
             file.seek(copy + 1136)
             file.write(b"quicksand".ljust(32, b"\0"))
     edit(path, 48, "I", 0)
-    assert "leveling 'quicksand': unknown to this program" in unchanged(path)
+    assert "leveling=quicksand: no such policy: one of" in unchanged(path)
 
 
 def test_second_server_is_told_who_holds_the_image(path):

@@ -13,10 +13,10 @@ import pytest
 from conftest import needs
 from test_full_disk import fill
 
-from pmem_core import geometry, image, layout, recovery, upkeep
+from pmem_core import geometry, image, layout, recovery, snapshot, upkeep
 from pmem_core.device import Device
 from pmem_core.durability import Durability
-from pmem_core.errors import HostError, HostFull, PmemError, UsageError
+from pmem_core.errors import DamagedImage, HostError, HostFull, PmemError, UsageError
 from pmem_core.journal import Journal
 
 MIB = 1 << 20
@@ -553,3 +553,31 @@ def test_restored_marks_are_a_union(path):
         recovery.restore_marks(device.mapping, device.journal)
         assert device.mapping.sections[0] == layout.SECTION_TOUCHED | layout.SECTION_DIRTY
         assert device.mapping.sections[1] == layout.SECTION_TOUCHED | layout.SECTION_SUSPECT
+
+
+def test_what_cannot_be_opened_stays_closed(path):
+    image.create(path, geometry.plan(16 * MIB))
+    os.truncate(path / "wear", 100)
+    before = len(snapshot.look(path).events)
+    for _ in range(2):
+        with pytest.raises(DamagedImage, match="wear: truncated to 100 bytes"):
+            Device(path)
+    found = snapshot.look(path)
+    assert (found.session, len(found.events)) == ("closed", before)
+
+
+@pytest.mark.kernel
+@needs("root")
+def test_no_room_to_create_names_the_image(tmp_path):
+    with mounted(tmp_path / "host", "tmpfs", 64 << 10) as host:
+        with pytest.raises(HostFull, match=r"disk\.pmem: no room"):
+            image.create(host / "disk.pmem", geometry.plan(16 * MIB))
+        assert list(host.iterdir()) == []
+
+
+def test_name_that_is_no_text_is_as_good_as_any(tmp_path):
+    path = tmp_path / os.fsdecode(b"bad\xff.pmem")
+    image.create(path, geometry.plan(16 * MIB))
+    with Device(path) as device:
+        device.write(NEW, 0)
+    assert snapshot.look(path).session == "closed"
