@@ -16,6 +16,7 @@ from .layout import (
     PAGE_SHIFT,
     SECTION_DIRTY,
     SECTION_TOUCHED,
+    SOON,
     STOP_SHIFT,
 )
 
@@ -50,9 +51,14 @@ def write(device, buffer, offset, done):
     """Write buffer[done:] (uint8) at offset + done."""
     run, core = device[0][0], device[1][0]
     source = np.frombuffer(buffer, np.uint8)
+    if done < source.size:
+        onepage.anticipate(run, core, (offset + done) >> PAGE_SHIFT)
     while done < source.size:
         page, at = (offset + done) >> PAGE_SHIFT, (offset + done) & (PAGE_BYTES - 1)
         count = min(PAGE_BYTES - at, source.size - done)
+        if done + count < source.size:
+            onepage.anticipate(run, core, page + 1)
+            onepage.anticipate_data(run, core, page + 1)
         code = onepage.write(run, core, page, at, source, done, count)
         if code:
             return _stopped(done, code)
@@ -60,6 +66,9 @@ def write(device, buffer, offset, done):
     tally = core["tally"]
     tally["writes"] += 1
     tally["written_bytes"] += source.size
+    if run["wanted"] == 1:
+        run["wanted"] = 2
+        return _stopped(done, SOON)
     return OK
 
 

@@ -42,6 +42,8 @@ class Device:
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
         self.path = image.find(path)
         self.read_only = read_only
+        # Called when leveling would like its moves committed soon; whoever serves the device may do that beside it.
+        self.on_wanted: Callable[[], None] = lambda: None
         self.plan = image.load_geometry(path, read_only=read_only)
         image.require_parts(path)
         image.require_wear(path, self.plan)
@@ -179,8 +181,11 @@ class Device:
     def finish(self, function: Callable[..., int], result: int, offset: int, *arguments: Any) -> None:
         """Do what a stop code asks for and call again, until all is done."""
         while result:
+            if result & layout.STOP_MASK == layout.SOON:
+                return self.on_wanted()
             self._resume(result, offset)
             result = function(self.handle, *arguments, result >> layout.STOP_SHIFT)
+        return None
 
     def _complete(self, function: Callable[..., int], offset: int, *arguments: Any) -> None:
         self.finish(function, function(self.handle, *arguments, 0), offset, *arguments)

@@ -43,6 +43,7 @@ class Durability:
     ) -> None:
         self._path, self._plan, self._mapping, self._journal, self._drain = path, plan, mapping, journal, drain
         self._lock = threading.RLock()
+        self._can_sync_ranges = host.can_sync_ranges(mapping.files["media"])
         self._sync_failed: OSError | None = None
         self._moves_committed = self._moves()
 
@@ -85,15 +86,16 @@ class Durability:
             for name in names:
                 os.fdatasync(self._mapping.files[name])
 
-    def _sync_frames(self, frames: np.ndarray) -> None:
+    def _sync_frames(self, frames: list[int]) -> None:
         with self._syncing():
-            runs = adjacent(frames) * self._plan.info.frame_bytes + layout.FRAMES_AT
-            host.sync_ranges(self._mapping.files["media"], int(self._mapping.run["media"][0]), runs)
+            size = self._plan.info.frame_bytes
+            ranges = [(layout.FRAMES_AT + size * first, layout.FRAMES_AT + size * end) for first, end in runs(frames)]
+            host.sync_ranges(self._mapping.files["media"], int(self._mapping.run["media"][0]), ranges)
 
     # ---- moves ----
 
     @contextlib.contextmanager
-    def _taken(self) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+    def _taken(self) -> Iterator[tuple[np.ndarray, list[int] | None]]:
         """The table, and the frames moved since this was last asked; None: they are not all known.
 
         Where what is done with them fails, they are not known from then on.
@@ -102,7 +104,7 @@ class Durability:
         table, frames = np.empty(len(self._mapping.table), np.int64), np.empty(MOVED_ROOM, np.int64)
         count = int(upkeep.take_moves(self._handle(), table, frames))
         try:
-            yield table, frames[:count] if count <= len(frames) else None
+            yield table, frames[:count].tolist() if count <= len(frames) else None
         except BaseException:
             self.forget_moves()
             raise
@@ -116,9 +118,9 @@ class Durability:
     def commit_moves(self) -> None:
         """Make the moves made so far durable, so that leveling may go on; no other write is waited for."""
         with self._lock, self._taken() as (table, frames):
-            if frames is None:
+            if frames is None or not self._can_sync_ranges:
                 self.sync("media")
-            elif len(frames):
+            elif frames:
                 self._sync_frames(frames)
             self._journal.put_table(self._changed(table))
 
@@ -165,9 +167,12 @@ class Durability:
                 sections.mark(self._mapping.sections, at)
 
 
-def adjacent(frames: np.ndarray) -> np.ndarray:
-    """First frame and end, int64[n, 2], of each run of adjacent frames."""
-    frames = np.unique(frames)
-    last = np.append(np.flatnonzero(np.diff(frames) > 1), len(frames) - 1)
-    first = np.append(0, last[:-1] + 1)
-    return np.stack([frames[first], frames[last] + 1], axis=1)
+def runs(frames: list[int]) -> list[tuple[int, int]]:
+    """First frame and end of each run of adjacent frames."""
+    found: list[tuple[int, int]] = []
+    for frame in sorted(set(frames)):
+        if found and found[-1][1] == frame:
+            found[-1] = (found[-1][0], frame + 1)
+        else:
+            found.append((frame, frame + 1))
+    return found

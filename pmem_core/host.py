@@ -13,10 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from .errors import HostError, HostFull, ImageBusy
 
+_LIBC = ctypes.CDLL(None, use_errno=True)
 _STATX_MNT_ID, _STATX_MNT_ID_UNIQUE = 0x1000, 0x4000
 
 
@@ -35,8 +34,7 @@ def host_errors(path: Path) -> Iterator[None]:
 
 def fallocate(fd: int, mode: int, offset: int, count: int) -> None:
     """fallocate(2) with a mode, which os.posix_fallocate does not take; OSError."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.fallocate64(fd, mode, ctypes.c_int64(offset), ctypes.c_int64(count)):
+    if _LIBC.fallocate64(fd, mode, ctypes.c_int64(offset), ctypes.c_int64(count)):
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
 
@@ -64,8 +62,7 @@ _TMPFS, _EXT4, _XFS = 0x01021994, 0xEF53, 0x58465342
 def _filesystem(fd: int) -> int:
     """The magic number of the filesystem that the file lies in (statfs(2)); 0 where it cannot be known."""
     buffer = ctypes.create_string_buffer(256)
-    libc = ctypes.CDLL(None, use_errno=True)
-    return int.from_bytes(buffer.raw[0:8], sys.byteorder) if libc.fstatfs64(fd, buffer) == 0 else 0
+    return int.from_bytes(buffer.raw[0:8], sys.byteorder) if _LIBC.fstatfs64(fd, buffer) == 0 else 0
 
 
 def is_tmpfs(fd: int) -> bool:
@@ -75,19 +72,21 @@ def is_tmpfs(fd: int) -> bool:
 
 _SYNC_FILE_RANGE_WAIT_BEFORE, _SYNC_FILE_RANGE_WRITE, _SYNC_FILE_RANGE_WAIT_AFTER = 1, 2, 4
 _MS_SYNC = 4
+_HOST_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
-def sync_ranges(fd: int, address: int, ranges: np.ndarray) -> None:
-    """Make parts of a file durable, and no more of it: ranges (int64[n, 2]) of first byte and end; OSError.
+def can_sync_ranges(fd: int) -> bool:
+    """True where `sync_ranges` is enough for the file's filesystem."""
+    return _filesystem(fd) in (_TMPFS, _EXT4, _XFS)
+
+
+def sync_ranges(fd: int, address: int, ranges: list[tuple[int, int]]) -> None:
+    """Make parts of a file durable, each a first byte and an end, and no more of it; OSError.
 
     address: where the file is mapped, whole.  The parts are written and waited for; then msync(2) of one page commits
     what the filesystem's log holds of this file and empties the disk's cache, for all of them.  That is so in ext4 and
-    xfs, which write in place and log by file (ext4_sync_file, xfs_file_fsync); elsewhere all of the file is synced.
+    xfs, which write in place and log by file (ext4_sync_file, xfs_file_fsync), and not everywhere: can_sync_ranges.
     """
-    if _filesystem(fd) not in (_TMPFS, _EXT4, _XFS):
-        os.fdatasync(fd)
-        return
-    libc = ctypes.CDLL(None, use_errno=True)
 
     def checked(result: int) -> None:
         if result:
@@ -96,11 +95,10 @@ def sync_ranges(fd: int, address: int, ranges: np.ndarray) -> None:
 
     write = _SYNC_FILE_RANGE_WAIT_BEFORE | _SYNC_FILE_RANGE_WRITE
     for how in (write, _SYNC_FILE_RANGE_WAIT_AFTER):
-        for first, end in ranges.tolist():
-            checked(libc.sync_file_range(fd, ctypes.c_int64(first), ctypes.c_int64(end - first), how))
-    page = os.sysconf("SC_PAGE_SIZE")
-    for first, _ in ranges[:1].tolist():
-        checked(libc.msync(ctypes.c_void_p(address + first // page * page), ctypes.c_size_t(page), _MS_SYNC))
+        for first, end in ranges:
+            checked(_LIBC.sync_file_range(fd, ctypes.c_int64(first), ctypes.c_int64(end - first), how))
+    at = address + ranges[0][0] // _HOST_PAGE_BYTES * _HOST_PAGE_BYTES
+    checked(_LIBC.msync(ctypes.c_void_p(at), ctypes.c_size_t(_HOST_PAGE_BYTES), _MS_SYNC))
 
 
 def sync_folder(path: Path) -> None:
@@ -198,10 +196,9 @@ def witness(path: Path) -> dict[str, Any]:
     """
     status = (path / "media").stat()
     buffer = ctypes.create_string_buffer(256)
-    libc = ctypes.CDLL(None, use_errno=True)
     mount = 0
     for mask in (_STATX_MNT_ID_UNIQUE, _STATX_MNT_ID):
-        answered = libc.statx(-100, os.fsencode(path / "media"), 0, mask, buffer) == 0
+        answered = _LIBC.statx(-100, os.fsencode(path / "media"), 0, mask, buffer) == 0
         if answered and int.from_bytes(buffer.raw[0:4], sys.byteorder) & mask:
             mount = int.from_bytes(buffer.raw[0x90:0x98], sys.byteorder)
             break

@@ -7,7 +7,7 @@ import time
 from .device import Device
 from .errors import HostFull, PmemError
 
-TURN_SECONDS = 0.05
+TURN_SECONDS = 0.5
 QUIET_SECONDS = 5.0  # a section not written for this long loses its dirty mark
 CHECKPOINT_SECONDS = 30.0  # as long as the kernel keeps dirty pages: what a power cut may take of the wear totals
 HISTORY_SECONDS = 10.0
@@ -19,18 +19,23 @@ class Housekeeper:
     def __init__(self, device: Device) -> None:
         self.problem = ""
         self._device = device
-        self._stop = threading.Event()
+        self._stopping = False
+        self._wake = threading.Event()
+        device.on_wanted = self._wake.set
         self._thread = threading.Thread(target=self._keep, name="housekeeping", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
         """End the thread; call it before the device is closed."""
-        self._stop.set()
+        self._stopping = True
+        self._wake.set()
         self._thread.join()
 
     def _keep(self) -> None:
         settled = sampled = checkpointed = time.monotonic()
-        while not self._stop.wait(TURN_SECONDS):
+        while not self._stopping:
+            self._wake.wait(TURN_SECONDS)
+            self._wake.clear()
             try:
                 now = time.monotonic()
                 if now - settled >= QUIET_SECONDS:

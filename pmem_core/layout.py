@@ -193,6 +193,7 @@ SECTION = 2  # the section must be marked dirty, durably, before this write: mar
 BAD_DATA = 3  # the page's data does not match its descriptor
 BAD_DESCRIPTOR = 4  # the descriptor does not match its own checksum
 HOST = 5  # the host refused; the errno is shifted left by ERRNO_SHIFT
+SOON = 6  # all is done; leveling would like a checkpoint before it has to stop for one
 STOP_KIND = 7
 ERRNO_SHIFT = 3
 STOP_SHIFT = 16
@@ -231,7 +232,7 @@ RUN = np.dtype(
         ("coalesced", "<i8"),
         ("read_only", "<i8"),
         ("tmpfs", "<i8"),  # 1: reading a hole through the map allocates, and on a full host that is a SIGBUS
-        ("wanted", "<i8"),  # set by leveling when a checkpoint is better taken soon
+        ("wanted", "<i8"),  # 1: leveling would like a checkpoint soon; 2: and somebody has been told
     ]
 )
 

@@ -277,7 +277,6 @@ def read(run, core, page, at, target, target_at, count):
 
 @hot
 def write(run, core, page, at, source, source_at, count):
-    anticipate(run, core, page)
     code = begin(run, core, page, True)
     if code:
         return code

@@ -8,6 +8,7 @@ it has not written, mapped stores too.  Unmounted, mounted again, the image is o
 import os
 import random
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -42,7 +43,18 @@ class Host:
         subprocess.run([f"mkfs.{kind}", "-q", self.disk], check=True, capture_output=True)
 
     def mount(self) -> None:
-        subprocess.run(["mount", "-o", "loop", self.disk, self.folder], check=True)
+        deadline = time.monotonic() + 60
+        while True:
+            subprocess.run(["mount", "-o", "loop", self.disk, self.folder], check=True)
+            try:
+                (self.folder / "alive").touch()
+            except OSError:
+                # A mount namespace that another test has made may hold what was shut down; it is then mounted again.
+                self.unmount()
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+            else:
+                return
 
     def cut(self) -> None:
         subprocess.run(["xfs_io", "-x", "-c", "shutdown", self.folder], check=True, capture_output=True)

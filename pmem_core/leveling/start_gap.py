@@ -168,7 +168,7 @@ def _move(state, run, core, region):
     moves_not_durable = ((media.durable_table_of(run)[region] >> 32) - gap) % ring
     if moves_not_durable >= gap_frames:
         return CHECKPOINT
-    if 2 * moves_not_durable >= gap_frames:
+    if 4 * moves_not_durable >= gap_frames:
         run["wanted"] = 1
     first = region * ((1 << state["region_shift"]) + gap_frames)
     source = gap - 1 if gap else ring - 1
