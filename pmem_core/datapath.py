@@ -66,7 +66,8 @@ def write(device, buffer, offset, done):
     tally = core["tally"]
     tally["writes"] += 1
     tally["written_bytes"] += source.size
-    if run["wanted"] == 1:
+    # On tmpfs nothing is waited for: quicker done within a request, when it must be, than by two threads with one GIL.
+    if run["wanted"] == 1 and not run["tmpfs"]:
         run["wanted"] = 2
         return _stopped(done, SOON)
     return OK

@@ -254,6 +254,11 @@ class Device:
         """True where a section may hold writes that were not flushed."""
         return bool(np.any(self.mapping.sections & layout.SECTION_DIRTY))
 
+    @property
+    def waits_for_disk(self) -> bool:
+        """False where the image lies in tmpfs."""
+        return not self.mapping.run[0]["tmpfs"]
+
     def wants_checkpoint(self) -> bool:
         """True where leveling would soon have to stop for a checkpoint."""
         return bool(self.mapping.run[0]["wanted"])

@@ -43,7 +43,7 @@ class Housekeeper:
                     due = now - checkpointed >= CHECKPOINT_SECONDS
                     if self._device.has_dirty() and self._device.checkpoint(settle_sections=True, due=due):
                         checkpointed = now
-                elif self._device.wants_checkpoint():
+                elif self._device.wants_checkpoint() and self._device.waits_for_disk:
                     self._device.commit_moves()
                 if now - sampled >= HISTORY_SECONDS:
                     sampled = now
