@@ -74,6 +74,12 @@ def find(image: str | Path) -> Server | None:
     return next((server for server in servers() if server.image == real), None)
 
 
+def settled(image: str | Path) -> Server | None:
+    """Return the server of ``image``, or None; waits for one that is about to be started to serve or to fail."""
+    with runtime.lock(runtime.key(str(image))):
+        return find(image)
+
+
 def usage(running: Sequence[Server], interval_s: float = 0.1) -> list[dict[str, Any]]:
     """Return what each server costs: bytes of memory, seconds and percent of CPU, bytes of I/O, threads, connections.
 

@@ -67,6 +67,8 @@ def can_fua(handle):
 
 
 def pread(handle, buffer, offset, flags):
+    if settings.get("fail") == "read":
+        raise OSError("damaged")
     buffer[:] = data[offset : offset + len(buffer)]
 
 

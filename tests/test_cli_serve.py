@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from conftest import needs
 from serving import runtime_directory, tiny
 
-from pmem_core import __version__, attach, blockdev, cli, runtime, server
+from pmem_core import __version__, attach, blockdev, cli, launch, runtime, server
 from pmem_core.cli._common import SIZE, emit, human_bytes, parse_size
 from pmem_core.errors import ServerError, UsageError
 
@@ -222,7 +222,7 @@ def test_mount_of_an_image_that_is_served_leaves_the_server(run, image, tmp_path
 def test_failed_mount_leaves_nothing(run, folder, image, tmp_path, big):
     failed = run("mount", image, tmp_path / "mnt", "--via", "loop")  # there is no filesystem on it
     assert failed.returncode == 1
-    assert failed.stderr.splitlines()[-1].startswith("mount: ")
+    assert failed.stderr.splitlines()[-1] == f"{image}: holds no filesystem: --mkfs to make one"
     assert not list(folder.iterdir()) and not (tmp_path / "mnt").exists()
 
 
@@ -246,6 +246,74 @@ def test_mounted_image_is_not_stopped(run, image, tmp_path, big):
     assert stopped.returncode == 1 and "pmem-nbd unmount first" in stopped.stderr
     assert (tmp_path / "mnt").is_mount()
     run("unmount", image)
+
+
+@pytest.mark.kernel
+@kernel
+def test_impossible_directory_is_told_before_a_server_starts(run, image, tmp_path):
+    failed = run("mount", image, tmp_path / "a" / "b", "--mkfs")
+    assert (failed.returncode, len(failed.stderr.splitlines())) == (1, 1)
+    assert "there is no directory to make it in" in failed.stderr
+
+
+@pytest.mark.kernel
+@kernel
+def test_mounted_image_is_not_attached_again(run, image, tmp_path, big):
+    run("mount", image, tmp_path / "mnt", "--mkfs", "--via", "loop")
+    said = f"{image}: is mounted already, on {tmp_path / 'mnt'}: pmem-nbd unmount first\n"
+    for arguments in (["attach", image], ["mount", image, tmp_path / "mnt"], ["mount", image, tmp_path / "other"]):
+        assert run(*arguments).stderr == said
+    run("unmount", image)
+
+
+@pytest.mark.kernel
+@kernel
+def test_directory_in_use_is_refused_to_another_image(run, image, tmp_path, big):
+    run("mount", image, tmp_path / "mnt", "--mkfs", "--via", "loop")
+    (tmp_path / "other.pmem").mkdir()
+    failed = run("mount", tmp_path / "other.pmem", tmp_path / "mnt", "--mkfs", "--via", "loop")
+    assert failed.stderr == f"{tmp_path / 'mnt'}: something is mounted there already: a directory of its own\n"
+    run("unmount", tmp_path / "mnt")
+    assert not server.servers()
+
+
+@pytest.mark.kernel
+@kernel
+@pytest.mark.parametrize("first", ["serve", "attach", "mount"])
+def test_second_of_two_verbs_at_once_waits_for_the_first(command, run, folder, image, tmp_path, big, first):
+    plugin = tmp_path / "tiny.py"
+    plugin.write_text(plugin.read_text().replace('settings.get("sleep", 0)', '"1"'))
+    mount = ["mount", image, tmp_path / "mnt", "--mkfs", "--via", "loop"]
+    words = {"serve": ["serve", image, "-b"], "attach": ["attach", image, "--via", "loop"], "mount": mount}[first]
+    with subprocess.Popen([*command, *map(str, words)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as one:
+        assert blockdev.wait(server.servers)  # it is there, and not ready
+        other = run(*mount)
+        assert one.wait(30) == 0
+    assert other.returncode == (0 if first == "serve" else 1), other.stderr
+    if first != "serve":
+        assert other.stderr.startswith(f"{image}: is {first}ed already, ")
+    attached = attach.find(image)
+    if attached.directory:
+        (tmp_path / "mnt" / "file").write_text("x")
+        os.sync()
+    assert run("unmount" if attached.directory else "detach", image).returncode == 0
+    assert (server.find(image) is not None) == (first == "serve")
+
+
+@pytest.mark.kernel
+@kernel
+def test_server_that_somebody_else_attached_is_not_stopped(command, folder, image, big, monkeypatch):
+    monkeypatch.setattr(launch, "PLUGIN", command[-1])
+    real = attach.attach
+
+    def slower(*arguments, **options):
+        real(*arguments, **options | {"owns_server": True})
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(attach, "attach", slower)
+    assert cli.main(["attach", str(image), "--via", "loop"]) == 1
+    assert server.find(image) is not None
+    attach.detach(attach.find(image))
 
 
 @pytest.mark.kernel

@@ -1,16 +1,18 @@
 # SPDX-License-Identifier: MIT
 """The verbs of block devices: attach, detach, mount, unmount."""
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
 
 from pmem_core import attach as attaching
-from pmem_core import server
+from pmem_core import blockdev, server
 from pmem_core.cli._common import emit, json_option, working
 from pmem_core.cli.serve import IMAGE, signals_as_interrupt, signals_ignored, start
-from pmem_core.errors import HostError, ImageBusy, NotAnImage, UsageError
+from pmem_core.errors import HostError, NotAnImage, UsageError
 
 WAY = click.option(
     "--via",
@@ -36,8 +38,8 @@ def attach(image: Path, read_only: bool, via: str | None, as_json: bool) -> None
       mkfs.xfs $(pmem-nbd attach disk.pmem)
       pmem-nbd detach disk.pmem
     """
-    with signals_as_interrupt():
-        attached = _attach(image, read_only, via)
+    with signals_as_interrupt(), attaching.alone(image):
+        attached = _attach(image, _free(image), read_only, via)
     if as_json:
         emit(dataclasses.asdict(attached))
     else:
@@ -56,8 +58,8 @@ def detach(target: str) -> None:
       pmem-nbd detach disk.pmem
       pmem-nbd detach /dev/nbd0
     """
-    with signals_ignored():
-        _detach(_find(target))
+    with _held(target) as attached, signals_ignored():
+        _detach(attached)
 
 
 @click.command()
@@ -96,8 +98,10 @@ def mount(
         raise UsageError("--force", "has nothing to overwrite", "--mkfs beside it")
     if mkfs and read_only:
         raise UsageError("--mkfs", "would write to a read-only image", "one of --mkfs and --read-only")
-    with signals_as_interrupt():
-        attached = _attach(image, read_only, via)
+    with signals_as_interrupt(), attaching.alone(image):
+        running = _free(image)
+        blockdev.require_mountable(directory)
+        attached = _attach(image, running, read_only, via)
         try:
             with working(f"making {fs or 'ext4'} on {attached.device}" if mkfs else f"mounting {attached.device}"):
                 attaching.mount(attached, directory, fs=fs, mkfs=mkfs, force=force, options=options)
@@ -119,19 +123,24 @@ def unmount(target: str) -> None:
       pmem-nbd unmount /mnt
       pmem-nbd unmount disk.pmem
     """
-    attached = _find(target)
-    if not attached.directory:
-        raise HostError(target, f"is attached as {attached.device} but not mounted by pmem-nbd", "pmem-nbd detach")
-    with signals_ignored(), working(f"unmounting {attached.directory}"):
-        _detach(attaching.unmount(attached))
+    with _held(target) as attached:
+        if not attached.directory:
+            raise HostError(target, f"is attached as {attached.device} but not mounted by pmem-nbd", "pmem-nbd detach")
+        with signals_ignored(), working(f"unmounting {attached.directory}"):
+            _detach(attaching.unmount(attached))
 
 
-def _attach(image: Path, read_only: bool, via: str | None) -> attaching.Attachment:
-    """Attach an image, serving it first if nobody does; a server started for nothing is stopped again."""
-    if attached := attaching.find(image):
-        raise ImageBusy(image, f"is attached already, as {attached.device}", f"pmem-nbd detach {image} first")
+def _free(image: Path) -> server.Server | None:
+    """Return the server of an image that can be attached, None where it is not served yet; ImageBusy, HostError."""
     attaching.require_root(image)
-    running = server.find(image)
+    running = server.settled(image)
+    if attached := attaching.find(image):
+        raise attaching.busy(image, attached)
+    return running
+
+
+def _attach(image: Path, running: server.Server | None, read_only: bool, via: str | None) -> attaching.Attachment:
+    """Attach an image, serving it first if nobody does; a server started for nothing is stopped again."""
     started = running is None
     if running is None:
         running = start(image, read_only=read_only)
@@ -140,7 +149,8 @@ def _attach(image: Path, read_only: bool, via: str | None) -> attaching.Attachme
             running.image, running.uri, read_only=read_only or running.read_only, owns_server=started, way=via
         )
     except BaseException:
-        if started:
+        # Whoever else has attached it meanwhile wants it to go on.
+        if started and attaching.find(running.image) is None:
             with signals_ignored():
                 server.stop(running)
         raise
@@ -154,6 +164,17 @@ def _detach(attached: attaching.Attachment) -> None:
         running = server.find(attached.image)
         if attached.owns_server and running is not None and attaching.find(attached.image) is None:
             server.stop(running)
+
+
+@contextlib.contextmanager
+def _held(target: str) -> Iterator[attaching.Attachment]:
+    """Find what is attached and hold it against others; what they did to it while this waited has been seen."""
+    image = _find(target).image
+    with attaching.alone(image):
+        attached = _find(target)
+        if attached.image != image:
+            raise NotAnImage(target, "is another image's since a moment ago", "another try")
+        yield attached
 
 
 def _find(target: str) -> attaching.Attachment:

@@ -13,7 +13,7 @@ import click
 
 from pmem_core import attach, server
 from pmem_core.cli._common import emit, human_bytes, json_option, working
-from pmem_core.errors import ImageBusy, ServerError
+from pmem_core.errors import ServerError
 
 IMAGE = click.argument("image", type=click.Path(path_type=Path))
 
@@ -98,14 +98,14 @@ def stop(image: Path) -> None:
     Examples:
       pmem-nbd stop disk.pmem
     """
-    running = server.find(image)
-    if running is None:
-        raise ServerError(image, "is not being served", "an image that `pmem-nbd list` shows")
-    if attached := attach.find(image):
-        verb, where = ("unmount", attached.directory) if attached.directory else ("detach", attached.device)
-        raise ImageBusy(image, f"is in use as {where}", f"pmem-nbd {verb} first")
-    with working(f"stopping the server of {image}"):
-        server.stop(running)
+    with attach.alone(image):
+        running = server.find(image)
+        if running is None:
+            raise ServerError(image, "is not being served", "an image that `pmem-nbd list` shows")
+        if attached := attach.find(image):
+            raise attach.busy(image, attached)
+        with working(f"stopping the server of {image}"):
+            server.stop(running)
 
 
 @click.command("list")
