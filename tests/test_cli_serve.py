@@ -149,12 +149,6 @@ def test_words_behind_two_dashes_reach_nbdkit(run, image, tmp_path):
 
 
 @needs("nbdkit")
-def test_record_is_passed_to_the_plugin_as_a_full_path(run, image):
-    run("serve", image, "-b", "--record", "requests")
-    assert f"record={Path.cwd() / 'requests'}".encode() in Path(f"/proc/{server.find(image).pid}/cmdline").read_bytes()
-
-
-@needs("nbdkit")
 def test_progress_is_not_drawn_into_a_pipe(run, image):
     started = run("serve", image, "-b")
     assert "\x1b" not in started.stderr

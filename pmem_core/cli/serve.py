@@ -37,7 +37,6 @@ def start(image: Path, **options: Any) -> server.Server:
 @click.option("--port", metavar="N", type=int, help="Listen on this TCP port instead.")
 @click.option("--bind", metavar="ADDR", default="127.0.0.1", show_default=True, help="The address of --port.")
 @click.option("-r", "--read-only", is_flag=True, help="Refuse writes.")
-@click.option("--record", metavar="FILE", type=click.Path(path_type=Path), help="Record every request in FILE.")
 @click.option("-t", "--threads", metavar="N", type=click.IntRange(1), help="Threads of nbdkit (default: its own).")
 @click.option("-b", "--background", is_flag=True, help="Return once it serves; `pmem-nbd stop` ends it.")
 @click.argument("nbdkit_args", nargs=-1, type=click.UNPROCESSED, metavar="[-- NBDKIT-ARGS...]")
@@ -47,7 +46,6 @@ def serve(
     port: int | None,
     bind: str,
     read_only: bool,
-    record: Path | None,
     threads: int | None,
     background: bool,
     nbdkit_args: tuple[str, ...],
@@ -72,7 +70,6 @@ def serve(
             bind=bind,
             read_only=read_only,
             threads=threads,
-            parameters={"record": str(record.absolute())} if record is not None else {},
             nbdkit_args=nbdkit_args,
             exit_with_parent=not background,
         )
