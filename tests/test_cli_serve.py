@@ -143,6 +143,14 @@ def test_list_for_people_names_image_and_pid(run, image, monkeypatch):
 
 
 @needs("nbdkit")
+def test_unknown_parameter_of_the_plugin_is_one_line(folder, image):
+    command = [sys.executable, "-c", DRIVER, launch.PLUGIN, "serve", image, "-b", "--", "foo=bar"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    said = "foo=bar: no such parameter: image=PATH, readonly=true|false\n"
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", said)
+
+
+@needs("nbdkit")
 def test_words_behind_two_dashes_reach_nbdkit(run, image, tmp_path):
     run("serve", image, "-b", "--", "--filter=log", f"logfile={tmp_path / 'log'}")
     assert b"--filter=log\0" in Path(f"/proc/{server.find(image).pid}/cmdline").read_bytes()
