@@ -2,6 +2,7 @@
 """How nbdkit is called: its command line, the environment its Python needs, and the words it dies with."""
 
 import importlib.util
+import itertools
 import os
 import re
 import signal
@@ -56,6 +57,11 @@ def nbdkit_command(
         *(f"{name}={value}" for name, value in (parameters or {}).items()),
         *filters,
     ]
+
+
+def requires_tls(nbdkit_args: Sequence[str]) -> bool:
+    """Whether these arguments make nbdkit refuse clients without TLS."""
+    return "--tls=require" in nbdkit_args or ("--tls", "require") in itertools.pairwise(nbdkit_args)
 
 
 def nbdkit_environment() -> dict[str, str]:
