@@ -126,7 +126,7 @@ def test_server_that_dies_is_told(command, folder, image):
 @needs("nbdkit")
 def test_background_server_is_listed_and_stopped(run, image):
     started = run("serve", image, "--background")
-    assert started.returncode == 0 and started.stdout == ""
+    assert (started.returncode, started.stdout) == (0, f"{server.find(image).uri}\n")
     (listed,) = json.loads(run("list", "-j").stdout)
     assert listed["image"] == str(image) and listed["memory_bytes"] > 0
     assert f"process {listed['pid']}" in started.stderr
@@ -140,6 +140,28 @@ def test_list_for_people_names_image_and_pid(run, image, monkeypatch):
     run("serve", image, "--background")
     text = run("list").stdout
     assert str(image) in text and str(server.find(image).pid) in text
+
+
+@needs("nbdkit")
+@pytest.mark.parametrize("columns", [40, 50, 80, 120])
+def test_list_keeps_image_and_use_on_a_narrow_terminal(run, image, tmp_path, monkeypatch, columns):
+    run("serve", image, "-b", "--socket", tmp_path / "s")
+    monkeypatch.setenv("COLUMNS", str(columns))
+    head, *lines = run("list").stdout.splitlines()
+    assert ("memory" in head) == (columns >= 80)
+    assert max(map(len, [head, *lines])) <= columns
+    at = head.index("used as")
+    assert "".join(line[at:].strip() for line in lines) == str(tmp_path / "s")
+    end = head.index("pid") + 3 - len(str(server.find(image).pid))
+    assert "".join(line[:end].strip() for line in lines) == str(image)
+
+
+@needs("nbdkit")
+def test_moved_image_is_stopped_by_its_new_name(run, image, tmp_path):
+    run("serve", image, "-b", "--", f"lock={image / 'lock'}")
+    image.rename(tmp_path / "moved.pmem")
+    assert run("stop", tmp_path / "moved.pmem").returncode == 0
+    assert not server.servers()
 
 
 @needs("nbdkit")
@@ -320,6 +342,40 @@ def test_server_that_somebody_else_attached_is_not_stopped(command, folder, imag
 
 @pytest.mark.kernel
 @kernel
+def test_moved_image_is_unmounted_by_its_new_name(run, image, tmp_path, big):
+    run("serve", image, "-b", "--", f"lock={image / 'lock'}")
+    assert run("mount", image, tmp_path / "mnt", "--mkfs", "--via", "loop").returncode == 0
+    moved = image.rename(tmp_path / "moved.pmem")
+    for verb in ("stop", "attach"):
+        assert f"is mounted already, on {tmp_path / 'mnt'}" in run(verb, moved).stderr
+    assert run("unmount", moved).returncode == 0
+    assert not (tmp_path / "mnt").exists()
+
+
+@pytest.mark.kernel
+@kernel
+def test_attachment_whose_server_died_is_listed_and_detached(run, image, tmp_path, monkeypatch):
+    device = run("attach", image, "--via", "loop").stdout.strip()
+    running = server.find(image)
+    os.kill(running.pid, signal.SIGKILL)
+    assert blockdev.wait(lambda: not running.alive)
+    (listed,) = json.loads(run("list", "-j").stdout)
+    assert (listed["image"], listed["pid"], listed["device"]) == (str(image), None, device)
+    assert f"{device} (server gone)" in run("list").stdout
+    assert f"{image}: its server is gone: " in run("detach", image).stderr
+    assert run("list").stdout == ""
+
+
+@pytest.mark.kernel
+@kernel
+def test_server_that_wants_tls_is_not_attached(run, image, tmp_path):
+    (tmp_path / "keys.psk").write_text("alice:00112233445566778899aabbccddeeff")
+    run("serve", image, "-b", "--", "--tls=require", f"--tls-psk={tmp_path / 'keys.psk'}")
+    assert run("attach", image).stderr.startswith(f"{image}: its server wants TLS: ")
+
+
+@pytest.mark.kernel
+@kernel
 def test_attach_prints_the_device_and_detach_undoes_it(run, folder, image):
     attached = run("attach", image, "--via", "loop")
     device = attached.stdout.strip()
@@ -342,6 +398,8 @@ def test_attach_prints_the_device_and_detach_undoes_it(run, folder, image):
             2,
             "pmem-nbd serve: invalid value for '--port': 'x' is not a valid integer",
         ),
+        (["serve", "IMAGE", "--bind", "::1"], 2, "--bind: is the address of a port: --port beside it"),
+        (["serve", "IMAGE", "--socket", "s", "--port", "1"], 2, "--socket, --port: both say where to listen"),
         (["serve"], 2, "pmem-nbd serve: missing argument 'IMAGE'"),
         (["stop", "IMAGE"], 1, "is not being served"),
         (["unmount", "IMAGE"], 1, "is not attached"),

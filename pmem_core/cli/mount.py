@@ -11,7 +11,7 @@ import click
 from pmem_core import attach as attaching
 from pmem_core import blockdev, server
 from pmem_core.cli._common import emit, json_option, working
-from pmem_core.cli.serve import IMAGE, signals_as_interrupt, signals_ignored, start
+from pmem_core.cli.serve import IMAGE, known_as, say, signals_as_interrupt, signals_ignored, start
 from pmem_core.errors import HostError, NotAnImage, UsageError
 
 WAY = click.option(
@@ -38,7 +38,7 @@ def attach(image: Path, read_only: bool, via: str | None, as_json: bool) -> None
       mkfs.xfs $(pmem-nbd attach disk.pmem)
       pmem-nbd detach disk.pmem
     """
-    with signals_as_interrupt(), attaching.alone(image):
+    with signals_as_interrupt(), attaching.alone(known_as(image)):
         attached = _attach(image, _free(image), read_only, via)
     if as_json:
         emit(dataclasses.asdict(attached))
@@ -98,7 +98,7 @@ def mount(
         raise UsageError("--force", "has nothing to overwrite", "--mkfs beside it")
     if mkfs and read_only:
         raise UsageError("--mkfs", "would write to a read-only image", "one of --mkfs and --read-only")
-    with signals_as_interrupt(), attaching.alone(image):
+    with signals_as_interrupt(), attaching.alone(known_as(image)):
         running = _free(image)
         blockdev.require_mountable(directory)
         attached = _attach(image, running, read_only, via)
@@ -134,8 +134,10 @@ def _free(image: Path) -> server.Server | None:
     """Return the server of an image that can be attached, None where it is not served yet; ImageBusy, HostError."""
     attaching.require_root(image)
     running = server.settled(image)
-    if attached := attaching.find(image):
+    if attached := attaching.find(running.image if running else image):
         raise attaching.busy(image, attached)
+    if running and running.tls:
+        raise HostError(image, "its server wants TLS", "nbd-client with certificates, by hand, or a server without TLS")
     return running
 
 
@@ -158,6 +160,8 @@ def _attach(image: Path, running: server.Server | None, read_only: bool, via: st
 
 def _detach(attached: attaching.Attachment) -> None:
     """Detach, and stop the server that was started for it, unless the device is still there and needs it."""
+    if "://" not in attached.image and server.find(attached.image) is None:
+        say(f"{attached.image}: its server is gone: what the kernel had not written yet is lost")
     try:
         attaching.detach(attached)
     finally:
@@ -178,7 +182,7 @@ def _held(target: str) -> Iterator[attaching.Attachment]:
 
 
 def _find(target: str) -> attaching.Attachment:
-    attached = attaching.find(target)
+    attached = attaching.find(target) or attaching.find(known_as(Path(target)))
     if attached is None:
         raise NotAnImage(target, "is not attached", "an image, device or directory that `pmem-nbd list` shows")
     return attached
