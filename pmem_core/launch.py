@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pmem_core
 from pmem_core import errors, runtime
-from pmem_core.errors import MissingProgram, PmemError, ServerError
+from pmem_core.errors import HostError, MissingProgram, PmemError, ServerError
 
 PROJECT = Path(pmem_core.__file__).resolve().parent.parent
 PLUGIN = PROJECT / "nbd_plugin" / "pmem.py"
@@ -152,6 +152,8 @@ def failure(image: str, said: str, status: int | None) -> PmemError:
         last = f"its last words: {lines[-1]}" if lines else "it said nothing"
         return ServerError(image, "nbdkit ended" if status is None else f"nbdkit ended with status {status}", last)
     if "Traceback" in words[-1]:
+        if refused := re.fullmatch(r"\w+: \[Errno \d+\] ([^:]+): '(.+)'", lines[-1]):
+            return HostError(refused[2], refused[1].lower())
         return ServerError(image, f"the plugin failed: {lines[-1]}")
     parts = clean(words[-1]).split(": ", 2)
     return ServerError(*parts) if len(parts) > 1 else ServerError("nbdkit", *parts)

@@ -35,6 +35,8 @@ def get_ready():
     if fail == "busy":
         from pmem_core.errors import ImageBusy
         raise ImageBusy("tiny", "is held by process 1", "stop it")
+    if fail == "denied":
+        raise PermissionError(13, "Permission denied", "/x: y/media")
     if fail == "words":
         print("pmem-nbd: tiny: is no image: an image", file=sys.stderr)
         os._exit(1)

@@ -355,6 +355,7 @@ def test_moved_image_is_unmounted_by_its_new_name(run, image, tmp_path, big):
 @pytest.mark.kernel
 @kernel
 def test_attachment_whose_server_died_is_listed_and_detached(run, image, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")
     device = run("attach", image, "--via", "loop").stdout.strip()
     running = server.find(image)
     os.kill(running.pid, signal.SIGKILL)
@@ -429,6 +430,7 @@ def main_with(monkeypatch, error: BaseException) -> int:
         (ServerError("disk", "did not stop", "a while"), 1, "disk: did not stop: a while\n"),
         (UsageError("size", "is zero"), 2, "size: is zero\n"),
         (PermissionError(13, "Permission denied", "/x"), 1, "/x: permission denied\n"),
+        (OSError(28, "No space left on device"), 1, "pmem-nbd: no space left on device\n"),
         (ValueError("a\nb"), 1, "pmem-nbd: internal error: ValueError: a b: PMEM_NBD_DEBUG=1 shows where\n"),
         (KeyboardInterrupt(), 130, "\n"),
         (SystemExit(3), 3, ""),
@@ -438,6 +440,30 @@ def main_with(monkeypatch, error: BaseException) -> int:
 def test_exception_becomes_a_line_and_a_status(monkeypatch, capsys, error, status, text):
     assert main_with(monkeypatch, error) == status
     assert capsys.readouterr().err == text
+
+
+@pytest.mark.parametrize("verb", [verb for verb in cli.VERBS if verb not in ("list", "completion")])
+def test_path_that_cannot_be_read_is_no_mistake_in_typing(verb, folder, tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "other").mkdir()
+    monkeypatch.setattr(os, "access", lambda *_, **__: False)
+    arguments = {"mount": [tmp_path / "file"], "create": ["-s", "7M"]}.get(verb, [])
+    image = tmp_path / ("file" if verb == "create" else "other")
+    status, err = cli.main([verb, str(image), *map(str, arguments)]), capsys.readouterr().err
+    assert "invalid value" not in err and err.count("\n") == 1
+    assert verb == "create" or status == 1
+
+
+@pytest.mark.parametrize(
+    "arguments", [["completion", "bash"], ["--help"], ["list", "-j"], ["info", "-j", "IMAGE"], ["stats", "IMAGE"]]
+)
+def test_full_disk_under_stdout_is_told(folder, tmp_path, arguments):
+    assert cli.main(["create", str(tmp_path / "i"), "--size", "16M"]) == 0
+    words = [str(tmp_path / "i") if word == "IMAGE" else word for word in arguments]
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-c", "import sys; from pmem_core import cli; sys.exit(cli.main())", *words]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (1, "pmem-nbd: no space left on device\n")
 
 
 def test_traceback_is_for_those_who_ask(monkeypatch, capsys):

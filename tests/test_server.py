@@ -265,6 +265,7 @@ def test_wrong_python_is_one_clear_line(start, tmp_path, monkeypatch):
     ("fail", "kind", "text"),
     [
         ("busy", ImageBusy, "tiny: is held by process 1: stop it"),
+        ("denied", HostError, "/x: y/media: permission denied"),
         ("words", ServerError, "tiny: is no image: an image"),
         ("late", ServerError, "IMAGE: the plugin failed: OSError: too late"),
         ("silent", ServerError, "IMAGE: nbdkit ended: its last words: pmem-nbd: tiny: getting ready ..."),

@@ -10,8 +10,8 @@ import click
 
 from pmem_core import attach as attaching
 from pmem_core import blockdev, server
-from pmem_core.cli._common import emit, json_option, working
-from pmem_core.cli.serve import IMAGE, known_as, say, signals_as_interrupt, signals_ignored, start
+from pmem_core.cli._common import IMAGE, PATH, emit, json_option, working
+from pmem_core.cli.serve import known_as, say, signals_as_interrupt, signals_ignored, start
 from pmem_core.errors import HostError, NotAnImage, UsageError
 
 WAY = click.option(
@@ -47,7 +47,7 @@ def attach(image: Path, read_only: bool, via: str | None, as_json: bool) -> None
 
 
 @click.command()
-@click.argument("target", metavar="IMAGE|DEVICE", type=click.Path())
+@click.argument("target", metavar="IMAGE|DEVICE", type=click.Path(readable=False))
 def detach(target: str) -> None:
     """Undo attach: release the block device, and stop the server if attach had started it.
 
@@ -64,7 +64,7 @@ def detach(target: str) -> None:
 
 @click.command()
 @IMAGE
-@click.argument("directory", type=click.Path(file_okay=False, path_type=Path))
+@click.argument("directory", type=PATH)
 @click.option(
     "--fs", type=click.Choice(list(attaching.FILESYSTEMS)), help="The filesystem (default: the one it holds)."
 )
@@ -112,7 +112,7 @@ def mount(
 
 
 @click.command()
-@click.argument("target", metavar="DIRECTORY|IMAGE", type=click.Path())
+@click.argument("target", metavar="DIRECTORY|IMAGE", type=click.Path(readable=False))
 def unmount(target: str) -> None:
     """Undo mount: unmount the filesystem, release the device, stop the server.
 

@@ -12,11 +12,10 @@ from typing import Any
 import click
 
 from pmem_core import attach, server
-from pmem_core.cli._common import emit, human_bytes, json_option, working
+from pmem_core.cli._common import IMAGE, PATH, emit, human_bytes, json_option, working
 from pmem_core.errors import ServerError, UsageError
 
 FIGURES_COLUMNS_MIN = 80  # a narrower terminal has room for the images and what they are used as, not for figures
-IMAGE = click.argument("image", type=click.Path(path_type=Path))
 
 
 def say(line: str) -> None:
@@ -38,9 +37,7 @@ def start(image: Path, **options: Any) -> server.Server:
 
 @click.command()
 @IMAGE
-@click.option(
-    "--socket", metavar="PATH", type=click.Path(), help="Listen on this Unix socket (default: a private one)."
-)
+@click.option("--socket", metavar="PATH", type=PATH, help="Listen on this Unix socket (default: a private one).")
 @click.option("--port", metavar="N", type=int, help="Listen on this TCP port instead.")
 @click.option("--bind", metavar="ADDR", help="The address of --port (default: 127.0.0.1).")
 @click.option("-r", "--read-only", is_flag=True, help="Refuse writes.")
@@ -49,7 +46,7 @@ def start(image: Path, **options: Any) -> server.Server:
 @click.argument("nbdkit_args", nargs=-1, type=click.UNPROCESSED, metavar="[-- NBDKIT-ARGS...]")
 def serve(
     image: Path,
-    socket: str | None,
+    socket: Path | None,
     port: int | None,
     bind: str | None,
     read_only: bool,
