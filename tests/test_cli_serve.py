@@ -199,6 +199,15 @@ def test_progress_is_drawn_on_a_terminal(command, folder, image):
         os.close(other)
 
 
+@needs("nbdkit", "libnbd")
+def test_nbdsh_of_an_active_virtual_environment_reaches_the_server(run, image):
+    uri = run("serve", image, "-b").stdout.strip()
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    command = ["nbdsh", "-u", uri, "-c", "print(h.get_size())"]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PATH": path})
+    assert (done.stdout, done.stderr) == (f"{1 << 20}\n", "")
+
+
 # --- attach, mount ----------------------------------------------------------------------------------------------------
 
 kernel = needs("root", "nbdkit", "nbdfuse", "fuse", "loop", "ext4")
