@@ -88,7 +88,7 @@ def thread_model():
 
 def config(key, value):
     if key not in _options:
-        fail(UsageError(f"{key}={value}", "no such parameter", ", ".join(f"{name}=..." for name in _options)))
+        fail(UsageError(f"{key}={value}", "no such parameter", "image=PATH, readonly=true|false"))
     _options[key] = value
 
 

@@ -14,7 +14,6 @@ import contextlib
 import dataclasses
 import os
 import signal
-import stat
 import subprocess
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -68,6 +67,18 @@ def find(target: str | Path) -> Attachment | None:
     return next((one for one in attachments() if real in (one.image, one.device, one.directory)), None)
 
 
+def alone(image: str | Path) -> contextlib.AbstractContextManager[None]:
+    """Hold an image (or URI) against whoever else would find its server, start it, attach, mount or undo that."""
+    return runtime.lock(f"{runtime.key(str(image))}.use")
+
+
+def busy(image: str | Path, attachment: Attachment) -> ImageBusy:
+    """Return the error for one who wants an image that is attached already."""
+    if attachment.directory:
+        return ImageBusy(image, f"is mounted already, on {attachment.directory}", "pmem-nbd unmount first")
+    return ImageBusy(image, f"is attached already, as {attachment.device or attachment.fuse}", "pmem-nbd detach first")
+
+
 def _forget(attachment: Attachment) -> None:
     name = runtime.key(attachment.image)
     runtime.remove(f"{name}.attach.json", f"{name}.fuselog")
@@ -111,8 +122,7 @@ def attach(
     name = str(image) if "://" in str(image) else os.path.realpath(image)
     with runtime.lock(f"{runtime.key(name)}.attach"):
         if other := find(name):
-            what = f"is attached already, as {other.device or other.fuse}"
-            raise ImageBusy(image, what, "that device, or pmem-nbd detach first")
+            raise busy(image, other)
         way = way or ("nbd" if has_nbd() else "loop")
         attachment = Attachment(name, uri, way, read_only, owns_server, boot=runtime.boot())
         try:
@@ -145,8 +155,8 @@ def _mount_fuse(attachment: Attachment) -> Attachment:
     born = runtime.birth(process.pid)
     attachment = _record(dataclasses.replace(attachment, fuse_pid=process.pid, fuse_birth=born))
     try:
-        blockdev.wait(lambda: _is_mountpoint(folder) or process.poll() is not None)
-        if not _is_mountpoint(folder):
+        blockdev.wait(lambda: blockdev.is_mountpoint(folder) or process.poll() is not None)
+        if not blockdev.is_mountpoint(folder):
             said = blockdev.last_line(log.read_text(errors="replace"))
             raise HostError(attachment.uri, f"nbdfuse could not make a file of it: {said or 'it did not begin'}")
     except BaseException:
@@ -182,7 +192,7 @@ def _take_down(attachment: Attachment) -> None:
         steps += [partial(blockdev.sync, attachment.device), partial(blockdev.disconnect_nbd, attachment.device)]
     failures = attempt(steps)
     connected = Path("/sys/block", Path(attachment.device).name, "pid").exists() if attachment.way == "nbd" else False
-    if not connected and not (attachment.fuse and _is_mountpoint(attachment.fuse)):
+    if not connected and not (attachment.fuse and blockdev.is_mountpoint(attachment.fuse)):
         _forget(attachment)
     if failures:
         raise HostError(attachment.image, "was not detached cleanly", "; ".join(failures))
@@ -196,7 +206,7 @@ def _unmount_fuse(attachment: Attachment) -> None:
             os.waitpid(attachment.fuse_pid or -2, os.WNOHANG)  # if it is ours
         return not runtime.alive(attachment.fuse_pid, attachment.fuse_birth)
 
-    if _is_mountpoint(attachment.fuse):
+    if blockdev.is_mountpoint(attachment.fuse):
         blockdev.run(["umount", attachment.fuse], "mount")
     if not blockdev.wait(ended):
         os.kill(attachment.fuse_pid, signal.SIGTERM)
@@ -240,25 +250,28 @@ def mount(
 
     Nothing is left mounted where a step fails.  Raises HostError with what mkfs or mount said.
     """
-    where = Path(os.path.realpath(directory))
-    if where.exists() and not stat.S_ISDIR(where.stat().st_mode):
-        raise HostError(directory, "is no directory", "a directory to mount on")
-    if mkfs:
-        make_filesystem(attachment.device, fs or "ext4", force=force)
-    made = not where.exists()
-    flags = ",".join(filter(None, [options, "ro" if attachment.read_only else ""]))
-    command = ["mount", *(["-t", fs] if fs else []), *(["-o", flags] if flags else []), attachment.device, str(where)]
-    attachment = _record(dataclasses.replace(attachment, directory=str(where), made_directory=made))
-    try:
-        where.mkdir(exist_ok=True)
-        blockdev.run(command, "mount")
-    except BaseException:
-        if not blockdev.mounts(attachment.device):
-            if made:
-                attempt([where.rmdir])  # mkdir itself may have failed
-            _record(dataclasses.replace(attachment, directory="", made_directory=False))
-        raise
-    return attachment
+    if mkfs and attachment.read_only:
+        raise HostError(attachment.image, "is read-only, and no filesystem can be made", "a server that takes writes")
+    with runtime.lock(f"{runtime.key(str(directory))}.mount"):  # other images may be on their way to the same directory
+        where = blockdev.require_mountable(directory)
+        made = not where.exists()
+        flags = ",".join(filter(None, [options, "ro" if attachment.read_only else ""]))
+        which = [*(["-t", fs] if fs else []), *(["-o", flags] if flags else [])]
+        attachment = _record(dataclasses.replace(attachment, directory=str(where), made_directory=made))
+        try:
+            where.mkdir(exist_ok=True)  # before mkfs, which cannot be undone
+            if mkfs:
+                make_filesystem(attachment.device, fs or "ext4", force=force)
+            elif not blockdev.signature(attachment.device):
+                raise HostError(attachment.image, "holds no filesystem", "--mkfs to make one")
+            blockdev.run(["mount", *which, attachment.device, str(where)], "mount")
+        except BaseException:
+            if not blockdev.mounts(attachment.device):
+                if made:
+                    attempt([where.rmdir])  # mkdir itself may have failed
+                _record(dataclasses.replace(attachment, directory="", made_directory=False))
+            raise
+        return attachment
 
 
 def unmount(attachment: Attachment) -> Attachment:
@@ -281,7 +294,3 @@ def unmount(attachment: Attachment) -> Attachment:
     if attachment.made_directory:
         attempt([Path(directory).rmdir])  # its owner may have put something there
     return _record(dataclasses.replace(attachment, directory="", made_directory=False))
-
-
-def _is_mountpoint(path: str | Path) -> bool:
-    return str(path) in blockdev.mountpoints()

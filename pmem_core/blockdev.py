@@ -15,6 +15,8 @@ from pmem_core.errors import HostError, ImageBusy
 
 WAIT_S_MAX = 30
 LOOK_S_MAX = 1
+BLKID_AMBIVALENT = 8  # the exit status of blkid where it cannot decide
+SIGNATURE_BYTES = 68 << 10  # that of btrfs begins at 64 KiB
 
 
 def run(command: Sequence[str], package: str) -> str:
@@ -27,8 +29,8 @@ def run(command: Sequence[str], package: str) -> str:
 
 
 def last_line(text: str) -> str:
-    """Return the last line of ``text`` that says anything, without the program's name before it."""
-    lines = [line.strip() for line in text.splitlines() if line.strip(" .")]
+    """Return the last line of ``text`` that says what is wrong, without the program's name before it."""
+    lines = [line.strip() for line in text.splitlines() if line.strip(" .") and "dmesg(1) may have" not in line]
     return re.sub(r"^[\w./-]+: (?=\S)", "", lines[-1]).rstrip(".") if lines else ""
 
 
@@ -126,7 +128,18 @@ def sync(device: str) -> None:
 
 
 def signature(device: str) -> str:
-    """Name the filesystem (or other content that says its name) on ``device``; "" where it knows none."""
+    """Name the filesystem (or other content that says its name) on ``device``; "" where it holds none.
+
+    Raises HostError where the device cannot be read.
+    """
+    # blkid takes what it cannot read for nothing, and on nothing mkfs may write.
+    try:
+        with Path(device).open("rb") as content:
+            content.read(SIGNATURE_BYTES)
+    except OSError as error:
+        raise HostError(
+            device, f"cannot be read: {(error.strerror or str(error)).lower()}", "pmem-nbd check"
+        ) from error
     program = runtime.program("blkid", "util-linux")
     done = subprocess.run(
         [program, "-p", "-o", "value", "-s", "TYPE", "-s", "PTTYPE", device],
@@ -134,7 +147,7 @@ def signature(device: str) -> str:
         text=True,
         check=False,
     )
-    return " ".join(done.stdout.split())
+    return " ".join(done.stdout.split()) or ("several filesystems" if done.returncode == BLKID_AMBIVALENT else "")
 
 
 def require_unused(device: str) -> None:
@@ -160,6 +173,23 @@ def _can_be_claimed(device: str) -> bool:
 def mountpoints() -> list[str]:
     """Return where anything is mounted, in this mount namespace."""
     return [mountpoint for _, mountpoint, _ in _mountinfo()]
+
+
+def is_mountpoint(path: str | Path) -> bool:
+    """Whether anything is mounted on ``path``, in this mount namespace."""
+    return str(path) in mountpoints()
+
+
+def require_mountable(directory: str | Path) -> Path:
+    """Return the real path of a directory that can be mounted on, or made for it.  Raises HostError."""
+    where = Path(os.path.realpath(directory))
+    if where.exists() and not where.is_dir():
+        raise HostError(directory, "is no directory", "a directory to mount on")
+    if not where.parent.is_dir():
+        raise HostError(directory, "cannot be made: there is no directory to make it in", "a path whose parent exists")
+    if is_mountpoint(where):
+        raise HostError(directory, "something is mounted there already", "a directory of its own")
+    return where
 
 
 def mounts(device: str) -> list[str]:

@@ -2,6 +2,7 @@
 """How nbdkit is called: its command line, the environment its Python needs, and the words it dies with."""
 
 import importlib.util
+import itertools
 import os
 import re
 import signal
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pmem_core
 from pmem_core import errors, runtime
-from pmem_core.errors import MissingProgram, PmemError, ServerError
+from pmem_core.errors import HostError, MissingProgram, PmemError, ServerError
 
 PROJECT = Path(pmem_core.__file__).resolve().parent.parent
 PLUGIN = PROJECT / "nbd_plugin" / "pmem.py"
@@ -56,6 +57,11 @@ def nbdkit_command(
         *(f"{name}={value}" for name, value in (parameters or {}).items()),
         *filters,
     ]
+
+
+def requires_tls(nbdkit_args: Sequence[str]) -> bool:
+    """Whether these arguments make nbdkit refuse clients without TLS."""
+    return "--tls=require" in nbdkit_args or ("--tls", "require") in itertools.pairwise(nbdkit_args)
 
 
 def nbdkit_environment() -> dict[str, str]:
@@ -146,6 +152,8 @@ def failure(image: str, said: str, status: int | None) -> PmemError:
         last = f"its last words: {lines[-1]}" if lines else "it said nothing"
         return ServerError(image, "nbdkit ended" if status is None else f"nbdkit ended with status {status}", last)
     if "Traceback" in words[-1]:
+        if refused := re.fullmatch(r"\w+: \[Errno \d+\] ([^:]+): '(.+)'", lines[-1]):
+            return HostError(refused[2], refused[1].lower())
         return ServerError(image, f"the plugin failed: {lines[-1]}")
     parts = clean(words[-1]).split(": ", 2)
     return ServerError(*parts) if len(parts) > 1 else ServerError("nbdkit", *parts)

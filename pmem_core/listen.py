@@ -20,12 +20,13 @@ SYS_PIDFD_GETFD = 438  # on every architecture
 ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # whoever listens on all addresses answers on this one
 
 
-def uri(path: str | None, address: str | None, port: int | None) -> str:
+def uri(path: str | None, address: str | None, port: int | None, *, tls: bool = False) -> str:
     """Return the NBD URI of a Unix socket, or of an address and a port."""
+    scheme = "nbds" if tls else "nbd"
     if path is not None:
-        return f"nbd+unix:///?socket={quote(path)}"
+        return f"{scheme}+unix:///?socket={quote(path)}"
     host = ANY_ADDRESS.get(address or "", address or "")
-    return f"nbd://[{host}]:{port}" if ":" in host else f"nbd://{host}:{port}"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 def claim_socket(path: str) -> None:

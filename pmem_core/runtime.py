@@ -82,6 +82,17 @@ def alive(pid: int, born: str) -> bool:
     return bool(born) and birth(pid) == born
 
 
+def has_open(pid: int, path: Path) -> bool:
+    """Whether process ``pid`` has the file at ``path`` open, under whatever name."""
+    with contextlib.suppress(OSError):
+        wanted = path.stat()
+        for link in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                if os.path.samestat(link.stat(), wanted):
+                    return True
+    return False
+
+
 def write_record(name: str, record: dict[str, Any]) -> None:
     """Write a record durably enough for readers: they see the old one or the new one."""
     folder = directory()

@@ -38,12 +38,13 @@ class Server:
     read_only: bool
     started: float  # seconds since 1970
     log: str  # what nbdkit writes on stderr
+    tls: bool = False  # clients without TLS are refused
     log_told: int = dataclasses.field(default=0, compare=False)  # bytes of it that start() has relayed
 
     @property
     def uri(self) -> str:
         """The NBD URI that a client connects to."""
-        return listen.uri(self.socket, self.address, self.port)
+        return listen.uri(self.socket, self.address, self.port, tls=self.tls)
 
     @property
     def alive(self) -> bool:
@@ -69,9 +70,18 @@ def servers() -> list[Server]:
 
 
 def find(image: str | Path) -> Server | None:
-    """Return the server of ``image``, or None."""
-    real = os.path.realpath(image)
-    return next((server for server in servers() if server.image == real), None)
+    """Return the server of ``image``, or None; it is found by its lock where the image was moved meanwhile."""
+    real, running = os.path.realpath(image), servers()
+    return next(
+        (server for server in running if server.image == real),
+        next((server for server in running if runtime.has_open(server.pid, Path(real) / "lock")), None),
+    )
+
+
+def settled(image: str | Path) -> Server | None:
+    """Return the server of ``image``, or None; waits for one that is about to be started to serve or to fail."""
+    with runtime.lock(runtime.key(str(image))):
+        return find(image)
 
 
 def usage(running: Sequence[Server], interval_s: float = 0.1) -> list[dict[str, Any]]:
@@ -175,8 +185,8 @@ def start(
         )
         log = folder / f"{name}.log"
         pid = launch.spawn(command, log, outlive=not exit_with_parent)
-        address = None if port is None else bind
-        server = Server(real, pid, runtime.birth(pid), path, address, port, read_only, time.time(), str(log))
+        address, tls = None if port is None else bind, launch.requires_tls(nbdkit_args)
+        server = Server(real, pid, runtime.birth(pid), path, address, port, read_only, time.time(), str(log), tls)
         try:
             runtime.write_record(f"{name}.server.json", dataclasses.asdict(server))
             server = dataclasses.replace(server, log_told=_await(server, tell, timeout_s))

@@ -25,7 +25,7 @@ done; for check: nothing was found.
 it could not be done, and one line on standard error says why; for check: something was found.
 .TP
 .B 2
-the command was not understood."""
+the request makes no sense as it was typed: an unknown option, a size that is none, a name that is taken."""
 
 
 def _plain(text: str) -> str:
@@ -47,6 +47,8 @@ def _paragraphs(help_text: str) -> tuple[list[str], list[str]]:
 def _options(command: click.Command, context: click.Context) -> list[str]:
     out = []
     for parameter in command.get_params(context):
+        if isinstance(parameter, click.Argument):
+            continue  # the synopsis names it, the description says what becomes of it
         record = parameter.get_help_record(context)
         if record:
             out += [".TP", f".B {_plain(record[0])}", _plain(record[1])]
@@ -55,10 +57,11 @@ def _options(command: click.Command, context: click.Context) -> list[str]:
 
 def page(name: str, command: click.Command, line: str) -> str:
     """The man page of a command called `name`, whose one line is `line`."""
-    context = click.Context(command, info_name=name.replace("-", " ", 2) if name != PROGRAM else name)
+    names = group.context_settings["help_option_names"]
+    words = name if name == PROGRAM else f"{PROGRAM} {name.removeprefix(PROGRAM + '-')}"
+    context = click.Context(command, info_name=words, help_option_names=names)
     prose, examples = _paragraphs(command.help or "")
     synopsis = " ".join(command.collect_usage_pieces(context))
-    words = name if name == PROGRAM else f"{PROGRAM} {name.removeprefix(PROGRAM + '-')}"
     out = [
         f'.TH {name.upper()} 1 "" "{PROGRAM} {__version__}" "{PROGRAM} manual"',
         ".SH NAME",

@@ -35,6 +35,8 @@ def get_ready():
     if fail == "busy":
         from pmem_core.errors import ImageBusy
         raise ImageBusy("tiny", "is held by process 1", "stop it")
+    if fail == "denied":
+        raise PermissionError(13, "Permission denied", "/x: y/media")
     if fail == "words":
         print("pmem-nbd: tiny: is no image: an image", file=sys.stderr)
         os._exit(1)
@@ -51,6 +53,8 @@ def get_ready():
 def after_fork():
     if settings.get("fail") == "late":
         raise OSError("too late")
+    if "lock" in settings:
+        settings["lock"] = __builtins__.open(settings["lock"], "w")
 
 
 def open(readonly):
@@ -67,6 +71,8 @@ def can_fua(handle):
 
 
 def pread(handle, buffer, offset, flags):
+    if settings.get("fail") == "read":
+        raise OSError("damaged")
     buffer[:] = data[offset : offset + len(buffer)]
 
 

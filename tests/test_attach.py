@@ -207,6 +207,64 @@ def test_existing_filesystem_is_not_overwritten(attached):
     attach.detach(attached)
 
 
+def test_device_without_a_filesystem_says_so(attached, directory):
+    with pytest.raises(HostError, match=rf"{attached.image}: holds no filesystem: --mkfs to make one"):
+        attach.mount(attached, directory)
+    attach.detach(attached)
+
+
+def test_unreadable_device_is_not_taken_for_an_empty_one(folder, tmp_path, directory):
+    (tmp_path / "disk.pmem").mkdir()
+    parameters = {"size": str(SIZE), "fail": "read"}
+    running = server.start(tmp_path / "disk.pmem", plugin=tiny(tmp_path), parameters=parameters)
+    attached = attach.attach(running.image, running.uri, way="loop")
+    for mkfs in (False, True):
+        with pytest.raises(HostError, match=rf"{attached.device}: cannot be read: input/output error"):
+            attach.mount(attached, directory, mkfs=mkfs)
+    attach.detach(attached)
+
+
+def test_two_signatures_are_not_taken_for_none(attached):
+    attach.make_filesystem(attached.device, "ext4")
+    with Path(attached.device).open("r+b") as device:
+        device.seek(65600)
+        device.write(b"_BHRfS_M")  # of btrfs
+    assert blockdev.signature(attached.device) == "several filesystems"
+    attach.detach(attached)
+
+
+def test_impossible_directory_spares_the_filesystem(attached, tmp_path):
+    attach.make_filesystem(attached.device, "ext4")
+    before = Path(attached.device).read_bytes()
+    (tmp_path / "file").write_text("")
+    for directory in (tmp_path / "a" / "b", tmp_path / "file", tmp_path / "file" / "a", "/proc/none"):
+        with pytest.raises((HostError, OSError)):
+            attach.mount(attached, directory, mkfs=True, force=True)
+    assert Path(attached.device).read_bytes() == before
+    attach.detach(attached)
+
+
+def test_directory_with_something_mounted_is_refused(attached, directory):
+    attach.make_filesystem(attached.device, "ext4")
+    subprocess.run(["mount", "-t", "tmpfs", "none", directory], check=True)
+    with pytest.raises(HostError, match=f"{directory}: something is mounted there already: a directory of its own"):
+        attach.mount(attached, directory)
+    assert attach.find(attached.image) == attached
+    attach.detach(attached)
+
+
+def test_read_only_attachment_gets_no_filesystem(running, directory):
+    attached = attach.attach(running.image, running.uri, way="loop", read_only=True)
+    with pytest.raises(HostError, match="is read-only, and no filesystem can be made"):
+        attach.mount(attached, directory, mkfs=True, force=True)
+    attach.detach(attached)
+
+
+def test_pointer_to_the_kernels_log_is_not_what_went_wrong():
+    said = "mount: /mnt: wrong fs type.\n       dmesg(1) may have more information after failed mount system call.\n"
+    assert blockdev.last_line(said) == "/mnt: wrong fs type"
+
+
 def test_unknown_filesystem_is_a_usage_error(attached):
     with pytest.raises(UsageError, match=r"zfs: is no filesystem that .*: ext4, xfs, btrfs"):
         attach.make_filesystem(attached.device, "zfs")
@@ -238,8 +296,9 @@ def test_failing_step_leaves_nothing(running, folder, monkeypatch, step):
 
 
 def test_failing_mount_leaves_the_attachment_as_it_was(attached, tmp_path):
-    with pytest.raises(HostError, match="mount: "):
-        attach.mount(attached, tmp_path / "new", fs="ext4")  # there is no filesystem
+    attach.make_filesystem(attached.device, "ext4")
+    with pytest.raises(HostError, match=r"mount: .*wrong fs type"):
+        attach.mount(attached, tmp_path / "new", fs="xfs")
     assert not (tmp_path / "new").exists()
     assert attach.find(attached.image) == attached
     attach.detach(attached)

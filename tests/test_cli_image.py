@@ -312,6 +312,28 @@ def test_the_command_as_a_process(tmp_path):
         assert (told.returncode, told.stdout, told.stderr.count("\n")) == (status, "", 1)
 
 
+@pytest.mark.parametrize("seconds", ["nan", "inf", "-inf", "1e300", "0", "x"])
+def test_watch_wants_a_time_that_passes(run, disk, seconds):
+    status, out, err = run("stats", disk, "--watch", seconds)
+    assert (status, out) == (2, "") and "invalid value for '--watch'" in err
+
+
+@pytest.mark.parametrize("seconds", [2**63 - 1, 2**64 - 1, 10**15])
+def test_time_beyond_the_calendar_is_shown_as_it_is(run, disk, monkeypatch, seconds):
+    real = verbs.report
+
+    def report(*arguments):
+        figures = real(*arguments)
+        figures["image"]["created"] = seconds
+        figures["events"][-1]["time_ns"] = seconds * 10**9
+        return figures
+
+    monkeypatch.setattr(verbs, "report", report)
+    status, out, err = run("info", disk)
+    assert (status, err) == (0, "")
+    assert f"created         {seconds}\n" in out and f"\n{seconds}  " in out
+
+
 @pytest.mark.parametrize("as_json", [False, True])
 def test_watch_goes_on_until_told(tmp_path, as_json):
     path = tmp_path / "disk.pmem"

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from conftest import needs
 from serving import runtime_directory, tiny
 
-from pmem_core import __version__, attach, blockdev, cli, runtime, server
+from pmem_core import __version__, attach, blockdev, cli, launch, runtime, server
 from pmem_core.cli._common import SIZE, emit, human_bytes, parse_size
 from pmem_core.errors import ServerError, UsageError
 
@@ -126,7 +126,7 @@ def test_server_that_dies_is_told(command, folder, image):
 @needs("nbdkit")
 def test_background_server_is_listed_and_stopped(run, image):
     started = run("serve", image, "--background")
-    assert started.returncode == 0 and started.stdout == ""
+    assert (started.returncode, started.stdout) == (0, f"{server.find(image).uri}\n")
     (listed,) = json.loads(run("list", "-j").stdout)
     assert listed["image"] == str(image) and listed["memory_bytes"] > 0
     assert f"process {listed['pid']}" in started.stderr
@@ -143,15 +143,39 @@ def test_list_for_people_names_image_and_pid(run, image, monkeypatch):
 
 
 @needs("nbdkit")
-def test_words_behind_two_dashes_reach_nbdkit(run, image, tmp_path):
-    run("serve", image, "-b", "--", "--filter=log", f"logfile={tmp_path / 'log'}")
-    assert b"--filter=log\0" in Path(f"/proc/{server.find(image).pid}/cmdline").read_bytes()
+@pytest.mark.parametrize("columns", [40, 50, 80, 120])
+def test_list_keeps_image_and_use_on_a_narrow_terminal(run, image, tmp_path, monkeypatch, columns):
+    run("serve", image, "-b", "--socket", tmp_path / "s")
+    monkeypatch.setenv("COLUMNS", str(columns))
+    head, *lines = run("list").stdout.splitlines()
+    assert ("memory" in head) == (columns >= 80)
+    assert max(map(len, [head, *lines])) <= columns
+    at = head.index("used as")
+    assert "".join(line[at:].strip() for line in lines) == str(tmp_path / "s")
+    end = head.index("pid") + 3 - len(str(server.find(image).pid))
+    assert "".join(line[:end].strip() for line in lines) == str(image)
 
 
 @needs("nbdkit")
-def test_record_is_passed_to_the_plugin_as_a_full_path(run, image):
-    run("serve", image, "-b", "--record", "requests")
-    assert f"record={Path.cwd() / 'requests'}".encode() in Path(f"/proc/{server.find(image).pid}/cmdline").read_bytes()
+def test_moved_image_is_stopped_by_its_new_name(run, image, tmp_path):
+    run("serve", image, "-b", "--", f"lock={image / 'lock'}")
+    image.rename(tmp_path / "moved.pmem")
+    assert run("stop", tmp_path / "moved.pmem").returncode == 0
+    assert not server.servers()
+
+
+@needs("nbdkit")
+def test_unknown_parameter_of_the_plugin_is_one_line(folder, image):
+    command = [sys.executable, "-c", DRIVER, launch.PLUGIN, "serve", image, "-b", "--", "foo=bar"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    said = "foo=bar: no such parameter: image=PATH, readonly=true|false\n"
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", said)
+
+
+@needs("nbdkit")
+def test_words_behind_two_dashes_reach_nbdkit(run, image, tmp_path):
+    run("serve", image, "-b", "--", "--filter=log", f"logfile={tmp_path / 'log'}")
+    assert b"--filter=log\0" in Path(f"/proc/{server.find(image).pid}/cmdline").read_bytes()
 
 
 @needs("nbdkit")
@@ -173,6 +197,15 @@ def test_progress_is_drawn_on_a_terminal(command, folder, image):
     finally:
         os.close(main)
         os.close(other)
+
+
+@needs("nbdkit", "libnbd")
+def test_nbdsh_of_an_active_virtual_environment_reaches_the_server(run, image):
+    uri = run("serve", image, "-b").stdout.strip()
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    command = ["nbdsh", "-u", uri, "-c", "print(h.get_size())"]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PATH": path})
+    assert (done.stdout, done.stderr) == (f"{1 << 20}\n", "")
 
 
 # --- attach, mount ----------------------------------------------------------------------------------------------------
@@ -222,7 +255,7 @@ def test_mount_of_an_image_that_is_served_leaves_the_server(run, image, tmp_path
 def test_failed_mount_leaves_nothing(run, folder, image, tmp_path, big):
     failed = run("mount", image, tmp_path / "mnt", "--via", "loop")  # there is no filesystem on it
     assert failed.returncode == 1
-    assert failed.stderr.splitlines()[-1].startswith("mount: ")
+    assert failed.stderr.splitlines()[-1] == f"{image}: holds no filesystem: --mkfs to make one"
     assert not list(folder.iterdir()) and not (tmp_path / "mnt").exists()
 
 
@@ -250,6 +283,109 @@ def test_mounted_image_is_not_stopped(run, image, tmp_path, big):
 
 @pytest.mark.kernel
 @kernel
+def test_impossible_directory_is_told_before_a_server_starts(run, image, tmp_path):
+    failed = run("mount", image, tmp_path / "a" / "b", "--mkfs")
+    assert (failed.returncode, len(failed.stderr.splitlines())) == (1, 1)
+    assert "there is no directory to make it in" in failed.stderr
+
+
+@pytest.mark.kernel
+@kernel
+def test_mounted_image_is_not_attached_again(run, image, tmp_path, big):
+    run("mount", image, tmp_path / "mnt", "--mkfs", "--via", "loop")
+    said = f"{image}: is mounted already, on {tmp_path / 'mnt'}: pmem-nbd unmount first\n"
+    for arguments in (["attach", image], ["mount", image, tmp_path / "mnt"], ["mount", image, tmp_path / "other"]):
+        assert run(*arguments).stderr == said
+    run("unmount", image)
+
+
+@pytest.mark.kernel
+@kernel
+def test_directory_in_use_is_refused_to_another_image(run, image, tmp_path, big):
+    run("mount", image, tmp_path / "mnt", "--mkfs", "--via", "loop")
+    (tmp_path / "other.pmem").mkdir()
+    failed = run("mount", tmp_path / "other.pmem", tmp_path / "mnt", "--mkfs", "--via", "loop")
+    assert failed.stderr == f"{tmp_path / 'mnt'}: something is mounted there already: a directory of its own\n"
+    run("unmount", tmp_path / "mnt")
+    assert not server.servers()
+
+
+@pytest.mark.kernel
+@kernel
+@pytest.mark.parametrize("first", ["serve", "attach", "mount"])
+def test_second_of_two_verbs_at_once_waits_for_the_first(command, run, folder, image, tmp_path, big, first):
+    plugin = tmp_path / "tiny.py"
+    plugin.write_text(plugin.read_text().replace('settings.get("sleep", 0)', '"1"'))
+    mount = ["mount", image, tmp_path / "mnt", "--mkfs", "--via", "loop"]
+    words = {"serve": ["serve", image, "-b"], "attach": ["attach", image, "--via", "loop"], "mount": mount}[first]
+    with subprocess.Popen([*command, *map(str, words)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as one:
+        assert blockdev.wait(server.servers)  # it is there, and not ready
+        other = run(*mount)
+        assert one.wait(30) == 0
+    assert other.returncode == (0 if first == "serve" else 1), other.stderr
+    if first != "serve":
+        assert other.stderr.startswith(f"{image}: is {first}ed already, ")
+    attached = attach.find(image)
+    if attached.directory:
+        (tmp_path / "mnt" / "file").write_text("x")
+        os.sync()
+    assert run("unmount" if attached.directory else "detach", image).returncode == 0
+    assert (server.find(image) is not None) == (first == "serve")
+
+
+@pytest.mark.kernel
+@kernel
+def test_server_that_somebody_else_attached_is_not_stopped(command, folder, image, big, monkeypatch):
+    monkeypatch.setattr(launch, "PLUGIN", command[-1])
+    real = attach.attach
+
+    def slower(*arguments, **options):
+        real(*arguments, **options | {"owns_server": True})
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(attach, "attach", slower)
+    assert cli.main(["attach", str(image), "--via", "loop"]) == 1
+    assert server.find(image) is not None
+    attach.detach(attach.find(image))
+
+
+@pytest.mark.kernel
+@kernel
+def test_moved_image_is_unmounted_by_its_new_name(run, image, tmp_path, big):
+    run("serve", image, "-b", "--", f"lock={image / 'lock'}")
+    assert run("mount", image, tmp_path / "mnt", "--mkfs", "--via", "loop").returncode == 0
+    moved = image.rename(tmp_path / "moved.pmem")
+    for verb in ("stop", "attach"):
+        assert f"is mounted already, on {tmp_path / 'mnt'}" in run(verb, moved).stderr
+    assert run("unmount", moved).returncode == 0
+    assert not (tmp_path / "mnt").exists()
+
+
+@pytest.mark.kernel
+@kernel
+def test_attachment_whose_server_died_is_listed_and_detached(run, image, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")
+    device = run("attach", image, "--via", "loop").stdout.strip()
+    running = server.find(image)
+    os.kill(running.pid, signal.SIGKILL)
+    assert blockdev.wait(lambda: not running.alive)
+    (listed,) = json.loads(run("list", "-j").stdout)
+    assert (listed["image"], listed["pid"], listed["device"]) == (str(image), None, device)
+    assert f"{device} (server gone)" in run("list").stdout
+    assert f"{image}: its server is gone: " in run("detach", image).stderr
+    assert run("list").stdout == ""
+
+
+@pytest.mark.kernel
+@kernel
+def test_server_that_wants_tls_is_not_attached(run, image, tmp_path):
+    (tmp_path / "keys.psk").write_text("alice:00112233445566778899aabbccddeeff")
+    run("serve", image, "-b", "--", "--tls=require", f"--tls-psk={tmp_path / 'keys.psk'}")
+    assert run("attach", image).stderr.startswith(f"{image}: its server wants TLS: ")
+
+
+@pytest.mark.kernel
+@kernel
 def test_attach_prints_the_device_and_detach_undoes_it(run, folder, image):
     attached = run("attach", image, "--via", "loop")
     device = attached.stdout.strip()
@@ -272,6 +408,8 @@ def test_attach_prints_the_device_and_detach_undoes_it(run, folder, image):
             2,
             "pmem-nbd serve: invalid value for '--port': 'x' is not a valid integer",
         ),
+        (["serve", "IMAGE", "--bind", "::1"], 2, "--bind: is the address of a port: --port beside it"),
+        (["serve", "IMAGE", "--socket", "s", "--port", "1"], 2, "--socket, --port: both say where to listen"),
         (["serve"], 2, "pmem-nbd serve: missing argument 'IMAGE'"),
         (["stop", "IMAGE"], 1, "is not being served"),
         (["unmount", "IMAGE"], 1, "is not attached"),
@@ -301,6 +439,7 @@ def main_with(monkeypatch, error: BaseException) -> int:
         (ServerError("disk", "did not stop", "a while"), 1, "disk: did not stop: a while\n"),
         (UsageError("size", "is zero"), 2, "size: is zero\n"),
         (PermissionError(13, "Permission denied", "/x"), 1, "/x: permission denied\n"),
+        (OSError(28, "No space left on device"), 1, "pmem-nbd: no space left on device\n"),
         (ValueError("a\nb"), 1, "pmem-nbd: internal error: ValueError: a b: PMEM_NBD_DEBUG=1 shows where\n"),
         (KeyboardInterrupt(), 130, "\n"),
         (SystemExit(3), 3, ""),
@@ -310,6 +449,30 @@ def main_with(monkeypatch, error: BaseException) -> int:
 def test_exception_becomes_a_line_and_a_status(monkeypatch, capsys, error, status, text):
     assert main_with(monkeypatch, error) == status
     assert capsys.readouterr().err == text
+
+
+@pytest.mark.parametrize("verb", [verb for verb in cli.VERBS if verb not in ("list", "completion")])
+def test_path_that_cannot_be_read_is_no_mistake_in_typing(verb, folder, tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "other").mkdir()
+    monkeypatch.setattr(os, "access", lambda *_, **__: False)
+    arguments = {"mount": [tmp_path / "file"], "create": ["-s", "7M"]}.get(verb, [])
+    image = tmp_path / ("file" if verb == "create" else "other")
+    status, err = cli.main([verb, str(image), *map(str, arguments)]), capsys.readouterr().err
+    assert "invalid value" not in err and err.count("\n") == 1
+    assert verb == "create" or status == 1
+
+
+@pytest.mark.parametrize(
+    "arguments", [["completion", "bash"], ["--help"], ["list", "-j"], ["info", "-j", "IMAGE"], ["stats", "IMAGE"]]
+)
+def test_full_disk_under_stdout_is_told(folder, tmp_path, arguments):
+    assert cli.main(["create", str(tmp_path / "i"), "--size", "16M"]) == 0
+    words = [str(tmp_path / "i") if word == "IMAGE" else word for word in arguments]
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-c", "import sys; from pmem_core import cli; sys.exit(cli.main())", *words]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (1, "pmem-nbd: no space left on device\n")
 
 
 def test_traceback_is_for_those_who_ask(monkeypatch, capsys):

@@ -73,7 +73,7 @@ def edit(path: Path, at: int, form: str, value: int, copies=(0, 4096)) -> None:
     [
         ([], "image: missing: image=NAME.pmem"),
         (["image=/nonexistent/x.pmem"], "/nonexistent/x.pmem: does not exist: an image made by 'pmem-nbd create'"),
-        (["image=x", "size=1G"], "size=1G: no such parameter: image=..., readonly=..."),
+        (["image=x", "size=1G"], "size=1G: no such parameter: image=PATH, readonly=true|false"),
     ],
     ids=["config_complete", "get_ready", "config"],
 )

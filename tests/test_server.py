@@ -154,6 +154,26 @@ def test_two_starts_at_once_make_one_server(start):
     assert sorted(type(outcome).__name__ for outcome in outcomes) == ["ImageBusy", "ImageBusy", "Server"]
 
 
+def test_moved_image_is_found_by_its_lock(start, image, tmp_path):
+    running = start(parameters={"lock": str(image / "lock")})
+    image.rename(tmp_path / "moved.pmem")
+    image.mkdir()
+    assert server.find(tmp_path / "moved.pmem") == running
+    (tmp_path / "other.pmem").mkdir()
+    (tmp_path / "other.pmem" / "lock").write_text(f'{{"pid": {running.pid}}}')  # of an earlier process of that number
+    assert server.find(tmp_path / "other.pmem") is None
+
+
+@pytest.mark.parametrize("words", [["--tls=require"], ["--tls", "require"]])
+def test_uri_of_a_server_that_wants_tls_says_so(start, words, tmp_path, free_port):
+    (tmp_path / "keys.psk").write_text("alice:00112233445566778899aabbccddeeff")
+    running = start(nbdkit_args=[*words, f"--tls-psk={tmp_path / 'keys.psk'}"])
+    assert running.uri.startswith("nbds+unix:///?socket=") and server.find(running.image) == running
+    server.stop(running)
+    running = start(nbdkit_args=["--tls=on", f"--tls-psk={tmp_path / 'keys.psk'}"], port=free_port)
+    assert running.uri.startswith("nbd://")
+
+
 def test_missing_image_is_refused(start, tmp_path):
     with pytest.raises(NotAnImage, match="does not exist"):
         start(image=tmp_path / "none.pmem")
@@ -245,6 +265,7 @@ def test_wrong_python_is_one_clear_line(start, tmp_path, monkeypatch):
     ("fail", "kind", "text"),
     [
         ("busy", ImageBusy, "tiny: is held by process 1: stop it"),
+        ("denied", HostError, "/x: y/media: permission denied"),
         ("words", ServerError, "tiny: is no image: an image"),
         ("late", ServerError, "IMAGE: the plugin failed: OSError: too late"),
         ("silent", ServerError, "IMAGE: nbdkit ended: its last words: pmem-nbd: tiny: getting ready ..."),

@@ -5,7 +5,9 @@ A verb's module is imported when the verb is used, so that ``--help`` need not w
 on stderr: exit status 2 for a request that makes no sense as it was typed, 1 for everything else.
 """
 
+import contextlib
 import importlib
+import io
 import os
 import signal
 import sys
@@ -59,10 +61,15 @@ class Verbs(click.Group):
             result = super().invoke(ctx)
             sys.stdout.flush()
         except BrokenPipeError:
-            # The reader has seen enough (`| head`).  What is still buffered must not fail again at exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _discard_output()  # the reader has seen enough (`| head`)
             return 0
         return result
+
+
+def _discard_output() -> None:
+    """Let what stdout still buffers go nowhere: it would fail again at exit."""
+    with contextlib.suppress(io.UnsupportedOperation):  # a stand-in of a test's
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @click.group(
@@ -139,8 +146,10 @@ def _report(error: Exception) -> int:
         text, status = str(error), 2 if isinstance(error, UsageError) else 1
     elif isinstance(error, click.ClickException):
         text = f"{PROGRAM}: {error.format_message()}"
-    elif isinstance(error, OSError) and error.filename is not None:
-        text = f"{error.filename!s}: {(error.strerror or str(error)).lower()}"
+    elif isinstance(error, OSError) and error.errno is not None:
+        if error.filename is None:
+            _discard_output()  # most likely it was stdout that could not be written
+        text = f"{error.filename or PROGRAM}: {(error.strerror or str(error)).lower()}"
     else:
         text = f"{PROGRAM}: internal error: {type(error).__name__}: {error}: PMEM_NBD_DEBUG=1 shows where"
     click.echo(" ".join(text.split()), err=True)

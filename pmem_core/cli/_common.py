@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from fractions import Fraction
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -19,6 +20,10 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 SIZE_EXPECTED = "a size such as 4096, 64K, 1.5G or 8GiB"
 SIZE_MAX = 2**63 - 1
 UNITS = "KMGTPE"
+
+# Whether it can be read is found out by whoever reads it; click would call a refusal a mistake in typing.
+PATH = click.Path(readable=False, path_type=Path)
+IMAGE = click.argument("image", type=PATH)
 
 
 def parse_size(text: str) -> int:

@@ -9,13 +9,13 @@ import click
 from pmem_core.check import Finding, Kind, Report, Severity
 from pmem_core.check import check as check_image
 
-from ._common import emit, json_option, progress
+from ._common import IMAGE, emit, json_option, progress
 
 LINES_MAX = 20  # findings of a kind that are printed one by one
 
 
 @click.command(short_help="Look for damage in an image, and repair it if told to.")
-@click.argument("image", type=click.Path(path_type=Path))
+@IMAGE
 @click.option("--repair", is_flag=True, help="Repair what can be repaired; without it not a byte is changed.")
 @json_option
 def check(image: Path, repair: bool, as_json: bool) -> int:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pmem_core.cli._common import SIZE, emit, human_bytes, json_option, working
+from pmem_core.cli._common import IMAGE, SIZE, emit, human_bytes, json_option, working
 from pmem_core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def parse_parameters(texts: tuple[str, ...]) -> dict[str, int]:
 
 
 @click.command()
-@click.argument("image", type=click.Path(path_type=Path))
+@IMAGE
 @click.option("-s", "--size", type=SIZE, required=True, help="Size of the medium; the client sees somewhat less.")
 @click.option(
     "--placement",
@@ -114,7 +114,7 @@ def create(image: Path, size: int, parameters: tuple[str, ...], as_json: bool, *
 
 
 @click.command()
-@click.argument("image", type=click.Path(path_type=Path))
+@IMAGE
 @json_option
 def info(image: Path, as_json: bool) -> None:
     """Show what an image is, and where every byte of its medium goes.
@@ -183,7 +183,6 @@ def show(figures: dict[str, Any]) -> None:
     from rich.console import Console
 
     console, image = Console(highlight=False), figures["image"]
-    made = datetime.datetime.fromtimestamp(image["created"]).isoformat(" ", "seconds")
     parameters = ", ".join(f"{name}={value}" for name, value in image["parameters"].get("leveling", {}).items())
     if image["descriptor_bytes"]:
         checks = "with checksums" if image["checksums"] else "without checksums"
@@ -193,7 +192,7 @@ def show(figures: dict[str, Any]) -> None:
     session = f"served by process {figures['pid']}" if figures["served"] else figures["session"]
     facts = {
         "uuid": image["uuid"],
-        "created": made,
+        "created": _moment(image["created"]),
         "client sees": f"{human_bytes(image['device_bytes'])}, {image['page_count']} pages",
         "placement": image["placement"],
         "leveling": f"{image['leveling']} ({parameters})" if parameters else image["leveling"],
@@ -212,8 +211,16 @@ def show(figures: dict[str, Any]) -> None:
     console.print()
     for event in figures["events"]:
         told = ", ".join(f"{key} {value}" for key, value in event.items() if key not in ("time_ns", "event"))
-        when = datetime.datetime.fromtimestamp(event["time_ns"] // 10**9).isoformat(" ", "seconds")
+        when = _moment(event["time_ns"] // 10**9)
         console.print(f"{when}  {event['event']}{': ' if told else ''}{told}", soft_wrap=True, markup=False)
+
+
+def _moment(seconds: int) -> str:
+    """Write a time for people; as it is where no calendar knows it."""
+    try:
+        return datetime.datetime.fromtimestamp(seconds).isoformat(" ", "seconds")
+    except (ValueError, OverflowError, OSError):
+        return str(seconds)
 
 
 def _table(console: "Console", *columns: str) -> "Table":

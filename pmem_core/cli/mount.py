@@ -1,16 +1,18 @@
 # SPDX-License-Identifier: MIT
 """The verbs of block devices: attach, detach, mount, unmount."""
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
 
 from pmem_core import attach as attaching
-from pmem_core import server
-from pmem_core.cli._common import emit, json_option, working
-from pmem_core.cli.serve import IMAGE, signals_as_interrupt, signals_ignored, start
-from pmem_core.errors import HostError, ImageBusy, NotAnImage, UsageError
+from pmem_core import blockdev, server
+from pmem_core.cli._common import IMAGE, PATH, emit, json_option, working
+from pmem_core.cli.serve import known_as, say, signals_as_interrupt, signals_ignored, start
+from pmem_core.errors import HostError, NotAnImage, UsageError
 
 WAY = click.option(
     "--via",
@@ -36,8 +38,8 @@ def attach(image: Path, read_only: bool, via: str | None, as_json: bool) -> None
       mkfs.xfs $(pmem-nbd attach disk.pmem)
       pmem-nbd detach disk.pmem
     """
-    with signals_as_interrupt():
-        attached = _attach(image, read_only, via)
+    with signals_as_interrupt(), attaching.alone(known_as(image)):
+        attached = _attach(image, _free(image), read_only, via)
     if as_json:
         emit(dataclasses.asdict(attached))
     else:
@@ -45,7 +47,7 @@ def attach(image: Path, read_only: bool, via: str | None, as_json: bool) -> None
 
 
 @click.command()
-@click.argument("target", metavar="IMAGE|DEVICE", type=click.Path())
+@click.argument("target", metavar="IMAGE|DEVICE", type=click.Path(readable=False))
 def detach(target: str) -> None:
     """Undo attach: release the block device, and stop the server if attach had started it.
 
@@ -56,13 +58,13 @@ def detach(target: str) -> None:
       pmem-nbd detach disk.pmem
       pmem-nbd detach /dev/nbd0
     """
-    with signals_ignored():
-        _detach(_find(target))
+    with _held(target) as attached, signals_ignored():
+        _detach(attached)
 
 
 @click.command()
 @IMAGE
-@click.argument("directory", type=click.Path(file_okay=False, path_type=Path))
+@click.argument("directory", type=PATH)
 @click.option(
     "--fs", type=click.Choice(list(attaching.FILESYSTEMS)), help="The filesystem (default: the one it holds)."
 )
@@ -96,8 +98,10 @@ def mount(
         raise UsageError("--force", "has nothing to overwrite", "--mkfs beside it")
     if mkfs and read_only:
         raise UsageError("--mkfs", "would write to a read-only image", "one of --mkfs and --read-only")
-    with signals_as_interrupt():
-        attached = _attach(image, read_only, via)
+    with signals_as_interrupt(), attaching.alone(known_as(image)):
+        running = _free(image)
+        blockdev.require_mountable(directory)
+        attached = _attach(image, running, read_only, via)
         try:
             with working(f"making {fs or 'ext4'} on {attached.device}" if mkfs else f"mounting {attached.device}"):
                 attaching.mount(attached, directory, fs=fs, mkfs=mkfs, force=force, options=options)
@@ -108,7 +112,7 @@ def mount(
 
 
 @click.command()
-@click.argument("target", metavar="DIRECTORY|IMAGE", type=click.Path())
+@click.argument("target", metavar="DIRECTORY|IMAGE", type=click.Path(readable=False))
 def unmount(target: str) -> None:
     """Undo mount: unmount the filesystem, release the device, stop the server.
 
@@ -119,19 +123,26 @@ def unmount(target: str) -> None:
       pmem-nbd unmount /mnt
       pmem-nbd unmount disk.pmem
     """
-    attached = _find(target)
-    if not attached.directory:
-        raise HostError(target, f"is attached as {attached.device} but not mounted by pmem-nbd", "pmem-nbd detach")
-    with signals_ignored(), working(f"unmounting {attached.directory}"):
-        _detach(attaching.unmount(attached))
+    with _held(target) as attached:
+        if not attached.directory:
+            raise HostError(target, f"is attached as {attached.device} but not mounted by pmem-nbd", "pmem-nbd detach")
+        with signals_ignored(), working(f"unmounting {attached.directory}"):
+            _detach(attaching.unmount(attached))
 
 
-def _attach(image: Path, read_only: bool, via: str | None) -> attaching.Attachment:
-    """Attach an image, serving it first if nobody does; a server started for nothing is stopped again."""
-    if attached := attaching.find(image):
-        raise ImageBusy(image, f"is attached already, as {attached.device}", f"pmem-nbd detach {image} first")
+def _free(image: Path) -> server.Server | None:
+    """Return the server of an image that can be attached, None where it is not served yet; ImageBusy, HostError."""
     attaching.require_root(image)
-    running = server.find(image)
+    running = server.settled(image)
+    if attached := attaching.find(running.image if running else image):
+        raise attaching.busy(image, attached)
+    if running and running.tls:
+        raise HostError(image, "its server wants TLS", "nbd-client with certificates, by hand, or a server without TLS")
+    return running
+
+
+def _attach(image: Path, running: server.Server | None, read_only: bool, via: str | None) -> attaching.Attachment:
+    """Attach an image, serving it first if nobody does; a server started for nothing is stopped again."""
     started = running is None
     if running is None:
         running = start(image, read_only=read_only)
@@ -140,7 +151,8 @@ def _attach(image: Path, read_only: bool, via: str | None) -> attaching.Attachme
             running.image, running.uri, read_only=read_only or running.read_only, owns_server=started, way=via
         )
     except BaseException:
-        if started:
+        # Whoever else has attached it meanwhile wants it to go on.
+        if started and attaching.find(running.image) is None:
             with signals_ignored():
                 server.stop(running)
         raise
@@ -148,6 +160,8 @@ def _attach(image: Path, read_only: bool, via: str | None) -> attaching.Attachme
 
 def _detach(attached: attaching.Attachment) -> None:
     """Detach, and stop the server that was started for it, unless the device is still there and needs it."""
+    if "://" not in attached.image and server.find(attached.image) is None:
+        say(f"{attached.image}: its server is gone: what the kernel had not written yet is lost")
     try:
         attaching.detach(attached)
     finally:
@@ -156,8 +170,19 @@ def _detach(attached: attaching.Attachment) -> None:
             server.stop(running)
 
 
+@contextlib.contextmanager
+def _held(target: str) -> Iterator[attaching.Attachment]:
+    """Find what is attached and hold it against others; what they did to it while this waited has been seen."""
+    image = _find(target).image
+    with attaching.alone(image):
+        attached = _find(target)
+        if attached.image != image:
+            raise NotAnImage(target, "is another image's since a moment ago", "another try")
+        yield attached
+
+
 def _find(target: str) -> attaching.Attachment:
-    attached = attaching.find(target)
+    attached = attaching.find(target) or attaching.find(known_as(Path(target)))
     if attached is None:
         raise NotAnImage(target, "is not attached", "an image, device or directory that `pmem-nbd list` shows")
     return attached

@@ -12,15 +12,21 @@ from typing import Any
 import click
 
 from pmem_core import attach, server
-from pmem_core.cli._common import emit, human_bytes, json_option, working
-from pmem_core.errors import ImageBusy, ServerError
+from pmem_core.cli._common import IMAGE, PATH, emit, human_bytes, json_option, working
+from pmem_core.errors import ServerError, UsageError
 
-IMAGE = click.argument("image", type=click.Path(path_type=Path))
+FIGURES_COLUMNS_MIN = 80  # a narrower terminal has room for the images and what they are used as, not for figures
 
 
 def say(line: str) -> None:
     """Tell the person at the terminal something that is no output."""
     click.echo(line, err=True)
+
+
+def known_as(image: Path) -> Path:
+    """Return the path that an image is served by, which is not the one given where it was moved meanwhile."""
+    running = server.find(image)
+    return Path(running.image) if running else image
 
 
 def start(image: Path, **options: Any) -> server.Server:
@@ -31,28 +37,26 @@ def start(image: Path, **options: Any) -> server.Server:
 
 @click.command()
 @IMAGE
-@click.option(
-    "--socket", metavar="PATH", type=click.Path(), help="Listen on this Unix socket (default: a private one)."
-)
+@click.option("--socket", metavar="PATH", type=PATH, help="Listen on this Unix socket (default: a private one).")
 @click.option("--port", metavar="N", type=int, help="Listen on this TCP port instead.")
-@click.option("--bind", metavar="ADDR", default="127.0.0.1", show_default=True, help="The address of --port.")
+@click.option("--bind", metavar="ADDR", help="The address of --port (default: 127.0.0.1).")
 @click.option("-r", "--read-only", is_flag=True, help="Refuse writes.")
-@click.option("--record", metavar="FILE", type=click.Path(path_type=Path), help="Record every request in FILE.")
 @click.option("-t", "--threads", metavar="N", type=click.IntRange(1), help="Threads of nbdkit (default: its own).")
-@click.option("-b", "--background", is_flag=True, help="Return once it serves; `pmem-nbd stop` ends it.")
+@click.option("-b", "--background", is_flag=True, help="Print the URI once it serves, and return.")
 @click.argument("nbdkit_args", nargs=-1, type=click.UNPROCESSED, metavar="[-- NBDKIT-ARGS...]")
 def serve(
     image: Path,
-    socket: str | None,
+    socket: Path | None,
     port: int | None,
-    bind: str,
+    bind: str | None,
     read_only: bool,
-    record: Path | None,
     threads: int | None,
     background: bool,
     nbdkit_args: tuple[str, ...],
 ) -> None:
     """Serve an image over NBD until Ctrl-C, which stops it cleanly.
+
+    With --background it is served until `pmem-nbd stop`; the URI alone is printed on standard output.
 
     What follows `--` is given to nbdkit: TLS, filters, its own options.
 
@@ -60,25 +64,31 @@ def serve(
     Examples:
       pmem-nbd serve disk.pmem
       pmem-nbd serve disk.pmem --background
+      nbdinfo "$(pmem-nbd serve disk.pmem --background)"
       pmem-nbd serve disk.pmem --port 10809
       pmem-nbd serve disk.pmem --port 10809 --bind 0.0.0.0 -- --tls=require --tls-certificates=pki
       pmem-nbd serve disk.pmem -- --filter=log logfile=requests.log
     """
+    if socket is not None and port is not None:
+        raise UsageError("--socket, --port", "both say where to listen", "one of them")
+    if bind is not None and port is None:
+        raise UsageError("--bind", "is the address of a port", "--port beside it")
     with signals_as_interrupt():
         running = start(
             image,
             socket=socket,
             port=port,
-            bind=bind,
+            bind=bind or "127.0.0.1",
             read_only=read_only,
             threads=threads,
-            parameters={"record": str(record.absolute())} if record is not None else {},
             nbdkit_args=nbdkit_args,
             exit_with_parent=not background,
         )
         try:
             say(f"serving {image} on {running.uri} (process {running.pid})")
-            if not background:
+            if background:
+                click.echo(running.uri)
+            else:
                 server.follow(running, say)
         except KeyboardInterrupt:
             # The next Ctrl-C must not cut the checkpoint short.
@@ -98,14 +108,14 @@ def stop(image: Path) -> None:
     Examples:
       pmem-nbd stop disk.pmem
     """
-    running = server.find(image)
-    if running is None:
-        raise ServerError(image, "is not being served", "an image that `pmem-nbd list` shows")
-    if attached := attach.find(image):
-        verb, where = ("unmount", attached.directory) if attached.directory else ("detach", attached.device)
-        raise ImageBusy(image, f"is in use as {where}", f"pmem-nbd {verb} first")
-    with working(f"stopping the server of {image}"):
-        server.stop(running)
+    with attach.alone(known_as(image)):
+        running = server.find(image)
+        if running is None:
+            raise ServerError(image, "is not being served", "an image that `pmem-nbd list` shows")
+        if attached := attach.find(running.image):
+            raise attach.busy(image, attached)
+        with working(f"stopping the server of {image}"):
+            server.stop(running)
 
 
 @click.command("list")
@@ -113,28 +123,21 @@ def stop(image: Path) -> None:
 def list_(as_json: bool) -> None:
     """List the servers of this user: where they listen, what they are attached to, and what they cost.
 
+    An image that is attached is listed also where its server is gone, so that it can be detached.
+
     \b
     Examples:
       pmem-nbd list
       pmem-nbd list -j
     """
-    running = server.servers()
     attached = {one.image: one for one in attach.attachments()}
+    running = server.servers()
     rows = []
     for one, figures in zip(running, server.usage(running), strict=True):
-        use = attached.get(one.image)
-        rows.append(
-            {
-                "image": one.image,
-                "pid": one.pid,
-                "uri": one.uri,
-                "read_only": one.read_only,
-                "started": datetime.datetime.fromtimestamp(one.started).astimezone().isoformat(timespec="seconds"),
-                "device": use.device if use else "",
-                "directory": use.directory if use else "",
-                **figures,
-            }
-        )
+        started = datetime.datetime.fromtimestamp(one.started).astimezone().isoformat(timespec="seconds")
+        rows.append(_row(one, one.pid, started, attached.pop(one.image, None)) | figures)
+    # Some may have been detached since we looked.
+    rows += [_row(one, None, None, one) for one in attached.values() if attach.find(one.image)]
     if as_json:
         emit(rows)
         return
@@ -144,19 +147,41 @@ def list_(as_json: bool) -> None:
     _show(rows)
 
 
+def _row(
+    one: server.Server | attach.Attachment, pid: int | None, started: str | None, use: attach.Attachment | None
+) -> dict[str, Any]:
+    return {
+        "image": one.image,
+        "pid": pid,
+        "uri": one.uri,
+        "read_only": one.read_only,
+        "started": started,
+        "device": use.device if use else "",
+        "directory": use.directory if use else "",
+    }
+
+
 def _show(rows: list[dict[str, Any]]) -> None:
     """Print the servers as a table for people."""
     from rich.console import Console
     from rich.table import Table
 
+    console = Console()
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console = Console(width=1000)  # for grep and awk: one line each
+    headings = ["memory", "CPU", "read", "written", "clients"]
+    if console.width < FIGURES_COLUMNS_MIN:
+        headings = []
     table = Table(box=None, pad_edge=False)
-    for heading in ("image", "pid", "memory", "CPU", "read", "written", "clients", "used as"):
-        wide = heading in ("image", "used as")
-        table.add_column(heading, justify="left" if wide else "right", overflow="fold", no_wrap=not wide)
+    table.add_column("image", overflow="fold")
+    for heading in ("pid", *headings):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("used as", overflow="fold")
     for row in rows:
-        use = " on ".join(filter(None, [row["device"], row["directory"]])) or row["uri"].removeprefix(
-            "nbd+unix:///?socket="
-        )
+        where = row["uri"].rpartition("unix:///?socket=")[2]
+        use = " on ".join(filter(None, [row["device"], row["directory"]])) or where
+        if row["pid"] is None and "://" not in row["image"]:
+            use = f"{use} (server gone)"
         figures = ["?"] * 5
         if "memory_bytes" in row:
             figures = [
@@ -166,10 +191,8 @@ def _show(rows: list[dict[str, Any]]) -> None:
                 human_bytes(row["written_bytes"]),
                 str(row["connections"]),
             ]
-        table.add_row(row["image"] + (" (read-only)" if row["read_only"] else ""), str(row["pid"]), *figures, use)
-    console = Console()
-    if not console.is_terminal and "COLUMNS" not in os.environ:
-        console = Console(width=1000)  # for grep and awk: one line each
+        image = row["image"] + (" (read-only)" if row["read_only"] else "")
+        table.add_row(image, str(row["pid"] or "-"), *figures[: len(headings)], use)
     console.print(table)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pmem_core.cli._common import emit, human_bytes, json_option, working
+from pmem_core.cli._common import IMAGE, emit, human_bytes, json_option, working
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -26,11 +26,18 @@ RAMP = " .:-=+*#%@"
 COLOURS = ["#1b0c41", "#4a0c6b", "#781c6d", "#a52c60", "#cf4446", "#ed6925", "#fb9b06", "#f7d13d", "#fcffa4"]
 MARGIN = 10
 WIDE = 68
+WATCH_S_MAX = 86400
 KINDS = ("data", "descriptor", "spare")
 
 
+def _seconds(context: click.Context, parameter: click.Parameter, value: float | None) -> float | None:
+    if value is not None and math.isnan(value):  # which is within any range
+        raise click.BadParameter("nan is no time", context, parameter)
+    return value
+
+
 @click.command()
-@click.argument("image", type=click.Path(path_type=Path))
+@IMAGE
 @json_option
 @click.option("--heat-map/--no-heat-map", default=None, help="Show the medium as a map of its wear (default).")
 @click.option("--histogram", is_flag=True, help="Show how many lines have how much wear.")
@@ -42,7 +49,13 @@ KINDS = ("data", "descriptor", "spare")
     show_default=True,
     help="A cell of the map shows its hottest line, or the mean of its lines.",
 )
-@click.option("--watch", metavar="SECONDS", type=click.FloatRange(0.05), help="Show it anew until Ctrl-C.")
+@click.option(
+    "--watch",
+    metavar="SECONDS",
+    type=click.FloatRange(0.05, WATCH_S_MAX),
+    callback=_seconds,
+    help="Show it anew until Ctrl-C.",
+)
 def stats(
     image: Path, as_json: bool, heat_map: bool | None, histogram: bool, stripe: bool, by: str, watch: float | None
 ) -> None:
