@@ -102,9 +102,11 @@ def policy(family: Any, kind: str, name: str) -> Any:
     return module
 
 
-def parameters_of(module: Any, given: dict[str, int], subject: str) -> dict[str, int]:
+def parameters_of(module: Any, given: dict[str, int], subject: str, medium_frames: int = 0) -> dict[str, int]:
     """The parameters of a leveling policy: `given` over its defaults, checked; UsageError."""
     chosen = {name: spec[0] for name, spec in module.PARAMETERS.items()}
+    if hasattr(module, "suited"):
+        chosen |= module.suited(medium_frames, given)
     for name, value in given.items():
         if name not in module.PARAMETERS:
             known = ", ".join(module.PARAMETERS) or "none: this policy has no parameters"
@@ -134,7 +136,8 @@ def plan(
     _check(size, descriptor_bytes, frame_bytes, line_bytes)
     if descriptor_writes not in layout.DESCRIPTOR_WRITES:
         raise UsageError(f"descriptor-writes={descriptor_writes}", "no such choice", "each or coalesced")
-    chosen = parameters_of(policy(leveling.family, "leveling", leveling_name), parameters or {}, leveling_name)
+    frames = max(size - layout.FRAMES_AT, 0) // frame_bytes
+    chosen = parameters_of(policy(leveling.family, "leveling", leveling_name), parameters or {}, leveling_name, frames)
     linux = placement_name == "linear" and leveling_name == "none"
     info = Info(
         uuid=str(uuid_.uuid4()),

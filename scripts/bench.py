@@ -9,7 +9,8 @@ fio run the peer's own files are synced, so that nobody pays for another's dirty
 
 A peer is NAME[:KEY=VALUE ...][@PLACE], several separated by commas.  A KEY of pmem is an option of `pmem-nbd create` or
 a policy's parameter (pmem:leveling=start_gap:interval=50); one that begins with - is an option of the server
-(memory:-t=4).  PLACE is where its files lie: tmpfs, or a folder.
+(memory:-t=4).  PLACE is where its files lie: tmpfs, or a folder; the disk unless it is given.  The memory and bytearray
+plugins keep nothing, so pmem@tmpfs is what compares with them, and pmem with file and qemu; each is held to every bar.
 """
 
 from __future__ import annotations
@@ -42,8 +43,9 @@ from pmem_core.launch import nbdkit_command, nbdkit_environment
 
 ROOT = Path(__file__).resolve().parent.parent
 SIZES = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
-PEERS = "memory,file,qemu,bytearray,pmem"
-CREATE_OPTIONS = {"placement", "leveling", "descriptor-bytes", "frame-bytes", "line-bytes"}
+KINDS = ("memory", "file", "qemu", "bytearray", "pmem")
+PEERS = "memory,bytearray,pmem@tmpfs,file,qemu,pmem"
+CREATE_OPTIONS = {"placement", "leveling", "descriptor-bytes", "descriptor-writes", "frame-bytes", "line-bytes"}
 PROGRAMS = {"nbdkit": "nbdkit", "qemu-nbd": "qemu-utils", "fio": "fio", "nbdsh": "python3-libnbd and libnbd-bin"}
 STARTS = 5  # how often a start is timed
 
@@ -93,8 +95,8 @@ class Peer:
 
     def __post_init__(self) -> None:
         self.kind, *settings = self.spec.partition("@")[0].split(":")
-        if self.kind not in PEERS.split(","):
-            raise click.BadParameter(f"{self.kind}: not a peer: one of {PEERS}")
+        if self.kind not in KINDS:
+            raise click.BadParameter(f"{self.kind}: not a peer: one of {', '.join(KINDS)}")
         pairs = [setting.partition("=")[::2] for setting in settings]
         self.options = [word for key, value in pairs if key.startswith("-") for word in (key, value) if word]
         self.settings = {key: value for key, value in pairs if not key.startswith("-")}

@@ -76,6 +76,7 @@ def test_every_option_reaches_the_image(run):
     assert plan.info.parameters["leveling"] == {
         **{name: spec[0] for name, spec in plan.leveling.PARAMETERS.items()},
         "interval": 7,
+        "region_frames": 4096,
         "gap_frames": 16,
     }
     info = plan.info

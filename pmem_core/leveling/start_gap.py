@@ -27,13 +27,13 @@ MOVES = True
 # name: default, minimum, maximum, what it is
 PARAMETERS = {
     "interval": (100, 1, 1 << 30, "stores to a region between two moves in it (the paper's psi)"),
-    "region_frames": (2048, 1, 1 << 30, "placed frames a region, a power of two"),
-    "gap_frames": (
-        32,
+    "region_frames": (
+        8192,
         1,
-        1 << 20,
-        "free frames a region (1 in the paper; a 64th of the region agrees with the stride)",
+        1 << 30,
+        "placed frames a region, a power of two; less on a medium that holds no region",
     ),
+    "gap_frames": (128, 1, 1 << 20, "free frames a region (1 in the paper); a 64th of region_frames unless it is set"),
     "randomize": (0, 0, 1, "1: a keyed Feistel permutation of all frames in front"),
 }
 ROUNDS = 3
@@ -51,6 +51,17 @@ STATE = np.dtype(
         ("keys", "<i8", (ROUNDS,)),
     ]
 )
+
+
+def suited(medium_frames, given):
+    """Defaults that depend on the medium and on the parameters given: a gap of a 64th of a region, and a whole region.
+
+    Rings of 65 parts agree with the stride of 65 pages (docs/leveling.md).
+    """
+    region = given.get("region_frames", PARAMETERS["region_frames"][0])
+    while "region_frames" not in given and region > 64 and region + region // 64 > medium_frames:
+        region //= 2
+    return {"region_frames": region, "gap_frames": max(1, region // 64)}
 
 
 def plan(medium_frames, parameters, seed):
@@ -168,7 +179,7 @@ def _move(state, run, core, region):
     moves_not_durable = ((media.durable_table_of(run)[region] >> 32) - gap) % ring
     if moves_not_durable >= gap_frames:
         return CHECKPOINT
-    if 4 * moves_not_durable >= gap_frames:
+    if 4 * moves_not_durable >= 3 * gap_frames:
         run["wanted"] = 1
     first = region * ((1 << state["region_shift"]) + gap_frames)
     source = gap - 1 if gap else ring - 1
