@@ -57,6 +57,7 @@ except ImportError as error:
 
 API_VERSION = 2
 
+_YES, _NO = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 _options = {"image": "", "readonly": "false"}
 _served: device.Device
 _read: Callable[..., int]
@@ -89,6 +90,8 @@ def thread_model():
 def config(key, value):
     if key not in _options:
         fail(UsageError(f"{key}={value}", "no such parameter", "image=PATH, readonly=true|false"))
+    if key == "readonly" and value.lower() not in _YES + _NO:
+        fail(UsageError(f"readonly={value}", "neither yes nor no", "true or false"))
     _options[key] = value
 
 
@@ -116,7 +119,7 @@ def get_ready():
 
 
 def _read_only():
-    return _options["readonly"].lower() in ("1", "true", "yes", "on")
+    return _options["readonly"].lower() in _YES
 
 
 def after_fork():

@@ -138,7 +138,8 @@ def plan(
         raise UsageError(f"descriptor-writes={descriptor_writes}", "no such choice", "each or coalesced")
     frames = max(size - layout.FRAMES_AT, 0) // frame_bytes
     chosen = parameters_of(policy(leveling.family, "leveling", leveling_name), parameters or {}, leveling_name, frames)
-    linux = placement_name == "linear" and leveling_name == "none"
+    # Linux takes a smaller descriptor for one that its struct page does not fit into, and refuses a larger one.
+    linux = placement_name == "linear" and leveling_name == "none" and descriptor_bytes == 64
     info = Info(
         uuid=str(uuid_.uuid4()),
         size=size,

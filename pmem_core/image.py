@@ -39,12 +39,13 @@ JOURNAL_ROOM = 1 << 20
 
 def find(path: Path) -> Path:
     """The folder of the image at `path`; NotAnImage says what is missing."""
-    if not path.exists():
-        raise NotAnImage(path, "does not exist", "an image made by 'pmem-nbd create'")
-    if not path.is_dir():
-        raise NotAnImage(path, "is a file", "the folder that 'pmem-nbd create' made")
-    if not (path / "media").is_file():
-        raise NotAnImage(path, "holds no file 'media'", "the folder that 'pmem-nbd create' made")
+    with host_errors(path):
+        if not path.exists():
+            raise NotAnImage(path, "does not exist", "an image made by 'pmem-nbd create'")
+        if not path.is_dir():
+            raise NotAnImage(path, "is a file", "the folder that 'pmem-nbd create' made")
+        if not (path / "media").is_file():
+            raise NotAnImage(path, "holds no file 'media'", "the folder that 'pmem-nbd create' made")
     return path
 
 

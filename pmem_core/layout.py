@@ -164,7 +164,7 @@ UNIT_WORDS = 8
 SECTION_TOUCHED = 1  # some page of it was written once; clear: all of it reads as zeros
 SECTION_DIRTY = 2  # it may hold writes that were not flushed; durable before the first such write
 SECTION_SUSPECT = 4  # it held such writes at a power cut: checksums that differ are rebuilt, not refused
-SECTION_RECENT = 8  # written since the last checkpoint (never durable)
+SECTION_RECENT = 8  # written since quiet sections were last settled (never durable)
 
 PENDING_SLOTS = 4096
 PENDING_HEAD_WORDS = 2  # page + 1 (0: empty), and one word unused, before the descriptor's bytes

@@ -30,8 +30,13 @@ CHOICES = [
 ]
 
 
-def wear_of(path: Path, size: int, leveling: str, parameters: dict[str, int], writes: int, seed: int) -> np.ndarray:
-    """Run random page writes on a new image; the hottest line of each page of the medium, uint32[pages]."""
+def wear_of(
+    path: Path, size: int, leveling: str, parameters: dict[str, int], writes: int, seed: int
+) -> tuple[np.ndarray, float]:
+    """Run random page writes on a new image.
+
+    The hottest line of each page of the medium, uint32[pages], and the mean of all lines.
+    """
     plan = geometry.plan(size, leveling_name=leveling, parameters=parameters)
     image.create(path, plan)
     generator = random.Random(seed)
@@ -41,7 +46,7 @@ def wear_of(path: Path, size: int, leveling: str, parameters: dict[str, int], wr
             served.write(page, generator.randrange(plan.info.page_count) * layout.PAGE_BYTES)
     lines = np.fromfile(path / "wear", "<u4")
     pages = lines[layout.FRAMES_AT // plan.info.line_bytes :].reshape(-1, layout.PAGE_BYTES // plan.info.line_bytes)
-    return pages.max(axis=1)
+    return pages.max(axis=1), float(pages.mean())
 
 
 def main() -> None:
@@ -58,11 +63,13 @@ def main() -> None:
             title: wear_of(Path(folder) / title, chosen.size, name, parameters, chosen.writes, chosen.seed)
             for title, name, parameters in CHOICES
         }
-    top = max(int(wear.max()) for wear in wears.values())
-    for axis, (name, wear) in zip(axes, wears.items(), strict=True):
+    top = max(int(wear.max()) for wear, _ in wears.values())
+    for axis, (name, (wear, mean)) in zip(axes, wears.items(), strict=True):
         rows = wear[: len(wear) // STRIPE_PAGES * STRIPE_PAGES].reshape(-1, STRIPE_PAGES)
         drawn = axis.imshow(rows, aspect="auto", cmap="inferno", vmin=0, vmax=top, interpolation="nearest")
-        axis.set_title(f"{name}: hottest line {int(wear.max())}", fontsize=10)
+        title = f"{name}: hottest line {int(wear.max())}, mean {mean:.0f}"
+        print(f"{title}, ratio {int(wear.max()) / mean:.2f}")
+        axis.set_title(title, fontsize=10)
         axis.set_xlabel("page of the medium, modulo 65")
     axes[0].set_ylabel("stripe")
     figure.colorbar(drawn, ax=axes, label="writes of the page's hottest 256-byte line")

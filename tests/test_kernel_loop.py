@@ -12,7 +12,8 @@ import pytest
 from conftest import needs
 from serving import runtime_directory
 
-from pmem_core import attach, geometry, image, server
+from pmem_core import attach, geometry, image, infoblock, server, snapshot
+from pmem_core.check import check
 from pmem_core.errors import PmemError
 
 pytestmark = [pytest.mark.kernel, needs("root", "nbdkit", "nbdfuse", "fuse", "loop", "fio")]
@@ -79,8 +80,40 @@ def test_filesystem_is_clean_after_verified_work(disk, tmp_path, fs, checker):
     running = server.start(disk)
     mounted = attach.mount(attach.attach(disk, running.uri, way="loop"), tmp_path / "mnt", fs=fs)
     assert hashlib.sha256((tmp_path / "mnt" / "file").read_bytes()).digest() == hashlib.sha256(data).digest()
+    # What is removed comes back to the host: fstrim arrives as trims.
+    held = (disk / "media").stat().st_blocks
+    (tmp_path / "mnt" / "fio").unlink()
+    os.sync()
+    subprocess.run(["fstrim", tmp_path / "mnt"], check=True)
+    assert (disk / "media").stat().st_blocks * 512 <= held * 512 - (40 << 20)
     attach.detach(attach.unmount(mounted))
     server.stop(running)
+    tally = snapshot.look(disk).tally
+    assert tally["trimmed_bytes"] > 40 << 20 and tally["flushes"] > 0
+    assert check(disk).clean
+
+
+@needs("ext4")
+def test_ext4_made_through_nbd_mounts_from_the_raw_medium(folder, tmp_path):
+    """With Linux's own layout and no leveling the medium is what a kernel with the DIMM would mount."""
+    disk, mnt = tmp_path / "disk.pmem", tmp_path / "mnt"
+    image.create(disk, geometry.plan(64 << 20, placement_name="linear", leveling_name="none"))
+    files = {f"file{number}": bytes([number]) * (1 + 7001 * number) for number in range(20)}
+    running = server.start(disk)
+    mounted = attach.mount(attach.attach(disk, running.uri, way="loop"), mnt, fs="ext4", mkfs=True)
+    for name, data in files.items():
+        (mnt / name).write_bytes(data)
+    attach.detach(attach.unmount(mounted))
+    server.stop(running)
+    info = infoblock.read(disk / "media")
+    options = f"loop,ro,offset={info.data_at},sizelimit={info.page_count * 4096}"
+    mnt.mkdir(exist_ok=True)
+    subprocess.run(["mount", "-t", "ext4", "-o", options, disk / "media", mnt], check=True)
+    try:
+        found = {file.name: file.read_bytes() for file in mnt.iterdir() if file.is_file()}
+    finally:
+        subprocess.run(["umount", mnt], check=True)
+    assert found == files
 
 
 @needs("ext4")

@@ -7,7 +7,8 @@ import pytest
 import uml
 from conftest import needs
 
-from pmem_core import geometry, image, launch
+from pmem_core import geometry, image, launch, snapshot
+from pmem_core.check import check
 
 pytestmark = [
     pytest.mark.kernel,
@@ -28,11 +29,16 @@ VERIFY = "cd $MNT && sha256sum --quiet -c /run/sums"
 
 
 @pytest.fixture
-def server_command(tmp_path):
-    """The command of a server of a new image, for the guest to attach."""
+def disk(tmp_path):
     path = tmp_path / "disk.pmem"
     image.create(path, geometry.plan(256 << 20))
-    return launch.nbdkit_command(path, bind=uml.ADDRESS, port=uml.PORT)
+    return path
+
+
+@pytest.fixture
+def server_command(disk):
+    """The command of a server of a new image, for the guest to attach."""
+    return launch.nbdkit_command(disk, bind=uml.ADDRESS, port=uml.PORT)
 
 
 def booted(server_command, *jobs, **options) -> uml.Result:
@@ -44,13 +50,16 @@ def booted(server_command, *jobs, **options) -> uml.Result:
     return result
 
 
-def test_ext4_survives_fio_trim_and_remount(server_command):
+def test_ext4_survives_fio_trim_and_remount(server_command, disk):
     result = booted(server_command, WORK, VERIFY)
     for step in ("attach", "mkfs", "mount", "job", "fstrim", "unmount", "remount", "after", "detach"):
         assert f"uml: {step} done" in result.output
     assert "err= 0" in result.output
     assert "trimmed" in result.output
     assert "I/O error" not in result.output
+    tally = snapshot.look(disk).tally
+    assert tally["trimmed_bytes"] > 0 and tally["flushes"] > 0
+    assert check(disk).clean
 
 
 def test_harness_tells_a_job_that_fails(server_command):

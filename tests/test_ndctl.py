@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 from conftest import needs
-from test_plugin import serving
 
 from pmem_core import geometry, image
 from pmem_core.infoblock import read
@@ -82,35 +81,14 @@ def test_64_mib_file_is_as_ndctl_makes_it(tmp_path):
 
 
 @needs("ndctl")
-def test_only_what_linux_can_use_has_its_signature(tmp_path):
+@pytest.mark.parametrize(
+    "options", [{"leveling_name": "start_gap"}, {"descriptor_bytes": 16}, {"descriptor_bytes": 128}]
+)
+def test_only_what_linux_can_use_has_its_signature(tmp_path, options):
     path = tmp_path / "disk.pmem"
-    image.create(path, geometry.plan(64 << 20, placement_name="linear", leveling_name="start_gap"))
+    chosen = {"leveling_name": "none", "placement_name": "linear", **options}
+    image.create(path, geometry.plan(64 << 20, **chosen))
     done = subprocess.run(
         ["ndctl", "read-infoblock", "-i", path / "media", "-j"], capture_output=True, text=True, check=False
     )
     assert "NVDIMM_PFN_INFO" not in done.stdout
-
-
-@pytest.mark.kernel
-@needs("nbdkit", "libnbd", "nbdcopy", "ext4", "loop")
-def test_ext4_made_through_nbd_mounts_from_the_raw_medium(tmp_path):
-    path = make(tmp_path, 64 << 20)
-    info = read(path / "media")
-    files = {f"file{number}": bytes([number]) * (1 + 7001 * number) for number in range(20)}
-    source, built, mounted = tmp_path / "source", tmp_path / "ext4", tmp_path / "mounted"
-    source.mkdir()
-    for name, data in files.items():
-        (source / name).write_bytes(data)
-    size_kib = info.page_count * PAGE // 1024
-    subprocess.run(["mkfs.ext4", "-q", "-d", source, built, f"{size_kib}k"], check=True, capture_output=True)
-    with serving(path) as server:
-        server.connect()
-        subprocess.run(["nbdcopy", "--flush", built, f"nbd+unix:///?socket={server.socket}"], check=True)
-    mounted.mkdir()
-    options = f"loop,ro,offset={info.data_at},sizelimit={info.page_count * PAGE}"
-    subprocess.run(["mount", "-t", "ext4", "-o", options, path / "media", mounted], check=True)
-    try:
-        found = {file.name: file.read_bytes() for file in mounted.iterdir() if file.is_file()}
-    finally:
-        subprocess.run(["umount", mounted], check=True)
-    assert found == files

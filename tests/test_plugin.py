@@ -2,6 +2,7 @@
 """The nbdkit plugin, from a client's side: libnbd speaks to a real nbdkit that serves a real image."""
 
 import contextlib
+import errno
 import json
 import os
 import random
@@ -17,7 +18,7 @@ import pytest
 from conftest import needs
 from independent_reader import FRAMES_AT, Reader
 
-from pmem_core import geometry, image, launch
+from pmem_core import geometry, image, launch, layout, snapshot
 from pmem_core.device import Device
 from pmem_core.journal import Journal
 
@@ -315,6 +316,21 @@ def test_fua_makes_a_write_durable_by_itself(path):
     assert tally_of(path)["flushes"] == 0, "a FUA is no flush of the client's"
 
 
+@pytest.mark.parametrize("how", ["pwrite", "trim", "zero"])
+def test_fua_syncs_through_the_server(tmp_path, how):
+    """With pending descriptors a FUA shows: afterwards they are on the medium."""
+    import nbd
+
+    path = make(tmp_path / "disk.pmem", 8 << 20, leveling_name="none", descriptor_writes="coalesced")
+    with serving(path) as server:
+        client = server.connect()
+        client.pwrite(b"x" * PAGE, 0)
+        assert snapshot.look(path).tally["worn"][layout.CAUSE_DESCRIPTOR] == 0
+        request = [b"y"] if how == "pwrite" else [PAGE]
+        getattr(client, how)(*request, 0, nbd.CMD_FLAG_FUA)
+        assert snapshot.look(path).tally["worn"][layout.CAUSE_DESCRIPTOR] == 1
+
+
 def test_flush_is_counted(path):
     with serving(path) as running:
         client = running.connect()
@@ -585,6 +601,22 @@ def test_reads_refused_are_counted(damaged):
         for _ in range(3):
             refused(client.pread, 1, 4 * PAGE)
     assert tally_of(damaged)["checksum_errors"] == 3
+
+
+def test_damaged_descriptor_is_eio(tmp_path):
+    path = make(tmp_path / "disk.pmem", 8 << 20)
+    with Device(path) as device:
+        device.write(b"d" * 2 * PAGE, 0)
+    reader = Reader(path)
+    with (path / "media").open("r+b") as file:
+        os.pwrite(file.fileno(), b"\xff", reader.address(reader.placed_descriptor(1)) + 12)
+    with serving(path) as server:
+        client = server.connect()
+        assert client.pread(PAGE, 0) == b"d" * PAGE
+        assert refused(client.pread, PAGE, PAGE) == errno.EIO
+        assert refused(client.pwrite, b"x", PAGE) == errno.EIO
+        assert "page 1: its descriptor fails the checksum" in server.said
+    assert tally_of(path)["checksum_errors"] == 2
 
 
 def test_part_of_a_damaged_page_cannot_be_written(damaged):

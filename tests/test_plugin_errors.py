@@ -74,8 +74,9 @@ def edit(path: Path, at: int, form: str, value: int, copies=(0, 4096)) -> None:
         ([], "image: missing: image=NAME.pmem"),
         (["image=/nonexistent/x.pmem"], "/nonexistent/x.pmem: does not exist: an image made by 'pmem-nbd create'"),
         (["image=x", "size=1G"], "size=1G: no such parameter: image=PATH, readonly=true|false"),
+        (["image=x", "readonly=banana"], "readonly=banana: neither yes nor no: true or false"),
     ],
-    ids=["config_complete", "get_ready", "config"],
+    ids=["config_complete", "get_ready", "config", "value"],
 )
 def test_one_line_from_every_callback(words, said, options):
     if options == ("-s",):

@@ -386,6 +386,20 @@ class TestFullHost:
                 device.write(NEW * (MIB // PAGE), at)
             assert device.read(64 * PAGE, 0) == OLD * 64
 
+    def test_room_for_the_counters_is_asked_for_too(self, full):
+        """The medium has its room, the wear file has not: a store there would be a SIGBUS, which ends the process."""
+        (full.parent / "ballast").unlink()
+        with (full / "media").open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, TWO_SECTIONS)
+        fill(full.parent / "ballast")
+        text = (
+            "from pmem_core.errors import HostFull\ndevice = Device(path)\nat = device.plan.device_bytes - (1 << 20)\n"
+        )
+        text += "try:\n    device.write(b'x' * 4096, at)\nexcept HostFull:\n    print('full')\n"
+        text += "assert device.read(4096, at) == bytes(4096)\ndevice.abandon()\n"
+        done = script(text, full)
+        assert (done.returncode, done.stdout) == (0, "full\n"), done.stderr
+
     def test_kill_and_reopen_need_no_room(self, full):
         device = Device(full)
         for page in range(64):

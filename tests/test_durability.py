@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: MIT
+"""What is made durable when: which files are synced, and what the journal has afterwards."""
+
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pmem_core import durability, geometry, housekeeping, image, layout
+from pmem_core.device import Device
+
+MIB = 1 << 20
+PAGE = layout.PAGE_BYTES
+MOVING = {"interval": 1, "region_frames": 64, "gap_frames": 8}
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "disk.pmem"
+
+
+@pytest.fixture
+def synced(monkeypatch):
+    """The names of the files that are synced, in order."""
+    done, real = [], os.fdatasync
+
+    def fdatasync(fd):
+        done.append(Path(os.readlink(f"/proc/self/fd/{fd}")).name)  # noqa: PTH115 (its name, wherever it is)
+        real(fd)
+
+    monkeypatch.setattr(os, "fdatasync", fdatasync)
+    return done
+
+
+@pytest.mark.parametrize("how", ["flush", "write", "trim", "zero"])
+def test_flush_and_fua_sync_the_medium(path, synced, how):
+    image.create(path, geometry.plan(16 * MIB, leveling_name="none"))
+    with Device(path) as device:
+        device.write(b"x" * PAGE, 0)
+        synced.clear()
+        if how == "flush":
+            device.flush()
+        elif how == "write":
+            device.write(b"y", 0, fua=True)
+        else:
+            getattr(device, how)(PAGE, 0, fua=True)
+        assert synced == ["media"]
+
+
+def journal_has_the_table(device: Device) -> bool:
+    return device.journal.load_checkpoint()[1] == device.mapping.table[: len(device.plan.table)].tobytes()
+
+
+def test_flush_after_a_move_makes_the_move_durable(path):
+    image.create(path, geometry.plan(4 * MIB, parameters=MOVING))
+    with Device(path) as device:
+        device.write(b"x" * PAGE * 3, 0)
+        assert device.mapping.core["tally"]["moves"][0] and not journal_has_the_table(device)
+        device.flush()
+        assert journal_has_the_table(device)
+
+
+def test_flush_without_a_move_commits_nothing(path):
+    image.create(path, geometry.plan(4 * MIB, leveling_name="none"))
+    with Device(path) as device:
+        device.write(b"x" * PAGE, 0)
+        before = (path / "journal" / "data.mdb").read_bytes()
+        for _ in range(5):
+            device.write(b"y" * PAGE, 0)
+            device.flush()
+        assert (path / "journal" / "data.mdb").read_bytes() == before
+
+
+def test_commit_of_moves_waits_for_no_other_write(path, synced):
+    image.create(path, geometry.plan(4 * MIB, parameters=MOVING))
+    with Device(path) as device:
+        device.write(b"x" * PAGE * 3, 0)
+        synced.clear()
+        device.commit_moves()
+        assert synced == []
+        assert journal_has_the_table(device)
+
+
+def test_moves_that_cannot_be_listed_are_synced_with_the_medium(path, synced):
+    """Those of a session that was killed, and more of them than there is room for."""
+    image.create(path, geometry.plan(4 * MIB, parameters=MOVING))
+    device = Device(path)
+    device.write(b"x" * PAGE * 3, 0)
+    device.abandon()
+    with Device(path) as device:
+        assert device.recovery == "killed"
+        synced.clear()
+        device.commit_moves()
+        assert synced == ["media"]
+        device.write(b"x" * PAGE * 3, 0)
+        device.commit_moves()
+        assert synced == ["media"]
+
+
+def test_failed_commit_is_made_good_by_the_next(path, synced, monkeypatch):
+    image.create(path, geometry.plan(4 * MIB, parameters=MOVING))
+    with Device(path) as device:
+        device.write(b"x" * PAGE * 3, 0)
+
+        def fail(chunks):
+            raise OSError
+
+        with monkeypatch.context() as patch:
+            patch.setattr(device.journal, "put_table", fail)
+            with pytest.raises(OSError):
+                device.commit_moves()
+        synced.clear()
+        device.commit_moves()
+        assert synced == ["media"] and journal_has_the_table(device)
+
+
+@pytest.mark.parametrize(
+    ("frames", "expected"),
+    [([], []), ([5], [(5, 6)]), ([3, 1, 2, 2], [(1, 4)]), ([9, 0, 7, 8], [(0, 1), (7, 10)])],
+    ids=str,
+)
+def test_adjacent_frames_are_one_run(frames, expected):
+    assert durability.runs(frames) == expected
+
+
+def test_count_cut_short_by_a_kill_is_finished(path):
+    image.create(path, geometry.plan(4 * MIB, leveling_name="none"))
+    device = Device(path)
+    device.write(b"x" * PAGE, 0)
+    first = 100
+    unit, wear = device.mapping.core["unit"][0], device.mapping.wear
+    unit[layout.UNIT_FIRST], unit[layout.UNIT_LINES] = first, 4
+    unit[layout.UNIT_SUM] = wear[first : first + 4].sum()
+    unit[layout.UNIT_TOTAL] = device.mapping.core["tally"]["worn"][0, layout.CAUSE_HOST]
+    unit[layout.UNIT_CAUSE] = layout.CAUSE_HOST + 1
+    wear[first : first + 2] += 9  # two of the four were counted, and are the hottest now
+    del unit, wear
+    device.abandon()
+    with Device(path) as device:
+        tally = device.mapping.core["tally"][0].copy()
+        assert int(tally["worn"].sum()) == int(device.mapping.wear.sum(dtype=np.int64))
+        assert int(tally["hottest"]) == int(device.mapping.wear.max())
+
+
+# ---- housekeeping ----
+
+
+def until(seen) -> bool:
+    """Wait until `seen` says so; False after 10 seconds."""
+    deadline = time.monotonic() + 10
+    while not seen():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def test_housekeeping_settles_sections_and_samples(path, monkeypatch):
+    monkeypatch.setattr(housekeeping, "TURN_SECONDS", 0.02)
+    monkeypatch.setattr(housekeeping, "QUIET_SECONDS", 0.1)
+    monkeypatch.setattr(housekeeping, "HISTORY_SECONDS", 0.1)
+    image.create(path, geometry.plan(16 * MIB))
+    with Device(path) as device:
+        keeper = housekeeping.Housekeeper(device)
+        device.write(b"x", 0)
+        assert device.has_dirty()
+        assert until(lambda: not device.has_dirty() and device.journal.history())
+        keeper.stop()
+        (sample,) = device.journal.history()
+        assert sample["writes"] == 1 and sample["worn"]["host"] == 16
+        assert keeper.problem == ""
+
+
+def test_housekeeping_commits_moves_before_a_write_has_to_stop(path, monkeypatch):
+    monkeypatch.setattr(housekeeping, "TURN_SECONDS", 100)  # it must be woken
+    image.create(path, geometry.plan(4 * MIB, parameters=MOVING))
+    with Device(path) as device:
+        if not device.waits_for_disk:
+            pytest.skip("on tmpfs nothing is waited for")
+        keeper = housekeeping.Housekeeper(device)
+        for _ in range(3):
+            device.write(b"x" * PAGE, 0)
+        assert device.mapping.core["tally"]["moves"][0] >= 6
+        assert until(lambda: journal_has_the_table(device))
+        keeper.stop()
+
+
+def test_busy_sections_do_not_make_housekeeping_sync_the_medium(path, synced):
+    image.create(path, geometry.plan(16 * MIB, leveling_name="none"))
+    with Device(path) as device:
+        device.write(b"x", 0)
+        synced.clear()
+        assert not device.checkpoint(settle_sections=True, due=False)
+        assert synced == [] and device.has_dirty()
+        assert device.checkpoint(settle_sections=True, due=False)
+        assert "media" in synced and not device.has_dirty()
