@@ -67,9 +67,9 @@ def main() -> None:
     for axis, (name, (wear, mean)) in zip(axes, wears.items(), strict=True):
         rows = wear[: len(wear) // STRIPE_PAGES * STRIPE_PAGES].reshape(-1, STRIPE_PAGES)
         drawn = axis.imshow(rows, aspect="auto", cmap="inferno", vmin=0, vmax=top, interpolation="nearest")
-        title = f"{name}: hottest line {int(wear.max())}, mean {mean:.0f}"
-        print(f"{title}, ratio {int(wear.max()) / mean:.2f}")
-        axis.set_title(title, fontsize=10)
+        figures = f"hottest line {int(wear.max())}, mean {mean:.0f}"
+        print(f"{name}: {figures}, ratio {int(wear.max()) / mean:.2f}")
+        axis.set_title(f"{name}\n{figures}", fontsize=10)
         axis.set_xlabel("page of the medium, modulo 65")
     axes[0].set_ylabel("stripe")
     figure.colorbar(drawn, ax=axes, label="writes of the page's hottest 256-byte line")
