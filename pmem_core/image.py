@@ -14,24 +14,9 @@ import numpy as np
 from . import geometry, infoblock, layout
 from .errors import DamagedImage, HostError, HostFull, NotAnImage, UnsupportedImage, UsageError
 from .geometry import Geometry
-from .host import Lock, fallocate, host_errors, sync_folder, witness
+from .host import fallocate, host_errors, sync_folder
 from .journal import Journal
-from .mapping import Mapping, map_image
-from .statefile import fresh_core, section_rows, state_is_whole, table_chunks, write_state
-
-__all__ = [
-    "Lock",
-    "Mapping",
-    "fresh_core",
-    "geometry",
-    "host_errors",
-    "map_image",
-    "section_rows",
-    "state_is_whole",
-    "table_chunks",
-    "witness",
-    "write_state",
-]
+from .statefile import fresh_core, section_rows, table_chunks, write_state
 
 PARTS = ("media", "wear", "state", "journal")
 JOURNAL_ROOM = 1 << 20

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from . import host, image, layout, wearscan
+from . import host, image, layout, statefile, wearscan
 from .errors import PmemError
 from .geometry import Geometry
 from .journal import Journal
@@ -164,10 +164,10 @@ def look(path: Path) -> Look:
     """
     plan = image.load_geometry(path)
     image.require_parts(path)
-    with image.host_errors(path), _reading(path) as holder:
-        whole = image.state_is_whole(path / "state", plan)
+    with host.host_errors(path), _reading(path) as holder:
+        whole = statefile.state_is_whole(path / "state", plan)
         with (path / "state").open("rb") as file:
-            core, table = _snapshot(file.fileno(), plan) if whole else (image.fresh_core(plan), plan.table)
+            core, table = _snapshot(file.fileno(), plan) if whole else (statefile.fresh_core(plan), plan.table)
         found = Look(plan, core, table, "served" if holder is not None else "unknown", holder or {})
         if holder is None:
             # A journal that cannot be read costs the history of the image, not its wear.
@@ -202,7 +202,7 @@ def core_now(path: Path, found: Look) -> np.ndarray:
     """The core record as it is by now; that of `found` where the state file is not to be believed."""
     if found.session in ("power cut", "unknown"):
         return found.core
-    with image.host_errors(path / "state"), (path / "state").open("rb") as file:
+    with host.host_errors(path / "state"), (path / "state").open("rb") as file:
         return _read_core(file.fileno(), found.plan)
 
 

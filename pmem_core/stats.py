@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from . import host, image, layout, snapshot, wearscan
+from . import host, layout, snapshot, wearscan
 from .geometry import Geometry
 from .snapshot import Look
 
@@ -102,7 +102,7 @@ def scan(path: Path, found: Look, fold: Fold | None = None) -> Scan:
     buffer, large = np.empty((2, CHUNK_LINES), np.uint32)
     large_kinds, overflow = np.empty(CHUNK_LINES, np.uint8), []
     sums, hottest = np.zeros((2, fold.rows, fold.columns) if fold else (2, 0, 0), np.int64)
-    with image.host_errors(path / "wear"), (path / "wear").open("rb", buffering=0) as file:
+    with host.host_errors(path / "wear"), (path / "wear").open("rb", buffering=0) as file:
         extents = list(_extents(file.fileno(), 4 * plan.line_count))
         kinds, done = _kinds(found, _slots(plan, extents), unit_shift), 0
         for begin, end in extents:

@@ -8,8 +8,6 @@ and the answers are those of datapath.
 from . import descriptor, media, onepage, placement
 from .jit import hot, i64_at, publish, u8_at
 from .layout import (
-    BAD_DATA,
-    BAD_DESCRIPTOR,
     OK,
     PENDING_SLOTS,
     PG_ERROR,
@@ -127,26 +125,6 @@ def condemn(device, page):
     onepage.store_descriptor(run, core, page)
     publish(core["intent"], 0, 0)
     return OK
-
-
-@hot
-def examine(device, page):
-    """Look at one page: OK, BAD_DATA or BAD_DESCRIPTOR, whatever its section; and 1 where it holds data."""
-    run, core = device[0][0], device[1][0]
-    if not run["descriptor_bytes"]:
-        return OK, 1
-    status = onepage.load_descriptor(run, core, page)
-    if status == descriptor.DAMAGED:
-        return BAD_DESCRIPTOR, 1
-    if status == descriptor.EMPTY or not descriptor.holds_data(run):
-        return OK, 0
-    if descriptor.is_bad(run):
-        return BAD_DATA, 1
-    if run["checksums"] and onepage.page_checksum(run, core, placement.page_at(core["placement"], page)) != (
-        descriptor.data_checksum(run)
-    ):
-        return BAD_DATA, 1
-    return OK, 1
 
 
 @hot
