@@ -31,7 +31,7 @@ def make(path, size, **options):
     return path
 
 
-def work(device, seed=1, requests=300):
+def work(device, seed=1, requests=100):
     """Write, trim and zero here and there."""
     random = np.random.default_rng(seed)
     device_bytes = device.plan.device_bytes
@@ -161,7 +161,7 @@ def test_figures_are_those_of_a_naive_count(tmp_path, options):
 def test_kinds_hold_for_any_descriptor_and_tail(tmp_path, descriptor_bytes, size):
     path = make(tmp_path / "a.pmem", size, descriptor_bytes=descriptor_bytes)
     with Device(path) as device:
-        work(device, requests=100)
+        work(device, requests=40)
     expect_figures(path, stats.collect(path))
 
 
