@@ -62,7 +62,12 @@ WORKLOADS |= {
 WORKLOADS["randwrite 4k flush"] = ["--rw=randwrite", "--bs=4k", "--iodepth=1", "--norandommap", "--fsync=1"]
 
 # (words every workload of the bar has in its name, the peer to compare with, the least ratio)
-BARS = (("4k depth 16", "memory", 0.8), ("4k depth 16", "bytearray", 2.5), ("seq", "memory", 0.8))
+BARS = (
+    ("4k depth 16", "memory", 0.8),
+    ("4k depth 16", "bytearray", 2.5),
+    ("seq", "memory", 0.8),
+    ("4k flush", "file", 0.8),
+)
 START_BAR_S, CREATE_BAR_S, CREATE_BAR_MIB, OPEN_BAR_RATIO = 1.5, 1.0, 64, 1.25
 
 # Run by nbdsh before the server starts, so that the client's own start is not counted.
@@ -301,6 +306,8 @@ def judge(results: dict[str, Any], started: dict[str, Any]) -> list[dict[str, An
 
     for name, peers in results.items():
         for ours, (words, other, least) in itertools.product(peers, BARS):
+            if other == "file":
+                other += "@" * ("@" in ours) + ours.partition("@")[2]  # the same filesystem
             if ours.startswith("pmem") and words in name and other in peers:
                 ratio = peers[ours]["bytes_per_s"] / peers[other]["bytes_per_s"]
                 bar(f"{name}: {ours} / {other}", ratio, least, True)
