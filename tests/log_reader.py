@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A second reader of logs of writes, written from the kernel's drivers/md/dm-log-writes.c; shares no code with pmem_core."""
+"""A second reader of logs of writes, written from the kernel's dm-log-writes.c; it shares no code with pmem_core."""
 
 import struct
 from dataclasses import dataclass
