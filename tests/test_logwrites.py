@@ -151,6 +151,20 @@ def test_flush_logs_what_an_earlier_one_covers_that_has_not_answered(logged):
     assert logged.shape[4:] == [FLUSHED]
 
 
+def test_flush_whose_writes_another_one_has_logged_logs_none(logged):
+    """What waits begins anew in its file when all of it is logged, at least where there were zeros."""
+    logged.write(b"a" * 512, 0)
+    logged.zero(4096, 4096)
+    covered = logged._writer.covered()
+    logged.flush()
+    logged._writer.log_flush(covered)
+    logged.write(b"b" * 512, 0)
+    logged._writer.log_flush(covered)
+    assert logged.shape == [START, (0, 0, 1), (0, 8, 8), FLUSHED, FLUSHED, FLUSHED]
+    logged.flush()
+    assert logged.shape[-2:] == [(0, 0, 1), FLUSHED]
+
+
 def test_failed_write_is_not_logged(logged):
     logged.memory.refuse = HostFull("media", "no room")
     with pytest.raises(HostFull):
@@ -357,6 +371,8 @@ def test_connections_at_once_are_logged_in_the_order_of_the_device(logged):
             for step in range(150):
                 data = bytes([number, step]) * 256 * chance.randint(1, 8)
                 logged.write(data, 512 * chance.randrange(64), fua=chance.random() < 0.3)
+                if chance.random() < 0.2:
+                    logged.zero(1024, 512 * chance.randrange(64))
                 if chance.random() < 0.2:
                     logged.flush()
         except BaseException as error:

@@ -92,7 +92,7 @@ class Totals:
         said = self.counts
         words = [
             f"{said['entries']} entries: {said['writes']} writes ({human_bytes(said['written_bytes'])})",
-            f"{said['fua']} of them with FUA",
+            f"{said['fua']} with FUA",
             f"{said['flushes']} flushes",
             f"{said['discards']} discards ({human_bytes(said['discarded_bytes'])})",
             f"{said['marks']} marks",

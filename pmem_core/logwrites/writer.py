@@ -134,8 +134,9 @@ class Writer:
             os.close(self._fd)
 
     def _log_covered(self, covered: Place, last: bytes) -> None:
-        # By number: another flush may have logged it, and begun the file of the spool anew.
-        covered = max(covered, self._spool.head, key=lambda place: place.entry)
+        if covered.entry <= self._spool.head.entry:
+            # Another flush has logged it, and may have begun the file of the spool anew.
+            covered = self._spool.head
         with self._appending():
             hidden: list[tuple[int, Range]] = []
             if self._overtook or self._forced:
