@@ -29,6 +29,7 @@ _ROOT = Path(__file__).resolve().parent.parent
 _PYTHON = "python{}.{}".format(*sys.version_info)
 sys.path += [str(_ROOT), *map(str, _ROOT.glob(f".venv/lib/{_PYTHON}/site-packages"))]
 try:
+    from nbd_plugin import logged
     from nbd_plugin.faults import Refused, fail, reported
     from pmem_core import (
         __version__,
@@ -58,7 +59,7 @@ except ImportError as error:
 API_VERSION = 2
 
 _YES, _NO = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
-_options = {"image": "", "readonly": "false"}
+_options = {"image": "", "readonly": "false", "logwrites": ""}
 _served: device.Device
 _read: Callable[..., int]
 _write: Callable[..., int]
@@ -80,6 +81,7 @@ def dump_plugin():
     print(f"pmem_info_version={layout.VERSION[0]}.{layout.VERSION[1]}.{layout.EXTENSION_VERSION}")
     print(f"pmem_descriptor_format={layout.DESCRIPTOR_FORMAT}")
     print(f"pmem_placements={','.join(placement.family.modules)}")
+    print(f"pmem_logwrites_version={logged.VERSION}")
     print(f"pmem_levelings={','.join(leveling.family.modules)}")
 
 
@@ -89,7 +91,7 @@ def thread_model():
 
 def config(key, value):
     if key not in _options:
-        fail(UsageError(f"{key}={value}", "no such parameter", "image=PATH, readonly=true|false"))
+        fail(UsageError(f"{key}={value}", "no such parameter", "image=PATH, readonly=true|false, logwrites=FILE"))
     if key == "readonly" and value.lower() not in _YES + _NO:
         fail(UsageError(f"readonly={value}", "neither yes nor no", "true or false"))
     _options[key] = value
@@ -98,6 +100,8 @@ def config(key, value):
 def config_complete():
     if not _options["image"]:
         fail(UsageError("image", "missing", "image=NAME.pmem"))
+    if _options["logwrites"] and _read_only():
+        fail(UsageError("logwrites", "has nothing to log", "readonly=false"))
 
 
 def get_ready():
@@ -105,6 +109,9 @@ def get_ready():
     try:
         path = Path(_options["image"]).absolute()
         _options["image"] = str(path)
+        if _options["logwrites"]:
+            _options["logwrites"] = str(Path(_options["logwrites"]).absolute())
+            logged.require_new(_options["logwrites"])
         plan = image.load_geometry(path, read_only=_read_only())
         host.Lock(path, read_only=_read_only()).release()
         started = time.monotonic()
@@ -131,6 +138,9 @@ def after_fork():
                 f"pmem-nbd: {_served.path}: recovered: the last session did not close it ({_served.recovery})",
                 file=sys.stderr,
             )
+        if _options["logwrites"]:
+            # nbdkit looks callbacks up by name, so those of a server without a log are as they always were.
+            globals().update(logged.begin(_served, _options["logwrites"], _pin_thread))
         if not _served.read_only:
             _housekeeper = housekeeping.Housekeeper(_served)
     except PmemError as error:
@@ -144,6 +154,7 @@ def cleanup():
         if _housekeeper:
             _housekeeper.stop()
         _served.close()
+        logged.end()
     except PmemError as error:
         print(f"pmem-nbd: {error}", file=sys.stderr, flush=True)
 

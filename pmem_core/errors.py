@@ -62,3 +62,11 @@ class ServerError(PmemError):
 
 class BadData(PmemError):
     """Data on the medium does not match its descriptor's checksum."""
+
+
+class BadLog(PmemError):
+    """The file is no log of writes, or a damaged or unknown one, or it does not hold what was asked for."""
+
+
+class CheckFailed(PmemError):
+    """The command that somebody checks with said no."""

@@ -32,6 +32,9 @@ def host_errors(path: Path) -> Iterator[None]:
         raise HostError(path, (error.strerror or str(error)).lower(), "") from error
 
 
+PUNCH_HOLE = 3  # with FALLOC_FL_KEEP_SIZE
+
+
 def fallocate(fd: int, mode: int, offset: int, count: int) -> None:
     """fallocate(2) with a mode, which os.posix_fallocate does not take; OSError."""
     if _LIBC.fallocate64(fd, mode, ctypes.c_int64(offset), ctypes.c_int64(count)):
@@ -39,9 +42,16 @@ def fallocate(fd: int, mode: int, offset: int, count: int) -> None:
         raise OSError(number, os.strerror(number))
 
 
-def data_ranges(fd: int, size: int) -> Iterator[tuple[int, int]]:
-    """First byte and end of each part of the file's first `size` bytes that is no hole."""
-    at = 0
+_FICLONE = 0x40049409
+
+
+def clone(source: int, target: int) -> None:
+    """Let the file `target` share all blocks of `source`, where the filesystem can; OSError (ioctl_ficlone(2))."""
+    fcntl.ioctl(target, _FICLONE, source)
+
+
+def data_ranges(fd: int, size: int, at: int = 0) -> Iterator[tuple[int, int]]:
+    """First byte and end of each part of the file between `at` and `size` that is no hole."""
     while at < size:
         try:
             at = os.lseek(fd, at, os.SEEK_DATA)

@@ -178,3 +178,24 @@ class Greeting:
                 self.socket = None
             return False
         return True
+
+
+def visit_export(where: str | tuple[str, int], name: str, timeout_s: float = 10) -> None:
+    """Be a client that asks for the export ``name``, and leaves; ServerError where it is not let in."""
+    with Greeting(where) as greeting:
+        deadline = time.monotonic() + timeout_s
+        while not greeting.received(0.05):
+            if time.monotonic() > deadline:
+                raise ServerError(str(where), f"did not answer within {timeout_s:.0f} s", "try again")
+        client, greeting.socket = greeting.socket, None  # no longer to be left as one that is only greeted
+    assert client is not None
+    data = name.encode()
+    with client, contextlib.suppress(OSError):
+        client.settimeout(timeout_s)
+        # Flags: fixed newstyle, no zeroes.  NBD_OPT_EXPORT_NAME; the answer is the size and flags; NBD_CMD_DISC.
+        client.sendall(struct.pack(">I8sII", 3, b"IHAVEOPT", 1, len(data)) + data)
+        if client.recv(10, socket.MSG_WAITALL):
+            client.sendall(struct.pack(">IHHQQI", 0x25609513, 0, 2, 0, 0, 0))
+            client.recv(1)  # it hangs up
+            return
+    raise ServerError(str(where), "refused a client", "a server that takes clients without TLS")

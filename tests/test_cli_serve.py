@@ -456,7 +456,7 @@ def test_path_that_cannot_be_read_is_no_mistake_in_typing(verb, folder, tmp_path
     (tmp_path / "file").write_text("")
     (tmp_path / "other").mkdir()
     monkeypatch.setattr(os, "access", lambda *_, **__: False)
-    arguments = {"mount": [tmp_path / "file"], "create": ["-s", "7M"]}.get(verb, [])
+    arguments = {"mount": [tmp_path / "file"], "create": ["-s", "7M"], "replay-log": ["--find"]}.get(verb, [])
     image = tmp_path / ("file" if verb == "create" else "other")
     status, err = cli.main([verb, str(image), *map(str, arguments)]), capsys.readouterr().err
     assert "invalid value" not in err and err.count("\n") == 1

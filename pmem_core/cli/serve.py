@@ -42,6 +42,7 @@ def start(image: Path, **options: Any) -> server.Server:
 @click.option("--bind", metavar="ADDR", help="The address of --port (default: 127.0.0.1).")
 @click.option("-r", "--read-only", is_flag=True, help="Refuse writes.")
 @click.option("-t", "--threads", metavar="N", type=click.IntRange(1), help="Threads of nbdkit (default: its own).")
+@click.option("--log-writes", metavar="FILE", type=PATH, help="Log what is written to this new file (dm-log-writes).")
 @click.option("-b", "--background", is_flag=True, help="Print the URI once it serves, and return.")
 @click.argument("nbdkit_args", nargs=-1, type=click.UNPROCESSED, metavar="[-- NBDKIT-ARGS...]")
 def serve(
@@ -51,6 +52,7 @@ def serve(
     bind: str | None,
     read_only: bool,
     threads: int | None,
+    log_writes: Path | None,
     background: bool,
     nbdkit_args: tuple[str, ...],
 ) -> None:
@@ -68,11 +70,14 @@ def serve(
       pmem-nbd serve disk.pmem --port 10809
       pmem-nbd serve disk.pmem --port 10809 --bind 0.0.0.0 -- --tls=require --tls-certificates=pki
       pmem-nbd serve disk.pmem -- --filter=log logfile=requests.log
+      pmem-nbd serve disk.pmem --log-writes writes.log
     """
     if socket is not None and port is not None:
         raise UsageError("--socket, --port", "both say where to listen", "one of them")
     if bind is not None and port is None:
         raise UsageError("--bind", "is the address of a port", "--port beside it")
+    if log_writes is not None and read_only:
+        raise UsageError("--log-writes", "has nothing to log", "a server without --read-only")
     with signals_as_interrupt():
         running = start(
             image,
@@ -81,6 +86,7 @@ def serve(
             bind=bind or "127.0.0.1",
             read_only=read_only,
             threads=threads,
+            parameters={"logwrites": str(log_writes.absolute())} if log_writes else None,
             nbdkit_args=nbdkit_args,
             exit_with_parent=not background,
         )

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: MIT
+"""The callbacks of a server that logs its writes (logwrites=FILE), in place of pmem.py's of the same names."""
+
+import errno
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nbdkit
+
+from nbd_plugin.faults import Refused, reported
+from pmem_core.device import Device
+from pmem_core.layout import PAGE_BYTES
+from pmem_core.logwrites import record, writer
+from pmem_core.logwrites.logged import LoggedDevice
+
+VERSION = record.VERSION
+
+_device: LoggedDevice
+_pin_thread: Callable[[], None]
+_handle: Callable[[], Any]
+
+
+def require_new(path: str) -> None:
+    """Raise unless a log can be made there."""
+    writer.require_new(Path(path))
+
+
+def begin(device: Device, path: str, pin_thread: Callable[[], None]) -> dict[str, Callable[..., Any]]:
+    """Begin a log of `device`, and return the callbacks that keep it."""
+    global _device, _handle, _pin_thread
+    _device, _handle, _pin_thread = LoggedDevice(device, Path(path)), lambda: device.handle, pin_thread
+    return {
+        "open": open_,
+        "block_size": block_size,
+        "pwrite": pwrite,
+        "flush": flush,
+        "trim": trim,
+        "zero": zero,
+    }
+
+
+def end() -> None:
+    """The device is closed, and so all of it durable."""
+    if "_device" in globals():
+        _device.close()
+
+
+@reported
+def open_(readonly):
+    name = nbdkit.export_name()
+    if name.startswith(record.MARK_PREFIX):
+        _device.mark(name.removeprefix(record.MARK_PREFIX))
+    _pin_thread()
+    return _handle()
+
+
+def block_size(h):
+    return (record.SECTOR_BYTES, PAGE_BYTES, 32 << 20)
+
+
+@reported
+def pwrite(h, buf, offset, flags):
+    _device.write(buf, offset, fua=bool(flags & nbdkit.FLAG_FUA))
+
+
+@reported
+def flush(h, flags):
+    _device.flush()
+
+
+@reported
+def trim(h, count, offset, flags):
+    _device.trim(count, offset, fua=bool(flags & nbdkit.FLAG_FUA))
+
+
+def zero(h, count, offset, flags):
+    may_trim = bool(flags & nbdkit.FLAG_MAY_TRIM)
+    if flags & nbdkit.FLAG_FAST_ZERO and not may_trim:
+        nbdkit.set_error(errno.EOPNOTSUPP)
+        raise Refused("zero: not fast without permission to trim")
+    _zero(count, offset, may_trim, flags)
+
+
+@reported
+def _zero(count, offset, may_trim, flags):
+    _device.zero(count, offset, may_trim=may_trim, fua=bool(flags & nbdkit.FLAG_FUA))
