@@ -225,6 +225,19 @@ def test_page_in_flight_reads_when_opened_read_only(path):
         assert device.read(PAGE, 5 * PAGE) == NEW
 
 
+def test_torn_pending_descriptor_hides_nothing_from_a_reader(path):
+    """After a power cut the slot may name a page and hold nothing: read so, what was flushed would be zeros."""
+    image.create(path, geometry.plan(4 * MIB, descriptor_writes="coalesced"))
+    device = Device(path)
+    device.write(b"x" * PAGE, 5 * PAGE)
+    device.flush()
+    device.mapping.pending.view(np.int64).reshape(layout.PENDING_SLOTS, -1)[5] = [6] + [0] * 9
+    device.abandon()
+    lose_cache(path)
+    with Device(path, read_only=True) as device:
+        assert device.read(PAGE, 5 * PAGE) == b"x" * PAGE
+
+
 @pytest.mark.parametrize("writes", ["each", "coalesced"])
 @pytest.mark.parametrize("gap", [1, 2, 3])
 def test_completed_writes_survive_kills_with_moves_in_between(path, gap, writes):
