@@ -83,6 +83,7 @@ def _nbd() -> str:
 
 
 PREREQUISITES: dict[str, Callable[[], str]] = {
+    "dmsetup": _program("dmsetup", "dmsetup"),
     "ext4": _filesystem("ext4", "e2fsprogs"),
     "fio": _program("fio", "fio"),
     "fuse": lambda: _device("/dev/fuse") or _program("fusermount3", "fuse3")(),

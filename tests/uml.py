@@ -42,6 +42,7 @@ def boot(
     *,
     fs: str = "ext4",
     bare: bool = False,
+    disk: Path | None = None,
     memory: str = "512M",
     timeout_s: int = 60,
     environment: dict[str, str] | None = None,
@@ -49,7 +50,7 @@ def boot(
     """Run the shell script ``job`` in a guest, on a filesystem ($MNT) on the device ($DEVICE) that ``server`` serves.
 
     ``server`` is the command of an NBD server in its foreground, on ADDRESS and PORT.  ``after`` runs after a remount.
-    A ``bare`` guest has the driver and the network, and leaves attaching to the job.
+    A ``bare`` guest has the driver and the network, and leaves attaching to the job.  The file ``disk`` is /dev/ubda.
     """
     with tempfile.TemporaryDirectory(prefix="pmem-uml-") as name:
         folder = Path(name)
@@ -60,7 +61,8 @@ def boot(
             "server": list(server),
             "arguments": [f"mem={memory}", f"FS={fs}", f"JOB={name}/job"]
             + ([f"AFTER={name}/after"] if after else [])
-            + (["BARE=1"] if bare else []),
+            + (["BARE=1"] if bare else [])
+            + ([f"ubda={disk}"] if disk else []),
             "timeout_s": timeout_s,
         }
         # slave: what is unmounted outside is unmounted inside too, where the machine shares its mounts.
