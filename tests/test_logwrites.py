@@ -3,9 +3,11 @@
 
 import os
 import random
+import re
 import struct
 import subprocess
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 
 import log_reader
@@ -467,3 +469,37 @@ def test_flags_have_the_kernels_numbers():
         "metadata": 16,
     }
     assert record.flag_names(record.FLUSH | record.FUA | 64) == ["flush", "fua", "0x40"]
+
+
+# ---- docs/log-writes.md ----
+
+DOCUMENT = (Path(__file__).resolve().parent.parent / "docs" / "log-writes.md").read_text()
+SIZES = {"le64": 8, "le32": 4}
+
+
+@pytest.mark.parametrize(
+    ("name", "form", "fields"),
+    [
+        ("log_write_super", record.SUPER, record.Super._fields),
+        ("log_write_entry", record.HEADER, record.Header._fields),
+    ],
+)
+def test_documented_table_is_the_record(name, form, fields):
+    table = DOCUMENT[DOCUMENT.index(f"`{name}`, at") :].split("\n\n")[1]
+    rows = re.findall(r"^\| (\d+) \| (le\d\d) \| `(\w+)` \|", table, re.MULTILINE)
+    assert [field for _, _, field in rows] == list(fields)
+    assert sum(SIZES[kind] for _, kind, _ in rows) == form.size
+    for index, (offset, kind, _) in enumerate(rows):
+        packed = form.pack(*[0xC3 if index == other else 0 for other in range(len(rows))])
+        first = int(offset)
+        assert packed.index(0xC3) == first and packed[first + 1 : first + SIZES[kind]] == bytes(SIZES[kind] - 1)
+
+
+def test_documented_flags_and_numbers_are_those_of_the_code():
+    rows = re.findall(r"^\| `([A-Z]+)` \| (\d+) \|", DOCUMENT, re.MULTILINE)
+    assert {name.lower(): int(value) for name, value in rows} == {name: flag for flag, name in record.FLAGS.items()}
+    assert f"| `magic` | {record.MAGIC:#x} |" in DOCUMENT and f"| `version` | {record.VERSION} |" in DOCUMENT
+    assert f"at most {record.MARK_BYTES_MAX} bytes of text" in DOCUMENT
+    assert f"at most {record.DISCARD_BYTES_MAX >> 20} MiB" in DOCUMENT
+    assert f"at most {record.WRITE_BYTES_MAX >> 20} MiB" in DOCUMENT
+    assert f"`{record.MARK_START} device_bytes=N`" in DOCUMENT and f"`{record.MARK_END}`" in DOCUMENT
