@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What tests of kills share: choices of policies, an oracle that knows each answered request, the judge, a child to kill.
+"""What tests of kills share: choices of policies, an oracle that knows each answered request, a judge, a child to kill.
 
 A killed process leaves what it had stored: files mapped shared are whole in the page cache.  So the files of an image
 at any instant are what a SIGKILL at that instant leaves.
@@ -214,7 +214,7 @@ def require_clean(path: Path) -> None:
 
 
 def interrupted(path: Path) -> tuple[int, int]:
-    """What the state of a killed image says was going on: the page in flight plus one, and the cause counted plus one."""
+    """What the state of a killed image says was going on: the page in flight + 1, and the cause being counted + 1."""
     plan = image.load_geometry(path, read_only=True)
     at = plan.zones()["core"][0]
     core_type = layout.core_dtype(plan.placement.STATE, plan.leveling.STATE)
