@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """ext4 and xfs at every flush of an fsync-heavy run: replayed from the log, mounted, which recovers, and checked.
 
-PMEM_NBD_LOG_FILES=N writes N files, in place of 16, and so checks at as many more flushes.
+PMEM_NBD_LOG_FILES=N writes N files, in place of ten, and so checks at as many more flushes.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from pmem_core.logwrites import record, replay
 from pmem_core.logwrites.reader import Log
 
 SEED = int(os.environ.get("PMEM_NBD_SEED", "20150507"))
-FILES = int(os.environ.get("PMEM_NBD_LOG_FILES", "16"))
+FILES = int(os.environ.get("PMEM_NBD_LOG_FILES", "10"))
 MIB = 1 << 20
 SIZES = {"ext4": 64 * MIB, "xfs": 336 * MIB}  # xfs takes 300 at least
 CHECKERS = {"ext4": ["e2fsck", "-fn"], "xfs": ["xfs_repair", "-n"]}

@@ -77,7 +77,7 @@ def edit(path: Path, at: int, form: str, value: int, copies=(0, 4096)) -> None:
         (["image=x", "readonly=1", "logwrites=y"], "logwrites: has nothing to log: readonly=false"),
         (["image=x", "readonly=banana"], "readonly=banana: neither yes nor no: true or false"),
     ],
-    ids=["config_complete", "get_ready", "config", "value"],
+    ids=["config_complete", "get_ready", "config", "readonly", "value"],
 )
 def test_one_line_from_every_callback(words, said, options):
     if options == ("-s",):
