@@ -50,6 +50,8 @@ def recall(mapping: Mapping, plan: Geometry, journal: Journal) -> None:
     mapping.table[: len(table)] = table
     mapping.sections[: len(sections)] = sections
     mapping.ticks[:] = 0
+    if plan.pending_bytes:
+        mapping.pending[:] = 0
 
 
 def finish_count(mapping: Mapping) -> int:

@@ -31,8 +31,12 @@ class Version:
 
 @dataclasses.dataclass
 class Oracle:
-    """versions: of each page, the first one durable for sure; pages that are missing are zeros."""
+    """versions: of each page, the first one durable for sure; pages that are missing are zeros.
 
+    grain: bytes that a power cut leaves whole: a sector, or a frame where that is smaller.
+    """
+
+    grain: int = SECTOR
     versions: dict[int, list[Version]] = dataclasses.field(default_factory=dict)
     open_requests: dict[int, tuple] = dataclasses.field(default_factory=dict)
     covered: dict[int, set[int]] = dataclasses.field(default_factory=dict)
@@ -94,7 +98,7 @@ class Oracle:
 
     def reopened(self, contents: dict[int, bytes], worn: int, counted: int, how: str) -> "Oracle":
         """The oracle of the session that found `contents`, every page's."""
-        following = Oracle(sessions=set(self.sessions), totals=set(self.totals), surplus=counted - worn)
+        following = Oracle(grain=self.grain, sessions=set(self.sessions), totals=set(self.totals), surplus=counted - worn)
         if how != "killed":
             # What the disk had when this session began.
             following.totals = {worn}
@@ -127,7 +131,7 @@ class Oracle:
             held = held[answered:]
         if found == held[-1].data:
             return
-        unit = WORD if torn or how == "killed" else SECTOR
+        unit = WORD if torn or how == "killed" else self.grain
         for at in range(0, PAGE, unit):
             part = found[at : at + unit]
             if not any(one.data[at : at + unit] == part for one in held):

@@ -446,7 +446,8 @@ def record(folder: Path, policy: str, chance: random.Random, count: int = 120) -
         plan = geometry.plan(**{"size": 512 * KIB, **POLICIES[policy]})
     image.create(folder, plan)
     worn = int(np.fromfile(folder / "wear", np.uint32).sum())
-    first = Oracle(sessions={(False, "")}, totals={worn})
+    grain = min(SECTOR, plan.info.frame_bytes)
+    first = Oracle(grain=grain, sessions={(False, "")}, totals={worn})
     recording = Recording(folder, Disk(read_files(folder)), first, "0")
     with recording.hooks():
         device = Device(folder)
