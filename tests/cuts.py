@@ -173,7 +173,7 @@ class Case:
                 recording.attach(device)
                 recording.run(recorded.workload(chance, device, chance.randrange(12)))
                 device = recording.device
-                closed = chance.random() < 0.05
+                closed = chance.random() < 0.03
                 if closed:
                     device.close()
             except PmemError as error:

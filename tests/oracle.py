@@ -98,7 +98,9 @@ class Oracle:
 
     def reopened(self, contents: dict[int, bytes], worn: int, counted: int, how: str) -> "Oracle":
         """The oracle of the session that found `contents`, every page's."""
-        following = Oracle(grain=self.grain, sessions=set(self.sessions), totals=set(self.totals), surplus=counted - worn)
+        following = Oracle(
+            grain=self.grain, sessions=set(self.sessions), totals=set(self.totals), surplus=counted - worn
+        )
         if how != "killed":
             # What the disk had when this session began.
             following.totals = {worn}

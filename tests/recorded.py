@@ -23,7 +23,7 @@ import numpy as np
 from faulty_disk import SECTOR, Disk
 from oracle import Oracle
 
-from pmem_core import geometry, host, image, jit, journal, layout, media, onepage, statefile, upkeep
+from pmem_core import descriptor, geometry, host, image, jit, journal, layout, media, onepage, statefile, upkeep
 from pmem_core.device import Device
 
 PAGE = layout.PAGE_BYTES
@@ -58,22 +58,22 @@ POLICIES: dict[str, dict[str, Any]] = {
         "descriptor_writes": "coalesced",
     },
     "large frames": {
-        "size": 1024 * KIB,
+        "size": 640 * KIB,
         "parameters": {"interval": 10, "region_frames": 4, "gap_frames": 1},
         "frame_bytes": 65536,
         "line_bytes": 4096,
         "descriptor_bytes": 4096,
     },
-    "linear none": {"placement_name": "linear", "leveling_name": "none", "size": 2400 * KIB},
+    "linear none": {"placement_name": "linear", "leveling_name": "none", "size": 2304 * KIB},
     "linear": {
         "placement_name": "linear",
-        "size": 2400 * KIB,
+        "size": 2304 * KIB,
         "parameters": {"interval": 1, "region_frames": 64, "gap_frames": 2},
         "descriptor_bytes": 16,
     },
     "linear coalesced": {
         "placement_name": "linear",
-        "size": 2400 * KIB,
+        "size": 2304 * KIB,
         "parameters": {"interval": 2, "region_frames": 256, "gap_frames": 4, "randomize": 1},
         "frame_bytes": 1024,
         "descriptor_writes": "coalesced",
@@ -121,7 +121,17 @@ def workload(chance: random.Random, device: Device, count: int) -> Iterator[tupl
     """
     pages = device.plan.info.page_count
     hot = [chance.randrange(pages) for _ in range(10)]
-    kinds = {"write": 60, "trim": 6, "zero": 6, "flush": 10, "settle": 6, "commit": 4, "sample": 1, "close": 2, "kill": 2}
+    kinds = {
+        "write": 60,
+        "trim": 6,
+        "zero": 6,
+        "flush": 10,
+        "settle": 6,
+        "commit": 4,
+        "sample": 1,
+        "close": 2,
+        "kill": 2,
+    }
     for _ in range(count):
         (kind,) = chance.choices(list(kinds), list(kinds.values()))
         if kind in ("write", "trim", "zero"):
@@ -187,10 +197,12 @@ class Recording:
         shadow = self._shadow[name]
         first, end = first // SECTOR * SECTOR, min(len(shadow), -(-(end or len(shadow)) // SECTOR) * SECTOR)
         now, before = data[first:end], shadow[first:end]
-        differing = np.flatnonzero(now[: len(now) // 8 * 8].view(np.int64) != before[: len(now) // 8 * 8].view(np.int64))
+        differing = np.flatnonzero(
+            now[: len(now) // 8 * 8].view(np.int64) != before[: len(now) // 8 * 8].view(np.int64)
+        )
         if len(differing):
             sectors = np.unique((differing * 8 + first) // SECTOR).tolist()
-            stores = [(at, data[at * SECTOR : (at + 1) * SECTOR].tobytes()) for at in sectors]
+            stores = [(at, data[at * SECTOR : (at + 1) * SECTOR].tobytes().ljust(SECTOR, b"\0")) for at in sectors]
             before[:] = now
             self.events.append(("stores", name, stores, atomic))
 
@@ -413,7 +425,10 @@ class Recording:
             if event[0] == "call":
                 shown = [str(one) for one in event[2] if not isinstance(one, bytes)]
                 calls.append(f"{event[1]}: {' '.join(shown)}")
-        around = [str(event[:2]) if event[0] != "stores" else f"stores {event[1]}" for event in self.events[instant - 1 : instant + 1]]
+        around = [
+            str(event[:2]) if event[0] != "stores" else f"stores {event[1]}"
+            for event in self.events[instant - 1 : instant + 1]
+        ]
         return f"calls: {'; '.join(calls[-12:])}\n  between {' and '.join(around)}"
 
 
@@ -430,11 +445,34 @@ def read_files(folder: Path) -> dict[str, bytes]:
 
 @contextlib.contextmanager
 def small() -> Iterator[None]:
-    """Sections, and in plain Python the zone of pending descriptors, are small in here."""
+    """Sections, and in plain Python the zone of pending descriptors, are small in here; and checksums are remembered."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(mock.patch.object(geometry, "SECTION_BYTES_MIN", SECTION_BYTES))
-        for module in (layout, onepage, upkeep) if PLAIN else ():
-            stack.enter_context(mock.patch.object(module, "PENDING_SLOTS", SLOTS))
+        if PLAIN:
+            for module in (layout, onepage, upkeep):
+                stack.enter_context(mock.patch.object(module, "PENDING_SLOTS", SLOTS))
+            remembered: dict[Any, int] = {}
+            page_crc, words_crc, sealed = onepage.page_crc, onepage.words_crc, descriptor._checksum
+
+            def remember(key: Any, made: Callable[[], int]) -> int:
+                if key not in remembered:
+                    remembered[key] = made()
+                return remembered[key]
+
+            def crc_of_page(words: Any, crc: Any) -> int:
+                return remember((words.tobytes(), crc), lambda: page_crc(words, crc))
+
+            def crc_of_words(crc: Any, words: Any, first: int, end: int) -> int:
+                return remember((int(crc), words.tobytes(), first, end), lambda: words_crc(crc, words, first, end))
+
+            def crc_of_descriptor(run: Any, page: Any) -> int:
+                words = descriptor.large_words(run)[: run["descriptor_bytes"] >> 3]
+                held = words[0] >> 32, words[1:].tobytes(), page
+                return remember(held, lambda: sealed(run, page))
+
+            stack.enter_context(mock.patch.object(onepage, "page_crc", crc_of_page))
+            stack.enter_context(mock.patch.object(onepage, "words_crc", crc_of_words))
+            stack.enter_context(mock.patch.object(descriptor, "_checksum", crc_of_descriptor))
         yield
 
 
@@ -443,7 +481,7 @@ def record(folder: Path, policy: str, chance: random.Random, count: int = 120) -
     shutil.rmtree(folder, ignore_errors=True)
     made = uuid.UUID(int=chance.getrandbits(128))  # the keys of randomising come from it
     with mock.patch.object(geometry.uuid_, "uuid4", lambda: made):
-        plan = geometry.plan(**{"size": 512 * KIB, **POLICIES[policy]})
+        plan = geometry.plan(**{"size": 256 * KIB, **POLICIES[policy]})
     image.create(folder, plan)
     worn = int(np.fromfile(folder / "wear", np.uint32).sum())
     grain = min(SECTOR, plan.info.frame_bytes)
