@@ -107,7 +107,7 @@ def is_blank(run, at, count):
 
 @hot
 def blank(run, at, count):
-    """Make `count` bytes at `at`, within a frame, zeros that the next commit of moves makes durable; no line is worn."""
+    """Make `count` bytes at `at`, within a frame, zeros; the next commit of moves waits for them.  No line is worn."""
     clear_bytes(u8_at(run["media"], run["medium_bytes"]), at, count)
     note_filled(run, (at - FRAMES_AT) >> run["frame_shift"])
 

@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: MIT
 """Power cuts and kills at every instant of a recorded workload, judged by a naive oracle.
 
-    NUMBA_DISABLE_JIT=1 python tests/cuts.py --policy NAME [--seed N] [--cuts N]     record a workload, cut it N times
-    ...                                      --case CASE                             one cut again, as a failure prints it
-    ...                                      --plant BUG                             with a bug from tests/planted.py
+    NUMBA_DISABLE_JIT=1 python tests/cuts.py --policy NAME [--seed N] [--cuts N]
+    ... --case CASE     one cut again, as a failure prints it
+    ... --plant BUG     with a bug from tests/planted.py
 
-A workload is recorded once, as events of a `faulty_disk.Disk` with the client's calls and answers among them.  A cut takes the
-events up to an instant, lets the disk choose what is left of what was not synced, writes that into a fresh folder, opens it and
-reads every page.  Half of the images are then used further while that is recorded too, the opening included, and cut once more.
+A workload is recorded once, as events of a `faulty_disk.Disk` with the client's calls and answers among them.  A cut
+takes the events up to an instant, lets the disk choose what is left of what was not synced, writes that into a fresh
+folder, opens it and reads every page.  Half of the images are then used further while that is recorded too, the opening
+included, and cut once more.
 
-With NUMBA_DISABLE_JIT=1 the compiled functions are Python, and every single store is an instant; without, only what stands
-between two syncs or two requests is.
+With NUMBA_DISABLE_JIT=1 the compiled functions are Python, and every single store is an instant; without, only what
+stands between two syncs or two requests is.
 """
 
 import argparse
@@ -37,7 +38,8 @@ from pmem_core.errors import PmemError
 
 PAGE = layout.PAGE_BYTES
 DEPTH = 3  # cuts one after another, at most
-CUTS_A_ROUND = 100
+CUTS_A_ROUND, CALLS_A_ROUND = 50, 70
+NUMBERS = 1 << 20  # what a session writes is numbered from a multiple of this
 SHRINKS = 200  # outcomes tried to make a failing one smaller
 
 
@@ -67,17 +69,20 @@ class Instants:
         return self._disk, self._oracle
 
 
-def chosen_instants(recording: Recording, chance: random.Random, count: int) -> list[int]:
-    """Instants for `count` cuts, ascending: around every barrier as often as possible, the rest anywhere."""
-    events = recording.events
-    near = []
-    for at, event in enumerate(events):
-        if event[0] in ("begin", "end", "rename", "replace"):
-            near += [at, at + 1]
-    barriers = sorted(set(near))
-    chance.shuffle(barriers)
-    most = barriers[: count * 2 // 3]
-    return sorted(most + [chance.randrange(len(events) + 1) for _ in range(count - len(most))])
+def chosen_instants(recording: Recording, chance: random.Random, count: int) -> list[tuple[int, bool]]:
+    """`count` cuts, by instant, and whether it is a kill.
+
+    Half of them at barriers, mostly power cuts; of the others half before a store to the medium.
+    """
+    barriers = [at for at, event in enumerate(recording.events) if event[0] in ("begin", "end", "rename", "replace")]
+    near = sorted({at + after for at in barriers for after in (0, 1)})
+    chosen = [(at, chance.random() < 0.1) for at in chance.sample(near, min(count // 2, len(near)))]
+    anywhere = range(len(recording.events) + 1)
+    data = [at for at in anywhere[:-1] if recording.events[at][:2] == ("stores", "media")] or anywhere
+    chosen += [
+        (chance.choice(chance.choice([data, anywhere])), chance.random() < 0.4) for _ in range(len(chosen), count)
+    ]
+    return sorted(chosen)
 
 
 # ---- judging what is found ----
@@ -91,7 +96,7 @@ def judge(device: Device, oracle: Oracle, *, torn: bool) -> dict[int, bytes]:
         try:
             found[page] = device.read(PAGE, page * PAGE)
         except PmemError as error:
-            raise Broken(f"page {page}: {error}") from None
+            raise Broken(f"page {page}: {error.what}") from None
         oracle.require(page, found[page], device.recovery, torn=torn)
     for at, size, holds in device.extents(device.plan.device_bytes, 0):
         if not holds and any(any(found[page]) for page in range(at // PAGE, (at + size) // PAGE)):
@@ -104,16 +109,16 @@ def opened(folder: Path, *, read_only: bool = False) -> Device:
     try:
         return Device(folder, read_only=read_only)
     except PmemError as error:
-        raise Broken(f"cannot be opened: {error}") from None
+        raise Broken(f"cannot be opened: {error.what}") from None
 
 
 class Case:
     """One cut, at an instant of a recording, and what may follow.  Its seed decides everything about it."""
 
-    def __init__(self, seed: str, folder: Path, recording: Recording, instant: int, depth: int = 1) -> None:
-        self.seed, self.folder, self.recording, self.instant, self.depth = seed, folder, recording, instant, depth
+    def __init__(self, seed: str, folder: Path, recording: Recording, cut: tuple[int, bool], depth: int = 1) -> None:
+        self.seed, self.folder, self.recording, self.depth = seed, folder, recording, depth
+        self.instant, self.killed = cut
         self.chance = random.Random(seed)
-        self.killed = self.chance.random() < 0.2
         self.style = self.chance.choice(STYLES)
         self.boot = recording.boot if self.killed else f"{recording.boot}+"
         self.outcome: Outcome = {}
@@ -131,7 +136,8 @@ class Case:
             return
         try:
             instant = self.chance.randint(0, len(recording.events))
-            case = Case(f"{self.seed}+", self.folder, recording, instant, self.depth + 1)
+            following = instant, self.chance.random() < 0.2
+            case = Case(f"{self.seed}+", self.folder, recording, following, self.depth + 1)
             case.run(*Instants(recording).at(instant))
         except Broken as error:
             raise Broken(f"{error}\n  after{self._story()}") from None
@@ -171,7 +177,10 @@ class Case:
                 if self.depth >= DEPTH or chance.random() < 0.5:
                     return None
                 recording.attach(device)
-                recording.run(recorded.workload(chance, device, chance.randrange(12)))
+                # What was lost or found by luck is what the next session stumbles over.
+                hot = oracle.doubtful() if chance.random() < 0.5 else []
+                count, first = chance.randrange(12), self.depth * NUMBERS
+                recording.run(recorded.workload(chance, device.plan.info.page_count, count, hot, first))
                 device = recording.device
                 closed = chance.random() < 0.03
                 if closed:
@@ -179,9 +188,7 @@ class Case:
             except PmemError as error:
                 raise Broken(f"in use again: {error}{self._story()}") from None
             finally:
-                if not device.mapping.maps:
-                    pass
-                else:
+                if device.mapping.maps:  # it was not closed
                     device.abandon()
         if closed:
             report = check(self.folder)
@@ -231,7 +238,7 @@ def cut(policy: str, seed: str, cuts: int, folder: Path, *, only: str = "") -> s
     done, round_ = 0, int(only.split(".")[0]) if only else 0
     while done < cuts:
         name = f"{seed} {policy} {round_}"
-        recording = recorded.record(folder / "disk.pmem", policy, random.Random(name))
+        recording = recorded.record(folder / "disk.pmem", policy, random.Random(name), CALLS_A_ROUND)
         instants = Instants(recording)
         chosen = chosen_instants(recording, random.Random(f"{name} instants"), CUTS_A_ROUND)
         for number in range(0, len(chosen), 1 if only else max(1, CUTS_A_ROUND // (cuts - done))):
@@ -239,7 +246,7 @@ def cut(policy: str, seed: str, cuts: int, folder: Path, *, only: str = "") -> s
                 continue
             case = Case(f"{name}.{number}", folder / "cut.pmem", recording, chosen[number])
             try:
-                case.run(*instants.at(chosen[number]))
+                case.run(*instants.at(chosen[number][0]))
             except Broken as error:
                 return f"case {round_}.{number}: {error}"
             done += 1

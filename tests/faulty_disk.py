@@ -10,9 +10,9 @@ It knows nothing of pmem_core.  Events say what happened to files in the order i
     ("rename", name, bytes)                            another file, written and synced, was renamed to `name`
     ("replace", name, bytes)                           and the folder was synced
 
-Everything else in a list of events is somebody else's and is passed over.  At a cut each sector that is not durable is any of
-its versions, whatever the others are: no order holds between sectors but the one that syncs make.  An answered sync makes
-durable what was stored before it was asked for; what came in between stays in doubt.
+Everything else in a list of events is somebody else's and is passed over.  At a cut each sector that is not durable is
+any of its versions, whatever the others are: no order holds between sectors but the one that syncs make.  An answered
+sync makes durable what was stored before it was asked for; what came in between stays in doubt.
 """
 
 import dataclasses

@@ -113,6 +113,10 @@ class Oracle:
 
     # ---- what may be found ----
 
+    def doubtful(self) -> list[int]:
+        """Pages with more than one version since the last flush."""
+        return sorted(page for page, held in self.versions.items() if len(held) > 1)
+
     def expected(self, boot: str) -> set[str]:
         """How the last session may be found to have ended, by an open in `boot`."""
         return {("killed" if was == boot else "power cut") if is_open else "" for is_open, was in self.sessions}

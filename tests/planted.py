@@ -11,7 +11,7 @@ from unittest import mock
 
 import numpy as np
 
-from pmem_core import durability, host, layout, media, onepage, sections, upkeep
+from pmem_core import durability, host, layout, media, onepage, recovery, sections
 from pmem_core.durability import Durability
 from pmem_core.journal import Journal
 from pmem_core.leveling import start_gap
@@ -124,18 +124,15 @@ def cleared_before_drained() -> Any:
     return _replaced(Durability, "checkpoint", checkpoint)
 
 
-def marks_cleared_too_soon() -> Any:
-    """A write does not note that its section is in use: quiet ones and busy ones are settled alike."""
-    real = upkeep.clear_dirty
+def mark_restored_in_memory_only() -> Any:
+    """A section that was settled passes for marked: its next write does not wait for the journal."""
 
-    def clear_dirty(device: Any, everywhere: bool, cleared: np.ndarray) -> int:
-        held = onepage.section_of(device[0][0], 0)[0]
-        before = held.copy()
-        count = real(device, True, cleared)
-        held |= before & layout.SECTION_DIRTY  # writes go on without asking
-        return count
+    def commit(self: Any, cleared: np.ndarray, closing: bool) -> None:
+        real(self, cleared, closing)
+        self._mapping.sections[cleared] |= layout.SECTION_DIRTY
 
-    return _replaced(upkeep, "clear_dirty", clear_dirty)
+    real = Durability._commit
+    return _replaced(Durability, "_commit", commit)
 
 
 def cut_taken_for_a_kill() -> Any:
@@ -159,6 +156,23 @@ def recovery_forgets_the_marks() -> Any:
     return _replaced(Journal, "put_sections", lambda self, rows: None)
 
 
+def pending_believed_after_a_cut() -> Any:
+    """A reader after a power cut takes pending descriptors from the state file."""
+
+    def recall(mapping: Any, plan: Any, journal: Any) -> None:
+        pending = mapping.pending.copy()
+        real(mapping, plan, journal)
+        mapping.pending[:] = pending
+
+    real = recovery.recall
+    return _replaced(recovery, "recall", recall)
+
+
+def leftovers_not_blanked() -> Any:
+    """What a lost write left behind a page stays there."""
+    return _replaced(onepage, "scrub", lambda run, core, page: layout.OK)
+
+
 PLANTED: dict[str, Callable[[], Any]] = {
     function.__name__.replace("_", " "): function
     for function in (
@@ -173,9 +187,11 @@ PLANTED: dict[str, Callable[[], Any]] = {
         flush_does_nothing,
         one_range_of_many,
         cleared_before_drained,
-        marks_cleared_too_soon,
+        mark_restored_in_memory_only,
         cut_taken_for_a_kill,
         intent_not_named,
         recovery_forgets_the_marks,
+        pending_believed_after_a_cut,
+        leftovers_not_blanked,
     )
 }

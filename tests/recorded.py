@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
 """A device whose every store, sync and commit is written down, and the workloads that are done to it.
 
-What it wraps: os.fdatasync and host.sync_ranges (what the cold side syncs with), the journal's commits, the making of a new state
-file, and in plain Python also `publish`, `copy_bytes` and `punch`, by which compiled code stores.  LMDB syncs its pages before it
-writes the meta page that names them, through a descriptor opened O_DSYNC: a commit is those two barriers
-(tests/test_power_model.py looks at LMDB's system calls).
+What it wraps: os.fdatasync and host.sync_ranges (what the cold side syncs with), the journal's commits, the making of a
+new state file, and in plain Python also `publish`, `copy_bytes` and `punch`, by which compiled code stores.  LMDB syncs
+its pages before it writes the meta page that names them, through a descriptor opened O_DSYNC: a commit is those two
+barriers (tests/test_power_model.py looks at LMDB's system calls).
 """
 
 import contextlib
@@ -97,9 +97,6 @@ def content(request: int, offset: int, count: int) -> bytes:
     return words.tobytes()[offset - 8 * first :][:count]
 
 
-_numbers = iter(range(1, 1 << 30))
-
-
 def _span(chance: random.Random, pages: int, hot: list[int]) -> tuple[int, int]:
     """Offset and count: a page, part of one, or a few."""
     page = chance.choice(hot) if chance.random() < 0.7 else chance.randrange(pages)
@@ -113,30 +110,29 @@ def _span(chance: random.Random, pages: int, hot: list[int]) -> tuple[int, int]:
     return at, min(chance.randint(1, 4 * PAGE), pages * PAGE - at)
 
 
-def workload(chance: random.Random, device: Device, count: int) -> Iterator[tuple]:
-    """`count` operations.
+def workload(chance: random.Random, pages: int, count: int, hot: list[int], first: int) -> Iterator[tuple]:
+    """`count` operations on a device of `pages`, most on the `hot` ones; what they write is numbered from `first`.
 
     (write, offset, count, data, fua), (trim|zero, offset, count, may trim, fua), and those without arguments: flush,
     settle and commit (housekeeping's), sample, close and kill (and open again), commit.
     """
-    pages = device.plan.info.page_count
-    hot = [chance.randrange(pages) for _ in range(10)]
+    hot = hot or [chance.randrange(pages) for _ in range(10)]
     kinds = {
         "write": 60,
         "trim": 6,
         "zero": 6,
         "flush": 10,
-        "settle": 6,
+        "settle": 10,
         "commit": 4,
         "sample": 1,
         "close": 2,
         "kill": 2,
     }
-    for _ in range(count):
+    for number in range(first, first + count):
         (kind,) = chance.choices(list(kinds), list(kinds.values()))
         if kind in ("write", "trim", "zero"):
             offset, size = _span(chance, pages, hot)
-            extra = content(next(_numbers), offset, size) if kind == "write" else chance.random() < 0.7
+            extra = content(number, offset, size) if kind == "write" else chance.random() < 0.7
             yield kind, offset, size, extra, "fua" if chance.random() < 0.1 else ""
         else:
             yield (kind,)
@@ -171,7 +167,7 @@ class Recording:
         self.folder, self.start, self.oracle, self.boot = folder, start, oracle, boot
         self.events: list[tuple] = []
         self.device: Device | None = None
-        self._syncs = 0
+        self._syncs = self._requests = 0
         self._chance: random.Random | None = None
         self._beside: threading.Thread | None = None
         self._go = threading.Event()
@@ -366,7 +362,8 @@ class Recording:
                     raise self._problem
 
     def _do(self, operation: tuple) -> None:
-        request = next(_numbers)
+        self._requests += 1
+        request = self._requests
         self.events.append(("call", request, operation))
         kind, device = operation[0], self.device
         assert device is not None
@@ -445,7 +442,7 @@ def read_files(folder: Path) -> dict[str, bytes]:
 
 @contextlib.contextmanager
 def small() -> Iterator[None]:
-    """Sections, and in plain Python the zone of pending descriptors, are small in here; and checksums are remembered."""
+    """Sections, and in plain Python the zone of pending descriptors, are small; there, checksums are remembered too."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(mock.patch.object(geometry, "SECTION_BYTES_MIN", SECTION_BYTES))
         if PLAIN:
@@ -476,11 +473,11 @@ def small() -> Iterator[None]:
         yield
 
 
-def record(folder: Path, policy: str, chance: random.Random, count: int = 120) -> Recording:
+def record(folder: Path, policy: str, chance: random.Random, count: int) -> Recording:
     """Make an image under `policy`, open it, and record a workload of `count` operations."""
     shutil.rmtree(folder, ignore_errors=True)
     made = uuid.UUID(int=chance.getrandbits(128))  # the keys of randomising come from it
-    with mock.patch.object(geometry.uuid_, "uuid4", lambda: made):
+    with mock.patch.object(geometry.uuid_, "uuid4", return_value=made):
         plan = geometry.plan(**{"size": 256 * KIB, **POLICIES[policy]})
     image.create(folder, plan)
     worn = int(np.fromfile(folder / "wear", np.uint32).sum())
@@ -491,7 +488,7 @@ def record(folder: Path, policy: str, chance: random.Random, count: int = 120) -
         device = Device(folder)
         try:
             recording.attach(device, random.Random(chance.random()))
-            recording.run(workload(chance, device, count))
+            recording.run(workload(chance, plan.info.page_count, count, [], 1))
         finally:
             if recording.device is not None:
                 recording.device.abandon()
