@@ -40,6 +40,7 @@ PAGE = layout.PAGE_BYTES
 DEPTH = 3  # cuts one after another, at most
 CUTS_A_ROUND, CALLS_A_ROUND = 50, 70
 NUMBERS = 1 << 20  # what a session writes is numbered from a multiple of this
+CHECKED = 0.03  # of the images are given to `check` too, which takes its time
 SHRINKS = 200  # outcomes tried to make a failing one smaller
 
 
@@ -112,12 +113,20 @@ def opened(folder: Path, *, read_only: bool = False) -> Device:
         raise Broken(f"cannot be opened: {error.what}") from None
 
 
+def judge_checked(folder: Path) -> None:
+    """Broken where `check` finds anything wrong; it changes nothing."""
+    report = check(folder)
+    if not report.clean:
+        raise Broken(f"check: {[str(one) for one in report.findings]}")
+
+
 class Case:
     """One cut, at an instant of a recording, and what may follow.  Its seed decides everything about it."""
 
     def __init__(self, seed: str, folder: Path, recording: Recording, cut: tuple[int, bool], depth: int = 1) -> None:
         self.seed, self.folder, self.recording, self.depth = seed, folder, recording, depth
-        self.instant, self.killed = cut
+        # Compiled, nobody sees in which order a request stores: then no kill lands within one.
+        self.instant, self.killed = cut[0], cut[1] and recorded.PLAIN
         self.chance = random.Random(seed)
         self.style = self.chance.choice(STYLES)
         self.boot = recording.boot if self.killed else f"{recording.boot}+"
@@ -161,6 +170,8 @@ class Case:
             (self.folder / "state.new").write_bytes(b"half of it")
         recording = Recording(self.folder, left, Oracle(), self.boot)
         with recording.hooks():
+            if chance.random() < CHECKED:
+                judge_checked(self.folder)
             if chance.random() < 0.1:
                 device = opened(self.folder, read_only=True)
                 try:
@@ -182,7 +193,7 @@ class Case:
                 count, first = chance.randrange(12), self.depth * NUMBERS
                 recording.run(recorded.workload(chance, device.plan.info.page_count, count, hot, first))
                 device = recording.device
-                closed = chance.random() < 0.03
+                closed = chance.random() < CHECKED
                 if closed:
                     device.close()
             except PmemError as error:
@@ -191,9 +202,7 @@ class Case:
                 if device.mapping.maps:  # it was not closed
                     device.abandon()
         if closed:
-            report = check(self.folder)
-            if not report.clean:
-                raise Broken(f"check: {[str(one) for one in report.findings]}")
+            judge_checked(self.folder)
         return recording
 
     def _story(self) -> str:
