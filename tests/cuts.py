@@ -144,10 +144,9 @@ class Case:
         if recording is None:
             return
         try:
-            instant = self.chance.randint(0, len(recording.events))
-            following = instant, self.chance.random() < 0.2
+            following = self.chance.choice(chosen_instants(recording, self.chance, 4))
             case = Case(f"{self.seed}+", self.folder, recording, following, self.depth + 1)
-            case.run(*Instants(recording).at(instant))
+            case.run(*Instants(recording).at(following[0]))
         except Broken as error:
             raise Broken(f"{error}\n  after{self._story()}") from None
 
@@ -172,7 +171,7 @@ class Case:
         with recording.hooks():
             if chance.random() < CHECKED:
                 judge_checked(self.folder)
-            if chance.random() < 0.1:
+            if chance.random() < 0.2:
                 device = opened(self.folder, read_only=True)
                 try:
                     judge(device, oracle, torn=self.style == "torn")
@@ -189,7 +188,7 @@ class Case:
                     return None
                 recording.attach(device)
                 # What was lost or found by luck is what the next session stumbles over.
-                hot = oracle.doubtful() if chance.random() < 0.5 else []
+                hot = oracle.doubtful() if chance.random() < 0.7 else []
                 count, first = chance.randrange(12), self.depth * NUMBERS
                 recording.run(recorded.workload(chance, device.plan.info.page_count, count, hot, first))
                 device = recording.device
