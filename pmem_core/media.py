@@ -96,6 +96,23 @@ def punch(run, at, count):
 
 
 @hot
+def is_blank(run, at, count):
+    """True where all of `count` bytes at `at`, multiples of 8, are zeros."""
+    words = i64_at(run["media"] + at, count >> 3)
+    for i in range(count >> 3):
+        if words[i]:
+            return False
+    return True
+
+
+@hot
+def blank(run, at, count):
+    """Make `count` bytes at `at`, within a frame, zeros; the next commit of moves waits for them.  No line is worn."""
+    clear_bytes(u8_at(run["media"], run["medium_bytes"]), at, count)
+    note_filled(run, (at - FRAMES_AT) >> run["frame_shift"])
+
+
+@hot
 def load(run, at, target, target_at, count):
     """Copy `count` bytes at `at` into target[target_at:], uint8[]."""
     if run["tmpfs"] and not u8_at(run["reserved"], run["reserved_count"])[at >> RESERVE_SHIFT]:
@@ -128,6 +145,14 @@ def frame_at(run, frame):
 
 
 @hot
+def note_filled(run, frame):
+    """The next commit of moves must wait for medium frame `frame`."""
+    if run["moved_count"] < run["moved_room"]:
+        i64_at(run["moved"], run["moved_room"])[run["moved_count"]] = frame
+    run["moved_count"] += 1
+
+
+@hot
 def move(run, core, source, target):
     """Copy medium frame `source` over medium frame `target`; OK or HOST.  The caller then switches the map."""
     count = 1 << run["frame_shift"]
@@ -139,9 +164,7 @@ def move(run, core, source, target):
     media = u8_at(run["media"], run["medium_bytes"])
     store(run, core, CAUSE_MOVE, frame_at(run, target), media, frame_at(run, source), count)
     core["tally"]["moves"] += 1
-    if run["moved_count"] < run["moved_room"]:
-        i64_at(run["moved"], run["moved_room"])[run["moved_count"]] = target
-    run["moved_count"] += 1
+    note_filled(run, target)
     return OK
 
 

@@ -7,6 +7,7 @@ A page is written in this order, which is what makes a kill at any instruction r
 1. its section is durably marked dirty                     else stop SECTION
 2. every frame it will touch has settled its moves         else stop CHECKPOINT
 3. the host has room for every byte it will store          else stop HOST
+   and nothing that a crash left lies behind the page      else stop CHECKPOINT
 4. INTENT names the page
 5. data, then descriptor, each counted as it is stored
 6. INTENT is cleared
@@ -23,6 +24,7 @@ from .layout import (
     BAD_DESCRIPTOR,
     CAUSE_DESCRIPTOR,
     CAUSE_HOST,
+    CHECKPOINT,
     HOST,
     OK,
     PAGE_BYTES,
@@ -208,6 +210,29 @@ def section_of(run, page):
 
 
 @hot
+def scrub(run, core, page):
+    """Blank what a write that a crash cut short left behind `page`, if that holds nothing; CHECKPOINT where it did.
+
+    The page reads as zeros.  Were its next write torn by a power cut, those bytes would come to light: neither what
+    was there before nor what was written.
+    """
+    status = load_descriptor(run, core, page)
+    if status == descriptor.DAMAGED or (
+        status == descriptor.VALID and (descriptor.holds_data(run) or descriptor.is_bad(run))
+    ):
+        return OK
+    placed, done, code = placement.page_at(core["placement"], page), 0, OK
+    while done < PAGE_BYTES:
+        size = piece(run, placed + done, PAGE_BYTES - done)
+        at = medium_at(run, core, placed + done)
+        if not media.is_blank(run, at, size):
+            media.blank(run, at, size)
+            code = CHECKPOINT
+        done += size
+    return code
+
+
+@hot
 def begin(run, core, page, with_data):
     """Steps 1 to 4 for a write to `page`; OK, or why not yet."""
     sections, at = section_of(run, page)
@@ -225,6 +250,8 @@ def begin(run, core, page, with_data):
             return code
     if with_data:
         code = reserve(run, core, placed, PAGE_BYTES)
+        if code == OK and sections[at] & SECTION_SUSPECT and run["descriptor_bytes"]:
+            code = scrub(run, core, page)
         if code:
             return code
     publish(core["intent"], 0, page + 1)

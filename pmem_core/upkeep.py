@@ -93,11 +93,13 @@ def restore_dirty(device, cleared):
 def heal(device, page):
     """Bring the descriptor of `page` into line with its data; OK (nothing to do, or done) or a stop code."""
     run, core = device[0][0], device[1][0]
+    if not run["descriptor_bytes"]:
+        return OK
     placed = placement.page_at(core["placement"], page)
     status = onepage.load_descriptor(run, core, page)
     crc = onepage.page_checksum(run, core, placed) if run["checksums"] else 0
     if status == descriptor.EMPTY or (status == descriptor.VALID and not descriptor.holds_data(run)):
-        return OK
+        return onepage.scrub(run, core, page)
     if status == descriptor.VALID and (descriptor.is_bad(run) or crc == descriptor.data_checksum(run)):
         return OK
     code = onepage.begin(run, core, page, False)

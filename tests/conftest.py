@@ -104,6 +104,7 @@ PREREQUISITES: dict[str, Callable[[], str]] = {
     "qemu-nbd": _program("qemu-nbd", "qemu-utils"),
     "root": _root,
     "shellcheck": _program("shellcheck", "shellcheck"),
+    "strace": _program("strace", "strace"),
     "tun": lambda: _root() or _device("/dev/net/tun"),
     "uml": _program("linux.uml", "user-mode-linux"),
     "unshare": lambda: _root() or _program("unshare", "util-linux")(),

@@ -287,6 +287,84 @@ def test_flushed_writes_survive_a_power_cut_with_moves_in_between(path, gap, wri
             assert device.read(PAGE, page * PAGE) == data, page
 
 
+# ---- what a cut leaves behind a page that holds nothing ----
+
+
+def on_medium(device: Device, page: int) -> bytes:
+    """The bytes of the page's data on the medium, whatever its descriptor says."""
+    return b"".join(device.mapping.media[at : at + 256].tobytes() for at in medium_span(device, page))
+
+
+def test_reader_after_a_power_cut_does_not_believe_pending_descriptors(path):
+    """They are in the state file, of which a cut leaves any mixture."""
+    image.create(path, geometry.plan(16 * MIB, descriptor_writes="coalesced"))
+    device = Device(path)
+    device.write(OLD, 0)
+    device.flush()
+    device.write(NEW, PAGE)
+    device.abandon()
+    lose_cache(path)
+    with Device(path, read_only=True) as device:
+        assert device.recovery == "power cut"
+        seen = device.read(2 * PAGE, 0)
+    with Device(path) as device:
+        assert device.read(2 * PAGE, 0) == seen == OLD + bytes(PAGE)
+
+
+@pytest.mark.parametrize("part", [slice(None), slice(100, 200)], ids=["whole", "part"])
+@pytest.mark.parametrize("leveling", ["none", "start_gap"])
+def test_leftovers_of_a_lost_write_are_durably_gone_before_the_next(path, monkeypatch, leveling, part):
+    """Data reached the disk and its descriptor did not: the next write, torn, must not show that data."""
+    image.create(path, geometry.plan(16 * MIB, leveling_name=leveling))
+    device = Device(path)
+    device.write(OLD, 0)
+    span = medium_span(device, 5)
+    device.abandon()
+    put_data(path, span, OLD)
+    lose_cache(path)
+    with Device(path) as device:
+        assert device.read(PAGE, 5 * PAGE) == bytes(PAGE) and on_medium(device, 5) == OLD
+        synced, real = [], Durability._sync_frames
+
+        def sync(self, frames):
+            synced.append(on_medium(device, 5))
+            real(self, frames)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Durability, "_sync_frames", sync)
+            patch.setattr(Durability, "sync", lambda self, *names: synced.append(on_medium(device, 5)))
+            device.write(NEW[part], 5 * PAGE + (part.start or 0))
+            device.write(NEW[part], 5 * PAGE + (part.start or 0))
+        assert synced == [bytes(PAGE)]
+        expected = bytearray(PAGE)
+        expected[part] = NEW[part]
+        assert device.read(PAGE, 5 * PAGE) == expected
+
+
+def test_first_write_of_a_page_that_a_kill_cut_short_leaves_nothing(path):
+    image.create(path, geometry.plan(16 * MIB))
+    device = Device(path)
+    device.write(OLD, 0)
+    span = medium_span(device, 5)
+    device.mapping.core["intent"][0, 0] = 5 + 1
+    device.abandon()
+    put_data(path, span, NEW)
+    with Device(path) as device:
+        assert device.recovery == "killed"
+        assert device.read(PAGE, 5 * PAGE) == on_medium(device, 5) == bytes(PAGE)
+
+
+def test_page_in_flight_without_descriptors_keeps_its_data(path):
+    image.create(path, geometry.plan(16 * MIB, placement_name="none"))
+    device = Device(path)
+    device.write(OLD, 5 * PAGE)
+    device.mapping.core["intent"][0, 0] = 5 + 1
+    device.abandon()
+    with Device(path) as device:
+        assert device.recovery == "killed"
+        assert device.read(PAGE, 5 * PAGE) == OLD
+
+
 # ---- which end it was ----
 
 

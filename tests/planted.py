@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: MIT
+"""Bugs that lose data, put into pmem_core on purpose: what looks for cuts that lose data must find each of them.
+
+Those of compiled functions take effect in plain Python only.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+from unittest import mock
+
+import numpy as np
+
+from pmem_core import durability, host, layout, media, onepage, recovery, sections
+from pmem_core.durability import Durability
+from pmem_core.journal import Journal
+from pmem_core.leveling import start_gap
+
+
+@contextlib.contextmanager
+def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    with mock.patch.object(owner, name, value):
+        yield
+
+
+def switch_before_copy() -> Any:
+    """A move switches the map, then copies."""
+
+    def move(state: Any, run: Any, core: Any, region: int) -> int:
+        table = media.table_of(run)
+        size, gap_frames = start_gap._region_size(state, region), state["gap_frames"]
+        ring = size + gap_frames
+        gap, turned = int(table[region]) >> 32, int(table[region]) & start_gap.LOW
+        if ((int(media.durable_table_of(run)[region]) >> 32) - gap) % ring >= gap_frames:
+            return layout.CHECKPOINT
+        first = region * ((1 << state["region_shift"]) + gap_frames)
+        source, target = gap - 1 if gap else ring - 1, (gap + gap_frames - 1) % ring
+        start_gap.publish(table, region, source << 32 | (turned + 1 if turned + 1 < size else 0))
+        return media.move(run, core, first + source, first + target)
+
+    return _replaced(start_gap, "_move", move)
+
+
+def freed_frame_reused() -> Any:
+    """A frame that a move has freed is filled again though the journal still has data there."""
+    return _replaced(media, "durable_table_of", media.table_of)
+
+
+def flush_forgets_the_journal() -> Any:
+    """A flush syncs the medium and leaves the table of the frames that moved uncommitted."""
+    return _replaced(Durability, "has_moves", False)
+
+
+def section_marked_late() -> Any:
+    """A section's mark is in the state, and in the journal with the next checkpoint only."""
+
+    def mark_section(self: Any, page: int) -> None:
+        sections.mark(self._mapping.sections, page // self._plan.info.section_pages)
+
+    return _replaced(Durability, "mark_section", mark_section)
+
+
+def frames_not_synced() -> Any:
+    """The table is committed, and the frames that moved are not synced."""
+    return _replaced(Durability, "_sync_frames", lambda self, frames: None)
+
+
+def table_before_frames() -> Any:
+    """The table is committed, then the frames that moved are synced."""
+
+    def commit_moves(self: Any) -> None:
+        with self._lock, self._taken() as (table, frames):
+            self._journal.put_table(self._changed(table))
+            if frames:
+                self._sync_frames(frames)
+
+    return _replaced(Durability, "commit_moves", commit_moves)
+
+
+def journal_before_medium() -> Any:
+    """A checkpoint commits to the journal, then syncs medium and wear."""
+
+    def commit(self: Any, cleared: np.ndarray, closing: bool) -> None:
+        with self._taken() as (table, _):
+            core = bytes(self._mapping.core.data)
+            rows = sections.rows_of(self._mapping.sections, cleared)
+            self._journal.checkpoint(core, self._changed(table), rows, closing=closing)
+            self.sync("media", "wear", "state")
+
+    return _replaced(Durability, "_commit", commit)
+
+
+def wear_not_synced() -> Any:
+    """A checkpoint leaves the wear file to the kernel."""
+    real = Durability.sync
+    return _replaced(Durability, "sync", lambda self, *names: real(self, *(one for one in names if one != "wear")))
+
+
+def flush_does_nothing() -> Any:
+    """A flush answers at once."""
+    real = Durability.sync
+    return _replaced(
+        Durability, "sync", lambda self, *names: real(self, *(one for one in names if names != ("media",)))
+    )
+
+
+def one_range_of_many() -> Any:
+    """Of the frames that moved, the first run of adjacent ones is synced."""
+    real = durability.runs
+    return _replaced(durability, "runs", lambda frames: real(frames)[:1])
+
+
+def cleared_before_drained() -> Any:
+    """A section's mark is cleared while descriptors of its pages are pending."""
+
+    def checkpoint(self: Any, *, closing: bool = False, settle_sections: bool = False, due: bool = True) -> bool:
+        drain, self._drain = self._drain, lambda: None
+        try:
+            return bool(real(self, closing=closing, settle_sections=settle_sections, due=due))
+        finally:
+            self._drain = drain
+
+    real = Durability.checkpoint
+    return _replaced(Durability, "checkpoint", checkpoint)
+
+
+def mark_restored_in_memory_only() -> Any:
+    """A section that was settled passes for marked: its next write does not wait for the journal."""
+
+    def commit(self: Any, cleared: np.ndarray, closing: bool) -> None:
+        real(self, cleared, closing)
+        self._mapping.sections[cleared] |= layout.SECTION_DIRTY
+
+    real = Durability._commit
+    return _replaced(Durability, "_commit", commit)
+
+
+def cut_taken_for_a_kill() -> Any:
+    """The witness says that the page cache was kept."""
+    return _replaced(host, "cache_was_kept", lambda path, session: True)
+
+
+def intent_not_named() -> Any:
+    """The page in flight is not named, so nothing brings its descriptor into line after a kill."""
+    real = onepage.publish
+
+    def publish(array: Any, index: int, value: int) -> None:
+        if array.size != layout.INTENT_WORDS:
+            real(array, index, value)
+
+    return _replaced(onepage, "publish", publish)
+
+
+def recovery_forgets_the_marks() -> Any:
+    """After a power cut, dirty sections are not noted as suspect in the journal."""
+    return _replaced(Journal, "put_sections", lambda self, rows: None)
+
+
+def pending_believed_after_a_cut() -> Any:
+    """A reader after a power cut takes pending descriptors from the state file."""
+
+    def recall(mapping: Any, plan: Any, journal: Any) -> None:
+        pending = mapping.pending.copy()
+        real(mapping, plan, journal)
+        mapping.pending[:] = pending
+
+    real = recovery.recall
+    return _replaced(recovery, "recall", recall)
+
+
+def leftovers_not_blanked() -> Any:
+    """What a lost write left behind a page stays there."""
+    return _replaced(onepage, "scrub", lambda run, core, page: layout.OK)
+
+
+PLANTED: dict[str, Callable[[], Any]] = {
+    function.__name__.replace("_", " "): function
+    for function in (
+        switch_before_copy,
+        freed_frame_reused,
+        flush_forgets_the_journal,
+        section_marked_late,
+        frames_not_synced,
+        table_before_frames,
+        journal_before_medium,
+        wear_not_synced,
+        flush_does_nothing,
+        one_range_of_many,
+        cleared_before_drained,
+        mark_restored_in_memory_only,
+        cut_taken_for_a_kill,
+        intent_not_named,
+        recovery_forgets_the_marks,
+        pending_believed_after_a_cut,
+        leftovers_not_blanked,
+    )
+}
