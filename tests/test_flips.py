@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
 """A bit flipped anywhere in an image is found by check or is harmless, and repair makes nothing worse.
 
-Images in small of every kind, closed, killed and cut; one bit is flipped in each part of each file in turn (`parts`), and
-each flip is judged in a process of its own, for a damaged journal may crash whoever reads it.  PMEM_NBD_FLIPS says in
-how many parts of each image, so 999 is in all of them.
+Images in small of every kind, closed, killed and cut; a bit is flipped in one part of one file (`parts`), and each flip
+is judged in a process of its own, for a damaged journal may crash whoever reads it.  PMEM_NBD_FLIPS says in how many
+parts of each image, so 999 is in all of them.
 """
 
 import contextlib
@@ -19,11 +19,10 @@ import pytest
 from test_check import GAP, Made, flip, lose_page_cache
 
 from pmem_core import checkscan, layout
-from pmem_core.check import Kind, Severity, check
+from pmem_core.check import Severity, check
 from pmem_core.check import run as check_run
 from pmem_core.device import Device
 from pmem_core.errors import BadData, PmemError, UnsupportedImage
-from pmem_core.journal import Journal
 
 PAGE = layout.PAGE_BYTES
 MIB = 1 << 20
@@ -70,10 +69,20 @@ class Whole:
         if end == "cut":
             lose_page_cache(self.made.path)
         self.findings = words(check(self.made.path))
+        # What is called here first need not be loaded by each process that judges.
         opened = self.made.copy("opened.pmem")
-        with Device(opened.path) as device:
-            assert device.read(len(self.made.bytes), 0) == self.made.bytes
-            self.tally = totals(device)
+        looked(opened, False)
+        read = reading(opened)
+        assert read["refused"] == read["wrong"] == [] and not read["works"], read
+        self.tally = read["tally"]
+        page = 1  # written in any case, and mended when it is damaged
+        with Device(self.made.path, read_only=True) as device:
+            at = int(checkscan.page_offset(device.handle, page)), int(checkscan.descriptor_offset(device.handle, page))
+        for place in at:
+            damaged = self.made.copy("opened.pmem")
+            flip(damaged.path / "media", place + 9)
+            reading(damaged.copy("read.pmem"))
+            looked(damaged, True)
 
     def use(self, device, random_):
         """Write, trim and zero a few pages, so often that frames move; some stay unwritten."""
@@ -227,7 +236,6 @@ def reading(made):
     try:
         device = Device(made.path)
     except PmemError as error:
-        assert "\n" not in str(error)
         return {"closed": str(error)}
     with contextlib.suppress(BadData):
         if device.read(len(made.bytes), 0) == made.bytes:
