@@ -140,7 +140,13 @@ def attach(
 def _mount_fuse(attachment: Attachment) -> Attachment:
     """Let nbdfuse make a file of the server; returns the attachment with it, recorded."""
     folder = runtime.directory() / f"{runtime.key(attachment.image)}.fuse"
-    command = [runtime.program("nbdfuse", "libnbd-bin"), "-C", "1", *(["-r"] if attachment.read_only else [])]
+    # Each connection is served in order: with two, reads go on while one of them waits for a flush.
+    command = [
+        runtime.program("nbdfuse", "libnbd-bin"),
+        "-C",
+        str(blockdev.CONNECTIONS),
+        *(["-r"] if attachment.read_only else []),
+    ]
     folder.mkdir(mode=0o700, exist_ok=True)
     attachment = _record(dataclasses.replace(attachment, fuse=str(folder)))
     log = folder.with_suffix(".fuselog")
