@@ -15,7 +15,7 @@ from pmem_core.errors import HostError, ImageBusy
 
 WAIT_S_MAX = 30
 LOOK_S_MAX = 1
-CONNECTIONS = 2  # to a server, where it allows more than one
+CONNECTIONS = 2  # to a server that allows it: each is served in order, and one may wait for a flush
 BLKID_AMBIVALENT = 8  # the exit status of blkid where it cannot decide
 SIGNATURE_BYTES = 68 << 10  # that of btrfs begins at 64 KiB
 
