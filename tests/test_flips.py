@@ -27,7 +27,7 @@ from pmem_core.errors import BadData, PmemError, UnsupportedImage
 PAGE = layout.PAGE_BYTES
 MIB = 1 << 20
 SEED = int(os.environ.get("PMEM_NBD_SEED", "0")) or random.SystemRandom().randrange(1 << 32)
-FLIPS = int(os.environ.get("PMEM_NBD_FLIPS", "4"))  # parts flipped of each image
+FLIPS = int(os.environ.get("PMEM_NBD_FLIPS", "3"))  # parts flipped of each image
 ENDS = ("closed", "killed", "cut")
 PLANS = {
     "interleaved": {"leveling_name": "start_gap", "parameters": GAP},
