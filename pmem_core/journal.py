@@ -89,7 +89,7 @@ class Journal:
         except OSError as error:
             problem = f"data.mdb: {(error.strerror or str(error)).lower()}"
         if problem:
-            raise DamagedImage(self.path, f"the journal cannot be read ({problem})", "a healthy LMDB environment")
+            raise DamagedImage(self.path, f"the journal cannot be opened ({problem})", "a healthy LMDB environment")
 
     def _require_schema(self, read_only: bool) -> None:
         with self._reading(b"meta") as transaction:

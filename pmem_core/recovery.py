@@ -151,7 +151,7 @@ def require_agreement(mapping: Mapping, plan: Geometry, journal: Journal) -> Non
 
 def require_sane(mapping: Mapping, plan: Geometry) -> None:
     """Refuse a state whose values compiled code could not bear: DamagedImage."""
-    core, unit = mapping.core[0], mapping.core[0]["unit"]
+    core, unit, ticks = mapping.core[0], mapping.core[0]["unit"], mapping.ticks[: plan.tick_words]
     wrong = ""
     if core["placement"].tobytes() != plan.placement_state.tobytes():
         wrong = "the placement's record"
@@ -167,7 +167,7 @@ def require_sane(mapping: Mapping, plan: Geometry) -> None:
         and 0 <= unit[layout.UNIT_FIRST] <= plan.line_count - unit[layout.UNIT_LINES]
     ):
         wrong = "the lines in flight"
-    elif np.any((mapping.ticks < 0) | (mapping.ticks > max(0, int(core["tally"]["worn"].sum())))):
+    elif np.any((ticks < 0) | (ticks > max(0, int(core["tally"]["worn"].sum())))):
         wrong = "the leveling's ticks"
     elif plan.pending_bytes and not _pending_are_sane(mapping, plan):
         wrong = "a pending descriptor"

@@ -107,5 +107,5 @@ def test_journal_long_in_use_has_no_problem(path):
 @pytest.mark.parametrize("count", [0, 100, 4096, 8192, 20_000])
 def test_journal_cut_short_is_refused(path, count):
     os.truncate(path / "journal" / "data.mdb", count)
-    with pytest.raises(DamagedImage, match="cannot be read"):
+    with pytest.raises(DamagedImage, match="cannot be opened"):
         Journal(path / "journal")
