@@ -173,3 +173,15 @@ def test_recovery_cut_short_is_recovered_from(tmp_path, writes, end, again):
             )
         step += 1
     assert step > 6
+
+
+def test_sections_stay_suspect_over_a_kill(tmp_path):
+    path = tmp_path / "disk.pmem"
+    image.create(path, geometry.plan(4 * MIB))
+    device = Device(path)
+    device.write(b"x" * PAGE, 0)
+    device.abandon()
+    lose_cache(path)
+    Device(path).abandon()
+    with Device(path) as device:
+        assert (device.recovery, device.recovered.suspect) == ("killed", 1)
