@@ -135,7 +135,8 @@ def after_fork():
         _served = device.Device(Path(_options["image"]), read_only=_read_only())
         if _served.recovery:
             print(
-                f"pmem-nbd: {_served.path}: recovered: the last session did not close it ({_served.recovery})",
+                f"pmem-nbd: {_served.path}: recovered: the last session did not close it ({_served.recovery}): "
+                f"{_served.recovered}",
                 file=sys.stderr,
             )
         if _options["logwrites"]:

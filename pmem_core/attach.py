@@ -140,13 +140,13 @@ def attach(
 def _mount_fuse(attachment: Attachment) -> Attachment:
     """Let nbdfuse make a file of the server; returns the attachment with it, recorded."""
     folder = runtime.directory() / f"{runtime.key(attachment.image)}.fuse"
-    command = [runtime.program("nbdfuse", "libnbd-bin"), "-C", "1", *(["-r"] if attachment.read_only else [])]
+    options = ["-C", str(blockdev.CONNECTIONS), *(["-r"] if attachment.read_only else [])]
     folder.mkdir(mode=0o700, exist_ok=True)
     attachment = _record(dataclasses.replace(attachment, fuse=str(folder)))
     log = folder.with_suffix(".fuselog")
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [*command, f"{folder}/nbd", attachment.uri],
+            [runtime.program("nbdfuse", "libnbd-bin"), *options, f"{folder}/nbd", attachment.uri],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,

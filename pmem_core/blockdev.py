@@ -15,6 +15,7 @@ from pmem_core.errors import HostError, ImageBusy
 
 WAIT_S_MAX = 30
 LOOK_S_MAX = 1
+CONNECTIONS = 2  # to a server that allows it: each is served in order, and one may wait for a flush
 BLKID_AMBIVALENT = 8  # the exit status of blkid where it cannot decide
 SIGNATURE_BYTES = 68 << 10  # that of btrfs begins at 64 KiB
 
@@ -50,7 +51,8 @@ def wait(done: Callable[[], object], timeout_s: float = WAIT_S_MAX) -> bool:
 def connect_nbd(uri: str, *, read_only: bool, sector_bytes: int) -> str:
     """Connect a free nbd device to the server at ``uri`` and return the device.
 
-    One connection and no timeout: the kernel then waits for a slow server for ever, as it does for a slow disk.
+    No timeout: the kernel then waits for a slow server for ever, as it does for a slow disk.  Two connections, so that
+    reads go on while one of them waits for a flush, or one where the server or the kernel allows no more.
     """
     free = [path for path in _by_number("nbd") if not (path / "pid").exists()]
     if not free:
@@ -62,7 +64,10 @@ def connect_nbd(uri: str, *, read_only: bool, sector_bytes: int) -> str:
     for index, node in enumerate(free):
         device = f"/dev/{node.name}"
         try:
-            run(["nbd-client", *where, device, *options], "nbd-client")
+            try:
+                run(["nbd-client", *where, device, *options, "-connections", str(CONNECTIONS)], "nbd-client")
+            except HostError:
+                run(["nbd-client", *where, device, *options], "nbd-client")
         except HostError:
             # Somebody else may have taken it since we looked.
             if (node / "pid").exists() and index + 1 < len(free):

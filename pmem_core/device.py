@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from . import datapath, host, image, layout, mapping, recovery, statefile, upkeep
+from . import datapath, host, image, layout, mapping, recovery, upkeep
 from .durability import Durability
 from .errors import BadData, DamagedImage, HostError, HostFull, UsageError
 from .host import Lock
@@ -63,19 +63,13 @@ class Device:
             raise DamagedImage(self.path / "journal", "belongs to another image", f"uuid {self.plan.info.uuid}")
 
     def _open(self, undo: contextlib.ExitStack) -> str:
-        """Map, recover; "" or what the last session's end was."""
-        session = self.journal.session
-        now = host.witness(self.path)
-        found = ""
-        if session["open"]:
-            found = "killed" if host.cache_was_kept(self.path, session) else "power cut"
-        if not statefile.state_is_whole(self.path / "state", self.plan):
-            found = "power cut"
+        """Map, recover (`recovered` says what was done); "" or what the last session's end was."""
+        found = recovery.find_end(self.path, self.plan, self.journal.session)
         if not self.read_only:
             event = {"event": "unclean", "how": found} if found else {"event": "opened"}
             if found == "power cut":
                 recovery.rebuild_state(self.path, self.plan, self.journal)
-            self.journal.begin_session({**now, "pid": os.getpid()}, event)
+            self.journal.begin_session({**host.witness(self.path), "pid": os.getpid()}, event)
         self.mapping = mapping.map_image(self.path, self.plan, read_only=self.read_only)
         undo.callback(self._unmap)
         self.handle = (self.mapping.run, self.mapping.core)
@@ -84,6 +78,9 @@ class Device:
             recovery.recall(self.mapping, self.plan, self.journal)
         self._load_durable()
         recovery.require_sane(self.mapping, self.plan)
+        if not found:
+            recovery.require_agreement(self.mapping, self.plan, self.journal)
+        self.recovered = recovery.Recovered(found, sections=self.plan.section_count)
         self._durability = Durability(self.path, self.plan, self.mapping, self.journal, self._drain)
         if found:
             self._durability.forget_moves()
@@ -91,6 +88,8 @@ class Device:
             # A checkpoint cut short may have cleared marks here that the journal still has, for data not yet synced.
             recovery.restore_marks(self.mapping, self.journal)
             self._finish_interrupted()
+        if found:
+            self.recovered.note(self.mapping, None if self.read_only else self.journal)
         if not self.read_only:
             host.mark_cache(self.mapping.files)
         self._sampled = -1
@@ -102,13 +101,16 @@ class Device:
 
     def _finish_interrupted(self) -> None:
         """After a kill: finish the count of the run of lines, and bring the page in flight into line."""
-        page = recovery.finish_count(self.mapping)
+        told, before = self.recovered, int(self._tally["healed"])
+        told.lines = recovery.lines_in_flight(self.mapping)
+        told.page = page = recovery.finish_count(self.mapping)
         if page < 0:
             return
         if self.read_only:
             self.mapping.sections[page // self.plan.info.section_pages] |= np.uint8(layout.SECTION_SUSPECT)
         else:
             self._complete_page(upkeep.heal, page)
+            told.healed = int(self._tally["healed"]) > before
         # Not before: what does not end well has to be done by the next open.
         self.mapping.core["intent"] = 0
 

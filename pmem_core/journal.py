@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: MIT
+# long: every row of the journal in one place
 """What must be true after a crash, in LMDB: the only module that imports it.
 
 Databases of the environment ``journal/``, keys and what lies behind them:
@@ -13,6 +14,9 @@ history     time in ns                JSON: wear figures, for plots
 events      time in ns                JSON: created, opened, closed, unclean, repaired
 =========== ========================= =====================================================================
 
+Behind each value are four bytes of CRC-32 (`seal`), and `meta` also has `transaction`, LMDB's number of the transaction
+that wrote last: LMDB has no checksums of its own.  journalscan looks over the file before it is opened.
+
 Default flags: a commit is two fdatasyncs and atomic.  Without WRITEMAP a full host disk is an error, not a SIGBUS.
 """
 
@@ -21,15 +25,19 @@ import errno
 import json
 import os
 import time
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import lmdb
 
+from . import journalscan
 from .errors import DamagedImage, HostError, HostFull, UnsupportedImage
 
-SCHEMA = 1
+SCHEMA = 2
+UNSEALED = 1  # the schema before: the same rows without checksums
+SEAL_BYTES = 4
 MAP_BYTES = 1 << 30
 CHUNK_BYTES = 4096
 ROW_SECTIONS = 1024
@@ -38,11 +46,18 @@ EVENTS_MAX = 8192
 _NAMES = (b"meta", b"checkpoint", b"sections", b"retired", b"history", b"events")
 
 
+def seal(name: bytes, key: bytes, value: bytes) -> bytes:
+    """The checksum of a row: CRC-32 (that of zlib), little-endian, of ``database/key=value``."""
+    return zlib.crc32(b"%b/%b=%b" % (name, key, value)).to_bytes(SEAL_BYTES, "little")
+
+
 class Journal:
     """The environment, opened.  Every method is one transaction; errors: HostFull, HostError, DamagedImage."""
 
     def __init__(self, path: Path, *, read_only: bool = False, create: bool = False) -> None:
         self.path = path
+        if not create:
+            self._look_over()
         try:
             self._env = lmdb.open(
                 os.fsencode(path),
@@ -60,17 +75,72 @@ class Journal:
             raise DamagedImage(
                 path, f"the journal cannot be opened ({error})", "a readable LMDB environment"
             ) from error
+        self._sealed = True
         if not create:
-            schema = self._meta("schema")
-            if schema != SCHEMA:
-                raise UnsupportedImage(path, f"journal schema {schema}", f"schema {SCHEMA}")
+            try:
+                self._require_schema(read_only)
+            except BaseException:
+                self._env.close()
+                raise
+
+    def _look_over(self) -> None:
+        try:
+            problem = journalscan.find_problem((self.path / "data.mdb").read_bytes())
+        except OSError as error:
+            problem = f"data.mdb: {(error.strerror or str(error)).lower()}"
+        if problem:
+            raise DamagedImage(self.path, f"the journal cannot be opened ({problem})", "a healthy LMDB environment")
+
+    def _require_schema(self, read_only: bool) -> None:
+        with self._reading(b"meta") as transaction:
+            told = bytes(transaction.get(b"schema") or b"")
+        # Rows without checksums are as long as their text.
+        self._sealed = not told.isdigit()
+        schema = self._meta("schema")
+        if schema == UNSEALED and not self._sealed:
+            if not read_only:
+                self._upgrade()
+        elif schema != SCHEMA:
+            raise UnsupportedImage(self.path, f"journal schema {schema}", f"schema {SCHEMA}")
+
+    def _upgrade(self) -> None:
+        """Give every row its checksum."""
+        with self._write() as transaction:
+            for name in _NAMES:
+                rows = [(bytes(key), bytes(value)) for key, value in transaction.cursor(self._db[name])]
+                for key, value in rows:
+                    self._put(transaction, name, key, value)
+            self._put_meta(transaction, "schema", SCHEMA)
+        self._sealed = True
 
     def close(self) -> None:
         """Close the environment."""
         self._env.close()
 
     def _write(self) -> "_Transaction":
-        return _Transaction(self._env, self.path)
+        return _Transaction(self._env, self.path, self._finish)
+
+    def _finish(self, transaction: Any) -> None:
+        """Say in the rows which transaction wrote them: a meta page that lies about its age is found out."""
+        self._put_meta(transaction, "transaction", transaction.id())
+
+    def _put(self, transaction: Any, name: bytes, key: bytes, value: bytes) -> None:
+        transaction.put(key, value + seal(name, key, value), db=self._db[name])
+
+    def _opened(self, name: bytes, key: bytes, row: bytes) -> bytes:
+        """The value of a row; ValueError where its checksum says that it is not what was written."""
+        if not self._sealed:
+            return row
+        value = row[:-SEAL_BYTES]
+        if row[-SEAL_BYTES:] != seal(name, key, value):
+            raise ValueError(f"a row of {name.decode()} fails its checksum")
+        return value
+
+    def _rows(self, name: bytes) -> list[tuple[bytes, bytes]]:
+        """All keys and values of a database."""
+        with self._reading(name) as transaction:
+            rows = [(bytes(key), bytes(value)) for key, value in transaction.cursor()]
+            return [(key, self._opened(name, key, value)) for key, value in rows]
 
     @contextlib.contextmanager
     def _reading(self, name: bytes) -> Iterator[Any]:
@@ -86,10 +156,10 @@ class Journal:
     def _meta(self, key: str) -> Any:
         with self._reading(b"meta") as transaction:
             value = transaction.get(key.encode())
-            return None if value is None else json.loads(bytes(value))
+            return None if value is None else json.loads(self._opened(b"meta", key.encode(), bytes(value)))
 
     def _put_meta(self, transaction: Any, key: str, value: Any) -> None:
-        transaction.put(key.encode(), json.dumps(value).encode(), db=self._db[b"meta"])
+        self._put(transaction, b"meta", key.encode(), json.dumps(value).encode())
 
     def initialise(self, uuid: str) -> None:
         """Write the schema and whose journal this is."""
@@ -127,7 +197,7 @@ class Journal:
     ) -> None:
         """Commit the core record, the changed chunks of the table and the changed rows of sections, at once."""
         with self._write() as transaction:
-            transaction.put(b"core", core, db=self._db[b"checkpoint"])
+            self._put(transaction, b"checkpoint", b"core", core)
             self._put_chunks(transaction, chunks)
             self._put_rows(transaction, rows)
             if closing:
@@ -141,20 +211,20 @@ class Journal:
 
     def _put_chunks(self, transaction: Any, chunks: dict[int, bytes]) -> None:
         for index, chunk in chunks.items():
-            transaction.put(b"table/%08d" % index, chunk, db=self._db[b"checkpoint"])
+            self._put(transaction, b"checkpoint", b"table/%08d" % index, chunk)
 
     def load_checkpoint(self) -> tuple[bytes, bytes]:
         """The core record and the whole table of the last checkpoint."""
-        with self._reading(b"checkpoint") as transaction:
-            core = transaction.get(b"core")
-            table = b"".join(bytes(value) for key, value in transaction.cursor() if bytes(key).startswith(b"table/"))
+        rows = dict(self._rows(b"checkpoint"))
+        core = rows.get(b"core")
+        table = b"".join(value for key, value in rows.items() if key.startswith(b"table/"))
         if core is None:
             raise DamagedImage(self.path, "no checkpoint in the journal", "one written at creation")
-        return bytes(core), table
+        return core, table
 
     def _put_rows(self, transaction: Any, rows: dict[int, bytes]) -> None:
         for index, row in rows.items():
-            transaction.put(b"%08d" % index, row, db=self._db[b"sections"])
+            self._put(transaction, b"sections", b"%08d" % index, row)
 
     def put_sections(self, rows: dict[int, bytes]) -> None:
         """Commit rows of sections."""
@@ -163,14 +233,13 @@ class Journal:
 
     def load_sections(self) -> bytes:
         """All sections' bytes."""
-        with self._reading(b"sections") as transaction:
-            return b"".join(bytes(value) for _, value in transaction.cursor())
+        return b"".join(value for _, value in self._rows(b"sections"))
 
     # ---- records for people ----
 
     def _put_event(self, transaction: Any, event: dict[str, Any] | None) -> None:
         if event is not None:
-            transaction.put(b"%020d" % time.time_ns(), json.dumps(event).encode(), db=self._db[b"events"])
+            self._put(transaction, b"events", b"%020d" % time.time_ns(), json.dumps(event).encode())
             self._thin(transaction, b"events", EVENTS_MAX, every=1)
 
     def event(self, event: dict[str, Any]) -> None:
@@ -181,7 +250,7 @@ class Journal:
     def sample(self, figures: dict[str, Any]) -> None:
         """Append figures to the history; when it is long every second one is dropped."""
         with self._write() as transaction:
-            transaction.put(b"%020d" % time.time_ns(), json.dumps(figures).encode(), db=self._db[b"history"])
+            self._put(transaction, b"history", b"%020d" % time.time_ns(), json.dumps(figures).encode())
             self._thin(transaction, b"history", HISTORY_MAX, every=2)
 
     def _thin(self, transaction: Any, name: bytes, most: int, every: int) -> None:
@@ -195,12 +264,11 @@ class Journal:
     def retire(self, page: int, record: dict[str, Any]) -> None:
         """Note that the data of `page` was given up."""
         with self._write() as transaction:
-            transaction.put(b"%020d" % page, json.dumps(record).encode(), db=self._db[b"retired"])
+            self._put(transaction, b"retired", b"%020d" % page, json.dumps(record).encode())
 
     def _records(self, name: bytes) -> Iterator[tuple[int, dict[str, Any]]]:
-        with self._reading(name) as transaction:
-            for key, value in transaction.cursor():
-                yield int(bytes(key)), json.loads(bytes(value))
+        for key, value in self._rows(name):
+            yield int(key), json.loads(value)
 
     def events(self) -> list[dict[str, Any]]:
         """Events, oldest first, each with "time_ns"."""
@@ -218,8 +286,8 @@ class Journal:
 class _Transaction:
     """A write transaction whose failures are errors of ours."""
 
-    def __init__(self, env: Any, path: Path) -> None:
-        self._env, self._path = env, path
+    def __init__(self, env: Any, path: Path, finish: Callable[[Any], None]) -> None:
+        self._env, self._path, self._finish = env, path, finish
 
     def __enter__(self) -> Any:
         try:
@@ -235,8 +303,10 @@ class _Transaction:
                 raise self._translated(error) from error
             return
         try:
+            self._finish(self._transaction)
             self._transaction.commit()
         except lmdb.Error as failure:
+            self._transaction.abort()  # nothing to do where the commit was tried
             raise self._translated(failure) from failure
 
     def _translated(self, error: Exception) -> Exception:

@@ -4,16 +4,65 @@
 device.py's table says when.  Nothing here reads the medium, so the time it takes does not depend on the device's size.
 """
 
+import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from . import layout, statefile
 from .errors import DamagedImage
 from .geometry import Geometry
-from .host import host_errors
+from .host import cache_was_kept, host_errors
 from .journal import Journal
 from .mapping import Mapping
+
+
+@dataclasses.dataclass
+class Recovered:
+    """What an open after an unclean end found and did.
+
+    how: killed or power cut; suspect: of `sections`, those whose checksums are rebuilt rather than refused; page: the
+    page in flight, or -1; healed: its descriptor had to be brought into line; lines: of the count that was finished.
+    """
+
+    how: str
+    suspect: int = 0
+    sections: int = 0
+    page: int = -1
+    healed: bool = False
+    lines: int = 0
+
+    def __str__(self) -> str:
+        if self.how == "power cut":
+            told = ["the state is that of the last checkpoint, and lines counted since then may be lost"]
+        elif self.page < 0:
+            told = ["no page was in flight"]
+        else:
+            told = [f"page {self.page} was in flight" + (": its descriptor was made anew" if self.healed else "")]
+        if self.lines:
+            told.append(f"the count of {self.lines} lines was finished")
+        if self.suspect:
+            of = f"{self.suspect} of {self.sections} sections"
+            told.append(
+                f"{of} held writes not flushed at a power cut: checksums there are made anew when pages are used"
+            )
+        return "; ".join(told)
+
+    def note(self, mapping: Mapping, journal: Journal | None) -> None:
+        """Count suspect sections, and tell the journal of it all."""
+        self.suspect = int(np.count_nonzero(mapping.sections & layout.SECTION_SUSPECT))
+        if journal is not None:
+            journal.event({"event": "recovered", "how": self.how, "what": str(self)})
+
+
+def find_end(path: Path, plan: Geometry, session: dict[str, Any]) -> str:
+    """How the last session ended: "" (closed), killed or power cut."""
+    if not statefile.state_is_whole(path / "state", plan):
+        return "power cut"
+    if not session["open"]:
+        return ""
+    return "killed" if cache_was_kept(path, session) else "power cut"
 
 
 def last_checkpoint(plan: Geometry, journal: Journal) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -54,6 +103,12 @@ def recall(mapping: Mapping, plan: Geometry, journal: Journal) -> None:
         mapping.pending[:] = 0
 
 
+def lines_in_flight(mapping: Mapping) -> int:
+    """How many lines were being counted when the session was killed."""
+    unit = mapping.core[0]["unit"]
+    return int(unit[layout.UNIT_LINES]) if unit[layout.UNIT_CAUSE] else 0
+
+
 def finish_count(mapping: Mapping) -> int:
     """After a kill: finish the count of the run of lines in flight; the page in flight, or -1."""
     core = mapping.core[0]
@@ -61,7 +116,8 @@ def finish_count(mapping: Mapping) -> int:
     if unit[layout.UNIT_CAUSE]:
         first, lines = int(unit[layout.UNIT_FIRST]), int(unit[layout.UNIT_LINES])
         counters = mapping.wear[first : first + lines]
-        delta = int(counters.sum(dtype=np.int64)) - int(unit[layout.UNIT_SUM])
+        # Each is counted once or not yet; what is beyond that is damage, and check finds it in the sum.
+        delta = min(max(0, int(counters.sum(dtype=np.int64)) - int(unit[layout.UNIT_SUM])), lines)
         core["tally"]["worn"][unit[layout.UNIT_CAUSE] - 1] = unit[layout.UNIT_TOTAL] + delta
         core["tally"]["hottest"] = max(int(core["tally"]["hottest"]), int(counters.max()))
         unit[layout.UNIT_CAUSE] = 0
@@ -72,12 +128,32 @@ def restore_marks(mapping: Mapping, journal: Journal) -> None:
     """After a kill: a section is dirty where either the state or the journal says so."""
     durable = np.frombuffer(journal.load_sections(), np.uint8)
     held = mapping.sections[: len(durable)]
-    held |= durable[: len(held)]
+    held[:] = united(held, durable[: len(held)])
+
+
+def united(held: np.ndarray, durable: np.ndarray) -> np.ndarray:
+    """The sections' bits of a killed session's state and of the journal, which alone knows which are suspect."""
+    return (held & np.uint8(~layout.SECTION_SUSPECT & 0xFF)) | durable
+
+
+def require_agreement(mapping: Mapping, plan: Geometry, journal: Journal) -> None:
+    """After a close: refuse a state that is not what the journal has.  DamagedImage."""
+    core, table = journal.load_checkpoint()
+    durable = np.uint8(~layout.SECTION_RECENT & 0xFF)
+    same = (
+        mapping.core.tobytes() == core
+        and mapping.table[: len(plan.table)].tobytes() == table
+        and (mapping.sections[: plan.section_count] & durable).tobytes() == journal.load_sections()
+    )
+    if not same:
+        raise DamagedImage(
+            "state", "it and the journal differ though the image was closed", "'pmem-nbd check --repair'"
+        )
 
 
 def require_sane(mapping: Mapping, plan: Geometry) -> None:
     """Refuse a state whose values compiled code could not bear: DamagedImage."""
-    core, unit = mapping.core[0], mapping.core[0]["unit"]
+    core, unit, ticks = mapping.core[0], mapping.core[0]["unit"], mapping.ticks[: plan.tick_words]
     wrong = ""
     if core["placement"].tobytes() != plan.placement_state.tobytes():
         wrong = "the placement's record"
@@ -93,7 +169,7 @@ def require_sane(mapping: Mapping, plan: Geometry) -> None:
         and 0 <= unit[layout.UNIT_FIRST] <= plan.line_count - unit[layout.UNIT_LINES]
     ):
         wrong = "the lines in flight"
-    elif np.any(mapping.ticks < 0):
+    elif np.any((ticks < 0) | (ticks > max(0, int(core["tally"]["worn"].sum())))):
         wrong = "the leveling's ticks"
     elif plan.pending_bytes and not _pending_are_sane(mapping, plan):
         wrong = "a pending descriptor"

@@ -131,11 +131,13 @@ def test_count_cut_short_by_a_kill_is_finished(path):
     device.write(b"x" * PAGE, 0)
     first = 100
     unit, wear = device.mapping.core["unit"][0], device.mapping.wear
+    wear[first] += 9
+    device.mapping.core["tally"]["worn"][0, layout.CAUSE_HOST] += 9
     unit[layout.UNIT_FIRST], unit[layout.UNIT_LINES] = first, 4
     unit[layout.UNIT_SUM] = wear[first : first + 4].sum()
     unit[layout.UNIT_TOTAL] = device.mapping.core["tally"]["worn"][0, layout.CAUSE_HOST]
     unit[layout.UNIT_CAUSE] = layout.CAUSE_HOST + 1
-    wear[first : first + 2] += 9  # two of the four were counted, and are the hottest now
+    wear[first : first + 2] += 1  # two of the four were counted, and one is the hottest now
     del unit, wear
     device.abandon()
     with Device(path) as device:

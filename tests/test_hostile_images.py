@@ -227,8 +227,11 @@ def _unit(cause, first, lines):
     return change
 
 
-def _ticks(state):
-    state.ticks[0] = -(1 << 62)
+def _ticks(value):
+    def change(state):
+        state.ticks[0] = value
+
+    return change
 
 
 def _pending(slot, page):
@@ -254,7 +257,8 @@ CHANGES = {
     "unit of too many lines": _unit(1, 0, 1 << 40),
     "unit that overflows": _unit(1, (1 << 63) - 1, 2),
     "unit of no lines": _unit(1, 0, 0),
-    "ticks": _ticks,
+    "ticks before the start": _ticks(-(1 << 62)),
+    "ticks that no store made": _ticks(1 << 40),
     "pending beyond the end": _pending(1, (1 << 40) * layout.PENDING_SLOTS + 1),
     "pending in another page's slot": _pending(1, 2),
     "pending before the start": _pending(1, -7),
@@ -363,3 +367,11 @@ def test_new_state_does_not_follow_a_link(path, victim):
         assert device.recovery == "power cut"
         assert device.read(PAGE, 0) == b"x" * PAGE
     assert not (path / "state.new").is_symlink()
+
+
+def test_what_fills_the_zone_of_ticks_does_not_matter(tmp_path):
+    path = tmp_path / "fixed.pmem"
+    image.create(path, geometry.plan(16 * MIB, leveling_name="none"))
+    with State(path) as state:
+        _ticks(-1)(state)
+    Device(path).close()

@@ -663,10 +663,20 @@ def test_restored_marks_are_a_union(path):
     with Device(path) as device:
         device.write(NEW, 0)
         device.mapping.sections[0] = layout.SECTION_TOUCHED
-        device.mapping.sections[1] = layout.SECTION_TOUCHED | layout.SECTION_SUSPECT
+        device.mapping.sections[1] = layout.SECTION_TOUCHED | layout.SECTION_DIRTY
         recovery.restore_marks(device.mapping, device.journal)
         assert device.mapping.sections[0] == layout.SECTION_TOUCHED | layout.SECTION_DIRTY
-        assert device.mapping.sections[1] == layout.SECTION_TOUCHED | layout.SECTION_SUSPECT
+        assert device.mapping.sections[1] == layout.SECTION_TOUCHED | layout.SECTION_DIRTY
+
+
+def test_section_is_suspect_where_the_journal_says_so(path):
+    """The journal has it first, so a bit that only the state has was flipped."""
+    image.create(path, geometry.plan(TWO_SECTIONS))
+    with Device(path) as device:
+        device.write(NEW, 0)
+        device.mapping.sections[0] |= layout.SECTION_SUSPECT
+        recovery.restore_marks(device.mapping, device.journal)
+        assert not device.mapping.sections[0] & layout.SECTION_SUSPECT and device.has_dirty()
 
 
 def test_what_cannot_be_opened_stays_closed(path):

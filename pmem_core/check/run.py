@@ -182,7 +182,7 @@ def _believe(found: _Image, report: Report, stage: Stage, watch: Watch) -> Belie
     if journal is not None and end != CLOSED:
         if state is not None and end == KILLED:
             # As opening does: a checkpoint cut short may have cleared marks that the journal still has.
-            state.sections |= journal.sections
+            state.sections = recovery.united(state.sections, journal.sections)
         trust.after_a_cut(journal)
     if state is None and journal is None and not len(plan.table):
         belief = trust.untold(plan)

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: MIT
+"""The journal's own guard: a checksum in each row, a look at the file before LMDB opens it, and the schema before."""
+
+import os
+import random
+
+import pytest
+
+from pmem_core import geometry, image, journalscan
+from pmem_core.check import Kind, check
+from pmem_core.device import Device
+from pmem_core.errors import DamagedImage
+from pmem_core.journal import SEAL_BYTES, UNSEALED, Journal
+
+MIB = 1 << 20
+SEED = int(os.environ.get("PMEM_NBD_SEED", "0")) or random.SystemRandom().randrange(1 << 32)
+NAMES = (b"meta", b"checkpoint", b"sections", b"retired", b"history", b"events")
+
+
+@pytest.fixture
+def path(tmp_path):
+    """An image with a little in it, closed."""
+    path = tmp_path / "disk.pmem"
+    image.create(path, geometry.plan(16 * MIB))
+    with Device(path) as device:
+        device.write(b"x" * 4096, 0)
+        device.sample()
+        device.journal.retire(7, {"why": "a test"})
+    return path
+
+
+def everything(path, *, read_only=False):
+    journal = Journal(path / "journal", read_only=read_only)
+    try:
+        told = journal.uuid, journal.session, journal.load_checkpoint(), journal.load_sections()
+        return *told, journal.events(), journal.history(), journal.retired()
+    finally:
+        journal.close()
+
+
+def unseal(path):
+    """Make the journal one of the schema before: the same rows without checksums."""
+    journal = Journal(path / "journal")
+    with journal._env.begin(write=True) as transaction:
+        for name in NAMES:
+            for key, value in [(bytes(key), bytes(row)) for key, row in transaction.cursor(journal._db[name])]:
+                transaction.put(key, value[:-SEAL_BYTES], db=journal._db[name])
+        transaction.put(b"schema", b"%d" % UNSEALED, db=journal._db[b"meta"])
+        transaction.delete(b"transaction", db=journal._db[b"meta"])
+    journal.close()
+
+
+def test_journal_of_the_schema_before_is_read_and_given_checksums(path):
+    before = everything(path)
+    unseal(path)
+    data = (path / "journal" / "data.mdb").read_bytes()
+    assert everything(path, read_only=True) == before
+    assert (path / "journal" / "data.mdb").read_bytes() == data
+    assert not check(path).findings
+    assert everything(path) == before
+    assert (path / "journal" / "data.mdb").read_bytes() != data
+    with Device(path) as device:
+        assert device.recovery == "" and device.read(4096, 0) == b"x" * 4096
+    assert not check(path).findings
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_row_that_is_not_what_was_written_is_refused(path, name):
+    journal = Journal(path / "journal")
+    with journal._write() as transaction:
+        key, value = next((bytes(key), bytes(row)) for key, row in transaction.cursor(journal._db[name]))
+        transaction.put(key, bytes([value[0] ^ 1]) + value[1:], db=journal._db[name])
+    journal.close()
+    with pytest.raises(DamagedImage, match="fails its checksum"):
+        everything(path, read_only=True)
+    assert Kind.JOURNAL_DAMAGED in check(path).counts
+
+
+@pytest.mark.parametrize("at", [0, 1], ids=["older", "newer"])
+def test_meta_page_that_lies_about_its_age_is_found(path, at):
+    """The journal would be what it was a transaction ago."""
+    file = path / "journal" / "data.mdb"
+    data = bytearray(file.read_bytes())
+    where = sorted((4096 * page + 144 for page in (0, 1)), key=lambda place: data[place : place + 8][::-1])[at]
+    number = int.from_bytes(data[where : where + 8], "little")
+    for lie in (number - 2, number + 2):
+        data[where : where + 8] = lie.to_bytes(8, "little")
+        assert journalscan.find_problem(bytes(data)) != ""
+
+
+def test_journal_long_in_use_has_no_problem(path):
+    """With pages of every kind: branches, values too large for a page, free ones; as it is after each commit."""
+    random_ = random.Random(SEED)
+    journal = Journal(path / "journal")
+    try:
+        for number in range(400):
+            if number % 2:
+                journal.retire(random_.randrange(300), {"why": "y" * random_.randrange(6000)})
+            else:
+                journal.sample({"figure": "z" * random_.randrange(400)})
+            problem = journalscan.find_problem((path / "journal" / "data.mdb").read_bytes())
+            assert problem == "", f"seed {SEED}: after {number}"
+    finally:
+        journal.close()
+
+
+@pytest.mark.parametrize("count", [0, 100, 4096, 8192, 20_000])
+def test_journal_cut_short_is_refused(path, count):
+    os.truncate(path / "journal" / "data.mdb", count)
+    with pytest.raises(DamagedImage, match="cannot be opened"):
+        Journal(path / "journal")
