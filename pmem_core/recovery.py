@@ -10,10 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from . import layout, statefile
+from . import host, layout, statefile
 from .errors import DamagedImage
 from .geometry import Geometry
-from .host import cache_was_kept, host_errors
 from .journal import Journal
 from .mapping import Mapping
 
@@ -62,7 +61,7 @@ def find_end(path: Path, plan: Geometry, session: dict[str, Any]) -> str:
         return "power cut"
     if not session["open"]:
         return ""
-    return "killed" if cache_was_kept(path, session) else "power cut"
+    return "killed" if host.cache_was_kept(path, session) else "power cut"
 
 
 def last_checkpoint(plan: Geometry, journal: Journal) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -88,7 +87,7 @@ def rebuild_state(path: Path, plan: Geometry, journal: Journal) -> None:
     """After a power cut: write the state file anew from the journal."""
     core, table, sections = last_checkpoint(plan, journal)
     journal.put_sections(dict(statefile.section_rows(sections)))
-    with host_errors(path / "state"):
+    with host.host_errors(path / "state"):
         statefile.write_state(path / "state", plan, core, table, sections)
 
 

@@ -129,7 +129,8 @@ def mark_restored_in_memory_only() -> Any:
 
     def commit(self: Any, cleared: np.ndarray, closing: bool) -> None:
         real(self, cleared, closing)
-        self._mapping.sections[cleared] |= layout.SECTION_DIRTY
+        if not closing:  # the next open would see that state and journal differ
+            self._mapping.sections[cleared] |= layout.SECTION_DIRTY
 
     real = Durability._commit
     return _replaced(Durability, "_commit", commit)
