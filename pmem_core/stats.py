@@ -94,30 +94,46 @@ def _kinds(found: Look, slots: np.ndarray, unit_shift: int) -> np.ndarray:
 
 def scan(path: Path, found: Look, fold: Fold | None = None) -> Scan:
     """Read every counter once.  Holes of the wear file are skipped, so a sparse image costs what was written of it."""
+    with host.host_errors(path / "wear"), (path / "wear").open("rb", buffering=0) as file:
+        extents = list(_extents(file.fileno(), 4 * found.plan.line_count))
+        return _count(found, extents, _parts(file.fileno(), extents), fold)
+
+
+def scan_counters(counters: np.ndarray, found: Look, fold: Fold | None = None) -> Scan:
+    """The same for `counters`, uint32[], one a line of the medium, that are in memory."""
+    parts = ((at, counters[at : at + CHUNK_LINES]) for at in range(0, len(counters), CHUNK_LINES))
+    return _count(found, [(0, 4 * len(counters))], parts, fold)
+
+
+def _parts(fd: int, extents: list[tuple[int, int]]) -> Iterator[tuple[int, np.ndarray]]:
+    """First line and counters of each part of the wear file; the array is used again for the next one."""
+    buffer = np.empty(CHUNK_LINES, np.uint32)
+    for begin, end in extents:
+        for at in range(begin, end, 4 * CHUNK_LINES):
+            part = buffer[: min(CHUNK_LINES, (end - at) // 4)]
+            # Read, not mapped: the host reads ahead, and a file cut short meanwhile is no SIGBUS.
+            yield at // 4, part[: os.preadv(fd, [part.data], at) // 4]
+
+
+def _count(
+    found: Look, extents: list[tuple[int, int]], parts: Iterator[tuple[int, np.ndarray]], fold: Fold | None
+) -> Scan:
     plan = found.plan
     unit_shift = min(plan.info.frame_bytes, layout.PAGE_BYTES).bit_length() - 1
     unit_lines = (1 << unit_shift) // plan.info.line_bytes
     pages = snapshot.pages_behind_info(plan)
     histogram = np.zeros((len(wearscan.KINDS), wearscan.BINS), np.int64)
-    buffer, large = np.empty((2, CHUNK_LINES), np.uint32)
-    large_kinds, overflow = np.empty(CHUNK_LINES, np.uint8), []
+    large, large_kinds = np.empty(CHUNK_LINES, np.uint32), np.empty(CHUNK_LINES, np.uint8)
+    overflow = []
     sums, hottest = np.zeros((2, fold.rows, fold.columns) if fold else (2, 0, 0), np.int64)
-    with host.host_errors(path / "wear"), (path / "wear").open("rb", buffering=0) as file:
-        extents = list(_extents(file.fileno(), 4 * plan.line_count))
-        kinds, done = _kinds(found, _slots(plan, extents), unit_shift), 0
-        for begin, end in extents:
-            for at in range(begin, end, 4 * CHUNK_LINES):
-                part = buffer[: min(CHUNK_LINES, (end - at) // 4)]
-                # Read, not mapped: the host reads ahead, and a file cut short meanwhile is no SIGBUS.
-                part = part[: os.preadv(file.fileno(), [part.data], at) // 4]
-                many = wearscan.count_wear(part, kinds[done:], unit_lines, histogram, large, large_kinds)
-                done += len(part) // unit_lines
-                if many:
-                    overflow.append((large[:many].copy(), large_kinds[:many].copy()))
-                if fold:
-                    wearscan.fold_wear(
-                        part, at // 4 // unit_lines, unit_lines, unit_shift, pages, fold.stripe, sums, hottest
-                    )
+    kinds, done = _kinds(found, _slots(plan, extents), unit_shift), 0
+    for first, part in parts:
+        many = wearscan.count_wear(part, kinds[done:], unit_lines, histogram, large, large_kinds)
+        done += len(part) // unit_lines
+        if many:
+            overflow.append((large[:many].copy(), large_kinds[:many].copy()))
+        if fold:
+            wearscan.fold_wear(part, first // unit_lines, unit_lines, unit_shift, pages, fold.stripe, sums, hottest)
     return _finished(plan, histogram, overflow, sums, hottest)
 
 
@@ -247,10 +263,11 @@ def _invariants(found: Look, after: tuple[np.ndarray, np.ndarray], done: Scan) -
 def collect(path: Path, *, fold: Fold | None = None, histogram: bool = False) -> dict[str, Any]:
     """Every figure of the image at `path`, served or not, ready for JSON; keys are stable.
 
-    write_amplification: line writes for host, descriptors and moves ÷ those for the host's data.  normalized_life: host
-    line writes ÷ (lines · largest counter), that is, the share of the ideal life that the host gets if wear goes on as
-    it has so far and the device ends with its hottest line: an extrapolation of what was seen, no forecast.  Both are
-    None before the first write.  fold: also a heat map; histogram: also every counter value and its lines, by kind.
+    write_amplification: line writes for host, descriptors and moves ÷ those for the host's data.  normalized_life: line
+    writes by the host, data and descriptors, ÷ (lines · largest counter), that is, the share of the ideal life that is
+    used if wear goes on as it has so far and the device ends with its hottest line: an extrapolation of what was seen,
+    no forecast.  Both are None before the first write.  fold: also a heat map; histogram: also every counter value
+    and its lines, by kind.
 
     Errors: NotAnImage, DamagedImage, UnsupportedImage, HostError.
     """
@@ -273,7 +290,7 @@ def collect(path: Path, *, fold: Fold | None = None, histogram: bool = False) ->
         "wear": {**wear, "line_bytes": info.line_bytes, "by_cause": causes},
         "leveling": {"name": info.leveling, "moves": int(tally["moves"]), "parameters": info.parameters["leveling"]},
         "write_amplification": _ratio(device_writes, causes["host"]),
-        "normalized_life": _ratio(causes["host"], wear["all"]["lines"] * wear["all"]["max"]),
+        "normalized_life": _ratio(causes["host"] + causes["descriptor"], wear["all"]["lines"] * wear["all"]["max"]),
         "errors": {name: int(tally[name]) for name in ("checksum_errors", "healed")},
         "retired_pages": found.retired,
         "invariants": holds,
