@@ -7,7 +7,7 @@ import random
 import numpy as np
 import pytest
 
-from pmem_core import geometry, image, leveling, offline, placement, stats
+from pmem_core import geometry, image, leveling, offline, placement
 from pmem_core.device import Device
 from pmem_core.errors import UsageError
 from pmem_core.replay import lives, workloads
@@ -211,7 +211,7 @@ def test_figures_are_those_of_the_counters():
     assert counters.sum() == causes["host"] + causes["descriptor"] + causes["move"]
     assert found["wear"]["all"]["max"] == counters.max() >= 300
     assert found["dead_lines"] == np.count_nonzero(counters >= 300) >= 5
-    assert found["ended"] == "death" and found["first_death"]["kind"] in stats.KINDS
+    assert found["ended"] == "death" and found["first_death"]["kind"] in counters.KINDS
     share = found["deaths"][0]["page_writes"] / found["page_writes"]
     borne = causes["host"] + causes["descriptor"]
     assert found["normalized_life"] == pytest.approx(borne * share / (len(counters) * 300))

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from .. import layout, offline, stats
+from .. import counters, layout, offline, stats
 from ..errors import UsageError
 from ..geometry import Geometry, parameters_of, policy
 from . import workloads
@@ -156,8 +156,8 @@ def _kind_of(memory: Memory, line: int) -> str:
     at = line * plan.info.line_bytes
     slot = np.zeros(plan.line_count, np.uint32)
     slot[line] = 1
-    found = stats.scan_counters(slot, memory.look()).histograms
-    for kind in stats.KINDS:
+    found = counters.scan_counters(slot, memory.look()).histograms
+    for kind in counters.KINDS:
         if len(found[kind][0]) and found[kind][0][-1]:
             return kind
     return "info" if at < layout.FRAMES_AT else "spare"
@@ -188,7 +188,7 @@ def figures(life: Life, source: Source, endurance: Endurance, *, histogram: bool
     info, tally = plan.info, memory.tally
     done = memory.scan()
     causes = dict(zip(layout.CAUSES, tally["worn"].tolist(), strict=True))
-    wear: dict[str, Any] = {kind: stats.figures(*done.histograms[kind]) for kind in (*stats.KINDS, "all")}
+    wear: dict[str, Any] = {kind: stats.figures(*done.histograms[kind]) for kind in (*counters.KINDS, "all")}
     noted = memory.deaths()
     lines = wear["all"]["lines"]
     host = causes["host"] + causes["descriptor"]

@@ -3,7 +3,8 @@
 
 import numpy as np
 
-from .. import layout, stats
+from .. import layout
+from ..counters import Fold, Scan, scan_counters
 from ..geometry import Geometry
 from ..snapshot import Look
 from ..statefile import fresh_core
@@ -101,6 +102,6 @@ class Memory:
         """As snapshot.look would see the device."""
         return Look(self.plan, self.core, self._table, "replay", {})
 
-    def scan(self, fold: stats.Fold | None = None) -> stats.Scan:
-        """The counters by kind; see stats.scan."""
-        return stats.scan_counters(self.counters(), self.look(), fold)
+    def scan(self, fold: Fold | None = None) -> Scan:
+        """The counters by kind; see counters.scan."""
+        return scan_counters(self.counters(), self.look(), fold)
