@@ -148,7 +148,6 @@ class Mender:
                 self.report.done(finding, "noted in the totals")
         tally["uncheckpointed"] += off
         tally["cuts"] = 0
-        tally["cuts"] = 0
         tally["hottest"] = measured.hottest
 
     def finish(self) -> None:
