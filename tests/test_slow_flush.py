@@ -139,7 +139,9 @@ def test_flush_without_a_move_is_one_system_call(tmp_path):
     """What the test above says of our calls, said by the kernel: nothing else is written, synced or mapped."""
     path = tmp_path / "disk.pmem"
     image.create(path, geometry.plan(16 * MIB, parameters={"interval": 10_000}))
-    calls = "fdatasync,fsync,msync,sync,syncfs,sync_file_range,write,writev,pwrite64,pwritev,mmap,ftruncate,rename,openat"
+    calls = (
+        "fdatasync,fsync,msync,sync,syncfs,sync_file_range,write,writev,pwrite64,pwritev,mmap,ftruncate,rename,openat"
+    )
     command = ["strace", "-f", "-y", "-e", f"trace={calls}", "-e", "signal=none", "-o", tmp_path / "calls"]
     subprocess.run([*command, sys.executable, "-c", FLUSHES, path], check=True, cwd=Path(__file__).parents[1])
     lines = (tmp_path / "calls").read_text().splitlines()
