@@ -5,7 +5,7 @@ Addresses are bytes from the start of the medium.  A store never begins before t
 (`reserve`): a store to a hole on a full filesystem would be a SIGBUS, not an ENOSPC.
 
 A process can be killed between any two instructions.  So that the totals stay exact, the run of lines being counted is
-described in UNIT first, and recovery finishes the count from it (device.recover).
+described in UNIT first, and recovery finishes the count from it (recovery.finish_count).
 """
 
 import numba
