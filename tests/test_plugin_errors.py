@@ -73,7 +73,7 @@ def edit(path: Path, at: int, form: str, value: int, copies=(0, 4096)) -> None:
     [
         ([], "image: missing: image=NAME.pmem"),
         (["image=/nonexistent/x.pmem"], "/nonexistent/x.pmem: does not exist: an image made by 'pmem-nbd create'"),
-        (["image=x", "size=1G"], "size=1G: no such parameter: image=PATH, readonly=true|false, logwrites=FILE"),
+        (["image=x", "size=1G"], "size=1G: no such parameter: image=PATH, readonly=true|false, logwrites=FILE, record=FILE"),
         (["image=x", "readonly=1", "logwrites=y"], "logwrites: has nothing to log: readonly=false"),
         (["image=x", "readonly=banana"], "readonly=banana: neither yes nor no: true or false"),
     ],
