@@ -33,7 +33,7 @@ def host_errors(path: Path) -> Iterator[None]:
 
 
 def require_new(path: Path, what: str, image: Path | None = None) -> None:
-    """Raise unless `what` is kept of one run of a server can be made at `path`, outside of its image; HostError."""
+    """Raise unless a new file can be made at `path`, outside of the image, for `what` (a log, ...); HostError."""
     if os.path.lexists(path):
         raise HostError(path, "exists already", f"a new file: {what} holds one run of a server")
     if not path.parent.is_dir():

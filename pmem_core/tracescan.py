@@ -15,8 +15,10 @@ from .layout import PAGE_BYTES, PAGE_SHIFT
 WRITE, TRIM, ZERO, ZERO_KEEP, FLUSH, DRAIN = 1, 2, 3, 4, 5, 6
 CHECK = 7  # a kind of record, not of request: a checksum of what is before it
 
-# What a head is made of; its highest bit is 0, and so is no head.
-KIND, FUA, PAGES, SAME, NEXT = 7, 8, 16, 32, 64
+# What a head is made of; what is not its kind's is 0.
+KIND, PAGES, SAME, NEXT = 7, 16, 32, 64
+FLAGS = PAGES | SAME | NEXT  # of a request with an offset
+FUA = 8  # of a flush: a request with FUA brought it along
 LAST = 8  # of a check: nothing follows it
 NUMBER_BYTES_MAX = 9
 
@@ -55,7 +57,7 @@ def decode(raw, at, end, device_bytes, state, requests):
     while at < end and filled < requests.size:
         head = np.int64(raw[at])
         kind, here = head & KIND, at + 1
-        if kind == 0 or head > 127:
+        if kind == 0 or head & ~KIND & ~(FLAGS if kind <= ZERO_KEEP else FUA if kind != DRAIN else 0):
             status = BAD
             break
         if kind == CHECK:

@@ -51,6 +51,8 @@ class Recording(Trace):
             raw = rest + block
             at = 0
             while at < len(raw):
+                if self.whole:
+                    raise BadTrace(self.path, f"byte {self.position}: there is more behind its end", "nothing")
                 requests = np.empty(CHUNK, REQUEST)
                 stop = int(
                     tracescan.decode(np.frombuffer(raw, np.uint8), at, len(raw), self.device_bytes, state, requests)
@@ -74,8 +76,6 @@ class Recording(Trace):
         self._tear(len(rest))
 
     def _check(self, raw: bytes) -> None:
-        if self.whole:
-            raise BadTrace(self.path, f"byte {self.position}: there is more behind its end", "nothing")
         if record.CHECKSUM.unpack_from(raw, 1)[0] != self._checksum:
             what = f"byte {self.position}: the records before it do not have its checksum"
             raise BadTrace(self.path, what, f"checksum {self._checksum:#010x}")

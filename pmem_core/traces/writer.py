@@ -42,7 +42,7 @@ class Writer:
         self._full, self._again_at = False, 0.0
         self.ended = False
         with host.host_errors(path):
-            self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+            self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
             try:
                 header = record.pack_header(device_bytes, PAGE_BYTES, about)
                 written = 0
