@@ -71,19 +71,25 @@ class Writer:
         if kind >= tracescan.FLUSH:
             waiting.append(kind | tracescan.FUA if fua else kind)
         else:
-            head, shift = kind, 0
+            end, head, shift = self._end, kind, 0
             if not (offset | count) & (PAGE_BYTES - 1):
                 head, shift = head | tracescan.PAGES, PAGE_SHIFT
+            numbers = []
             if count == self._count:
                 head |= tracescan.SAME
-            if offset == self._end:
+            else:
+                numbers.append(count >> shift)
+            if offset == end:
                 head |= tracescan.NEXT
+            else:
+                difference = (offset >> shift) - (end >> shift)
+                numbers.append(difference << 1 if difference >= 0 else ~(difference << 1))
             waiting.append(head)
-            if not head & tracescan.SAME:
-                _append_number(waiting, count >> shift)
-            if not head & tracescan.NEXT:
-                difference = (offset >> shift) - (self._end >> shift)
-                _append_number(waiting, difference << 1 if difference >= 0 else (-difference << 1) - 1)
+            for number in numbers:
+                while number > 127:
+                    waiting.append(number & 127 | 128)
+                    number >>= 7
+                waiting.append(number)
             self._end, self._count = offset + count, count
         if len(waiting) >= SAVE_BYTES:
             self.save()
@@ -142,10 +148,3 @@ class Writer:
         finally:
             self.ended = True
             os.close(self._fd)
-
-
-def _append_number(buffer: bytearray, value: int) -> None:
-    while value > 127:
-        buffer.append(value & 127 | 128)
-        value >>= 7
-    buffer.append(value)
