@@ -19,11 +19,9 @@ from .layout import (
     PENDING_SLOTS,
     SECTION_TOUCHED,
 )
+from .tracescan import TRIM, WRITE, ZERO, ZERO_KEEP
 
 AHEAD = 8  # pages between bringing counters near and counting
-
-# What a traced request is.  ZERO may free whole pages, ZERO_KEEP writes them; DRAIN: pending descriptors are stored.
-WRITE, TRIM, ZERO, ZERO_KEEP, FLUSH, DRAIN = range(6)
 
 
 @hot

@@ -7,7 +7,7 @@ import random
 import numpy as np
 import pytest
 
-from pmem_core import geometry, image, leveling, offline, placement
+from pmem_core import geometry, image, leveling, offline, placement, tracescan
 from pmem_core.device import Device
 from pmem_core.errors import UsageError
 from pmem_core.replay import lives, workloads
@@ -16,6 +16,7 @@ from pmem_core.replay.memory import Memory
 
 PAGE = 4096
 PAGES = 60
+KINDS = (tracescan.WRITE, tracescan.TRIM, tracescan.ZERO, tracescan.ZERO_KEEP, tracescan.FLUSH)
 NEVER = Endurance(1 << 31)
 
 
@@ -38,24 +39,24 @@ def requests(count, device_bytes, seed):
     draw = random.Random(seed)
     found = []
     for _ in range(count):
-        kind = draw.choices(range(6), [12, 2, 1, 1, 2, 0])[0]
+        kind = draw.choices(KINDS, [12, 2, 1, 1, 2])[0]
         size = draw.choice([PAGE, PAGE, PAGE, 512, 100, 3 * PAGE, 5000, 1])
         first = draw.randrange(device_bytes - size)
         if draw.random() < 0.6:
             first -= first % PAGE
-        found.append((kind, first, size) if kind < offline.FLUSH else (kind, 0, 0))
+        found.append((kind, first, size) if kind != tracescan.FLUSH else (kind, 0, 0))
     return found
 
 
 def perform(device, request):
     """One request, on a device."""
     kind, offset, count = request
-    if kind == offline.WRITE:
+    if kind == tracescan.WRITE:
         device.write(bytes(count), offset)
-    elif kind == offline.TRIM:
+    elif kind == tracescan.TRIM:
         device.trim(count, offset)
-    elif kind in (offline.ZERO, offline.ZERO_KEEP):
-        device.zero(count, offset, may_trim=kind == offline.ZERO)
+    elif kind in (tracescan.ZERO, tracescan.ZERO_KEEP):
+        device.zero(count, offset, may_trim=kind == tracescan.ZERO)
     else:
         device.flush()
 
@@ -84,7 +85,7 @@ def test_replay_wears_what_a_device_wears(tmp_path, placing, levelling, writes):
             for request in made:
                 perform(device, request)
         memory = Memory(plan, NEVER)
-        kinds, offsets, counts = (np.array(column) for column in zip(*made, (offline.DRAIN, 0, 0), strict=True))
+        kinds, offsets, counts = (np.array(column) for column in zip(*made, (tracescan.DRAIN, 0, 0), strict=True))
         assert offline.replay(memory.handle, kinds, offsets, counts, 0, 1) == len(kinds)
         assert np.array_equal(memory.counters(), np.fromfile(path / "wear", "<u4"))
         with Device(path, read_only=True) as device:
@@ -100,8 +101,8 @@ def test_whole_pages_are_written_alike_one_way_and_the_other(levelling):
     pages = np.random.default_rng(3).integers(0, plan.info.page_count, 500)
     one, other = Memory(plan, NEVER), Memory(plan, NEVER)
     assert offline.write_pages(one.handle, pages, 0, 1) == len(pages)
-    zeros = np.zeros(len(pages), np.int64)
-    offline.replay(other.handle, zeros, pages * PAGE, zeros + PAGE, 0, 1)
+    kinds = np.full(len(pages), tracescan.WRITE)
+    offline.replay(other.handle, kinds, pages * PAGE, np.full(len(pages), PAGE), 0, 1)
     assert np.array_equal(one.counters(), other.counters())
 
 
@@ -221,7 +222,7 @@ def test_figures_are_those_of_the_counters():
 @pytest.mark.parametrize("ends", ["writes", "source", "interrupted"])
 def test_life_says_what_ended_it(ends):
     plan = plan_of("interleaved", "none")
-    requests = np.array([(offline.WRITE, 0, PAGE)], lives.REQUEST)
+    requests = np.array([(tracescan.WRITE, 0, PAGE)], tracescan.REQUEST)
 
     def watch(share, memory):
         if ends == "interrupted":
@@ -238,8 +239,8 @@ def test_life_says_what_ended_it(ends):
 
 def test_requests_beyond_the_device_are_left_out_and_counted():
     plan = plan_of("interleaved", "none")
-    made = [(offline.WRITE, 0, PAGE), (offline.WRITE, plan.device_bytes - 100, 200), (offline.WRITE, 1 << 60, 1)]
-    source = lives.Recorded("some", lambda: iter([np.array(made, lives.REQUEST)]), plan, passes=1)
+    made = [(tracescan.WRITE, 0, PAGE), (tracescan.WRITE, plan.device_bytes - 100, 200), (tracescan.WRITE, 1 << 60, 1)]
+    source = lives.Recorded("some", lambda: iter([np.array(made, tracescan.REQUEST)]), plan, passes=1)
     life = lives.live(plan, source, Endurance(10))
     assert life.memory.page_writes == 1 and source.describe()["beyond_device"] == 2
 

@@ -38,6 +38,7 @@ VERBS = {
     "check": ("pmem_core.cli.check:check", "Look for damage in an image, and repair it if told to."),
     "log": ("pmem_core.cli.log:log", "List a log of writes, or put a mark into it."),
     "replay-log": ("pmem_core.cli.log:replay_log", "Replay a log of writes onto a file or a block device."),
+    "trace": ("pmem_core.cli.trace:trace", "Show what is in a recorded workload."),
     "completion": ("pmem_core.cli:completion", "Print the completion script of a shell."),
 }
 

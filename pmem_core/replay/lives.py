@@ -16,7 +16,6 @@ from .endurance import Endurance
 from .memory import Memory
 
 Watch = Callable[[float, Memory], None]
-REQUEST = np.dtype([("kind", "<i8"), ("offset", "<i8"), ("count", "<i8")])
 
 
 class Source(Protocol):
@@ -55,7 +54,7 @@ class Synthetic:
 
 
 class Recorded:
-    """Requests (arrays of REQUEST from each call of `opened`), again and again, `passes` times; 0: without end.
+    """Requests (tracescan.REQUEST[] from each call of `opened`), again and again, `passes` times; 0: without end.
 
     What lies beyond the device, which may be another than was recorded, is left out.
     """
