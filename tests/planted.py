@@ -11,7 +11,7 @@ from unittest import mock
 
 import numpy as np
 
-from pmem_core import durability, host, layout, media, onepage, recovery, sections
+from pmem_core import durability, host, jit, layout, leveling, media, onepage, recovery, sections
 from pmem_core.durability import Durability
 from pmem_core.journal import Journal
 from pmem_core.leveling import start_gap
@@ -195,4 +195,46 @@ PLANTED: dict[str, Callable[[], Any]] = {
         pending_believed_after_a_cut,
         leftovers_not_blanked,
     )
+}
+
+
+# ---- what only a kill in the middle of a request shows ----
+
+
+@contextlib.contextmanager
+def every_move_switches_before_it_copies() -> Iterator[None]:
+    """Whatever the leveling, a move copies when its map has been switched."""
+    real, waiting = media.move, []
+
+    def move(*arguments: Any) -> int:
+        waiting.append(arguments)
+        return layout.OK
+
+    def publish(array: Any, index: int, value: int) -> None:
+        jit.publish(array, index, value)
+        while waiting:
+            real(*waiting.pop())
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(mock.patch.object(media, "move", move))
+        for module in leveling.family.modules.values():
+            if hasattr(module, "publish"):
+                stack.enter_context(mock.patch.object(module, "publish", publish))
+        yield
+
+
+def count_not_described() -> Any:
+    """Lines are counted, and nothing says which."""
+    real = media.publish
+
+    def publish(array: Any, index: int, value: int) -> None:
+        if array.size != layout.UNIT_WORDS or index != layout.UNIT_CAUSE:
+            real(array, index, value)
+
+    return _replaced(media, "publish", publish)
+
+
+AT_KILLS: dict[str, Callable[[], Any]] = {
+    function.__name__.replace("_", " "): function
+    for function in (every_move_switches_before_it_copies, count_not_described)
 }
