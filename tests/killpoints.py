@@ -6,14 +6,15 @@
     ... --plant BUG                                      with a bug from tests/planted.py
 
 A device so small and busy that every write moves frames does one operation of each sort, while tracing.py writes down
-every store.  For each of them the files are made anew as a kill just before it, or halfway through it, would leave them;
-then the image is opened, judged, asked for the interrupted operation again, used further, and now and then closed and
-checked.  Of some operations one kill is chosen, the opening after it traced in turn, and killed at every store too.
+every store.  For each of them the files are made anew as a kill just before it, or halfway through it, would leave
+them; then the image is opened, judged, asked for the interrupted operation again, used further, and now and then closed
+and checked.  Of some operations one kill is chosen, the opening after it traced in turn, and killed at every store too.
+
+Stores by the same line of code, reached by the same calls, are one: of those a random one is tried, unless --every.
 """
 
 import argparse
 import contextlib
-import copy
 import dataclasses
 import os
 import random
@@ -22,7 +23,6 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -30,7 +30,7 @@ from cuts import judge, judge_checked, opened
 from oracle import Broken, Oracle
 from planted import AT_KILLS, PLANTED
 from recorded import KIB, content, small
-from tracing import Files, Trace, read_files, write_files
+from tracing import Files, Trace, write_files
 
 from pmem_core import geometry, host, image, layout, leveling, placement, upkeep
 from pmem_core.device import Device
@@ -41,7 +41,7 @@ BUGS = {**PLANTED, **AT_KILLS}
 WITNESS = {"boot": "0", "mount": 1, "device": 1, "inode": 1}
 INTENT_AT = layout.ZONE_BYTES + layout.core_dtype(np.dtype("<i8"), np.dtype("<i8")).fields["intent"][1]
 PAGES_MIN, WARM_WRITES = 12, 300
-CLOSED, REOPENED = 0.08, 0.2  # of the kills: closed and checked afterwards; of the operations: the opening killed too
+CLOSED, REOPENED = 0.01, 0.25  # of the kills: closed and checked later; of the operations: the opening killed too
 
 # ---- choices ----
 
@@ -61,9 +61,17 @@ class Choice:
         return f"{self.placement}-{self.leveling}({parameters})-{self.writes}-{self.frame_bytes}"
 
     def plan(self) -> geometry.Geometry:
-        """Of an image as small as can be; UsageError where these parameters cannot be."""
+        """Of an image as small as can be with so many pages; UsageError where these parameters cannot be."""
+        for kib in (128, 256, 512, 2560, 4096, 8192):
+            with contextlib.suppress(UsageError):
+                made = self._plan(kib * KIB)
+                if made.info.page_count >= PAGES_MIN:
+                    return made
+        return self._plan(128 * KIB)
+
+    def _plan(self, size: int) -> geometry.Geometry:
         return geometry.plan(
-            2304 * KIB if self.placement == "linear" else 128 * KIB,
+            size,
             placement_name=self.placement,
             leveling_name=self.leveling,
             parameters=dict(self.parameters),
@@ -100,14 +108,15 @@ def parameters_of(level: str) -> list[tuple[dict[str, int], int]]:
     ]
 
 
-def choices(level: str, place: str) -> Iterator[list[Choice]]:
-    """Lists of choices, of each of which the first that moves is to be tried."""
-    module = placement.family.modules[place]
+def choices(level: str, place: str, *, all_of_them: bool) -> Iterator[list[Choice]]:
+    """Lists of choices, of each of which the first that moves is to be tried; half of them, unless `all_of_them`."""
+    module, turn = placement.family.modules[place], list(placement.family.modules).index(place)
     tried = parameters_of(level)
     alternatives = [[one] for one in tried] if level == "start_gap" else [tried]
-    for writes in layout.DESCRIPTOR_WRITES if module.ON_MEDIUM else ("each",):
-        for some in alternatives:
-            yield [Choice(place, level, tuple(given.items()), writes, frame) for given, frame in some]
+    for i, writes in enumerate(layout.DESCRIPTOR_WRITES if module.ON_MEDIUM else ["each"]):
+        for j, some in enumerate(alternatives):
+            if all_of_them or not module.ON_MEDIUM or (turn + i + j) % 2 == 0:
+                yield [Choice(place, level, tuple(given.items()), writes, frame) for given, frame in some]
 
 
 # ---- the device at work ----
@@ -226,11 +235,18 @@ def require_figures(device: Device) -> None:
         raise Broken(f"the hottest line has {int(tally['hottest'])} by the totals: {int(wear.max())} counted")
 
 
-def require_newest(device: Device, oracle: Oracle) -> None:
-    """Broken where a page is not as it was written last."""
-    for page in range(device.plan.info.page_count):
+def require_newest(device: Device, oracle: Oracle, pages: set[int]) -> None:
+    """Broken where one of `pages` is not as it was written last."""
+    for page in sorted(pages):
         if device.read(PAGE, page * PAGE) != oracle.newest(page):
             raise Broken(f"page {page} is not as it was written last")
+
+
+def pages_of(operation: tuple) -> range:
+    """The pages that it changes, wholly or in part."""
+    if operation[0] not in ("write", "trim", "zero"):
+        return range(0)
+    return range(operation[1] // PAGE, -(-(operation[1] + operation[2]) // PAGE))
 
 
 def page_in_flight(left: Files) -> int:
@@ -241,7 +257,8 @@ def page_in_flight(left: Files) -> int:
 def require_whole(found: dict[int, bytes], oracle: Oracle, in_flight: int) -> None:
     """Broken where a page is a mixture that was not in flight: a move changes none, a write one at a time."""
     for page, data in found.items():
-        if page != in_flight and data not in [one.data for one in oracle.versions.get(page, [])][-2:] + [bytes(PAGE)]:
+        whole = [one.data for one in oracle.versions.get(page, [])][-2:]
+        if page != in_flight and data not in whole:
             raise Broken(f"page {page} is a mixture, and page {in_flight} was in flight")
 
 
@@ -256,21 +273,18 @@ def judge_kill(folder: Path, left: Files, oracle: Oracle, operation: tuple, chan
         found = judge(device, oracle, torn=False)
         require_figures(device)
         require_map(device)
-        if operation[0] in ("write", "zero"):
+        if operation[0] == "write" or (operation[0] == "zero" and not operation[3]):
             require_whole(found, oracle, page_in_flight(left))
         # The client asks again, and goes on.
-        later = copy.deepcopy(oracle)
-        number = max(later.open_requests)
         if operation[0] in ("write", "trim", "zero"):
             do(device, operation)
-        for page in chance.sample(range(device.plan.info.page_count), 2):
-            number += 1
-            following = ("write", page * PAGE, PAGE, content(number, page * PAGE, PAGE), "")
-            later.apply(("call", number, following))
-            do(device, following)
-        require_newest(device, later)
+        page = chance.randrange(device.plan.info.page_count)
+        data = bytes([chance.randrange(1, 5)]) * PAGE
+        device.write(data, page * PAGE)
+        if device.read(PAGE, page * PAGE) != data:
+            raise Broken(f"page {page} is not as it was written after the kill")
+        require_newest(device, oracle, (set(pages_of(operation)) | {*chance.sample(sorted(found), 4)}) - {page})
         require_figures(device)
-        require_map(device)
         if chance.random() < CLOSED:
             device.close()
             judge_checked(folder)
@@ -284,8 +298,10 @@ def judge_kill(folder: Path, left: Files, oracle: Oracle, operation: tuple, chan
 class Round:
     """All operations under one choice, with a kill at every point of each; `only` picks one."""
 
-    def __init__(self, folder: Path, choice: Choice, seed: str, number: int, only: str = "") -> None:
-        self.folder, self.choice, self.number, self.only = folder, choice, number, only
+    def __init__(self, folder: Path, choice: Choice, seed: str, number: int, *, every: bool, only: str = "") -> None:
+        self.folder, self.choice, self.number, self.every, self.only = folder, choice, number, every, only
+        self.seen: set[tuple] = set()
+        self.point = ""
         self.seed = f"{seed} {choice} {number}"
         self.kills = self.moves = 0
 
@@ -303,22 +319,35 @@ class Round:
             work.answer()
 
     def _judge(self, name: str, trace: Trace, oracle: Oracle, operation: tuple) -> Files | None:
-        """Kill at every point; the files of one kill, where an opening is to be killed too."""
+        """Kill at every point, or at every new one; the files of one kill, where an opening is to be killed too."""
         chance, found = random.Random(f"{self.seed} {name}"), None
-        again = operation[0] in ("write", "trim", "zero") and chance.random() < REOPENED
-        for point, (where, left) in enumerate(trace.kills()):
-            this = f"{name}.{point}"
-            if again and (not found or page_in_flight(left) >= 0 and chance.random() < 0.2):
-                found = {key: data.copy() for key, data in left.items()}
-            if self.only and self.only != this:
+        again = pages_of(operation) and chance.random() < REOPENED
+        picked = self._picked(trace, random.Random(f"{self.seed} {name} picked"))
+        for point, kill in enumerate(trace.kills()):
+            if again and (found is None or page_in_flight(found) < 0 or chance.random() < 0.1):
+                found = kill.files()
+            self.point = f"{name}.{point}"
+            if self.point != self.only if self.only else point not in picked:
                 continue
             self.kills += 1
             try:
-                judge_kill(self.folder / "killed", left, oracle, operation, random.Random(f"{self.seed} {this}"))
+                left, after = kill.files(), random.Random(f"{self.seed} {self.point}")
+                judge_kill(self.folder / "killed", left, oracle, operation, after)
             except Broken as error:
-                told = [str(one) for one in operation if not isinstance(one, bytes)]
-                raise Broken(f"{error}\n  killed in {' '.join(told)}, {this}: {where}") from None
+                told = " ".join(str(one) for one in operation if not isinstance(one, bytes))
+                raise Broken(f"{error}\n  killed in {told}: {kill}") from None
         return found
+
+    def _picked(self, trace: Trace, chance: random.Random) -> set[int]:
+        """The points to be judged: all of them, or one for each store that no earlier operation made."""
+        same: dict[tuple, list[int]] = {}
+        for point, kill in enumerate(trace.kills()):
+            same.setdefault(kill.store, []).append(point)
+        chosen = {store: points if self.every else [chance.choice(points)] for store, points in same.items()}
+        fresh = {point for store, points in chosen.items() if store not in self.seen for point in points}
+        if not self.every:
+            self.seen |= chosen.keys()
+        return fresh
 
     def _open_again(self, name: str, left: Files, oracle: Oracle, operation: tuple) -> None:
         folder = self.folder / "opened"
@@ -329,32 +358,40 @@ class Round:
         self._judge(name, trace, oracle, operation)
 
 
-def try_choices(alternatives: list[Choice], folder: Path, seed: str, number: int, only: str = "") -> tuple[Round, Any]:
-    """The first of the choices under which frames move, warm; UsageError where there is none."""
+def first_that_moves(alternatives: list[Choice], folder: Path, seed: str, number: int) -> tuple[Choice, Work]:
+    """The first of the choices under which frames move, and a device, warm; UsageError where there is none."""
     for at, choice in enumerate(alternatives):
-        round_ = Round(folder, choice, seed, number, only)
         with contextlib.suppress(UsageError):
-            if choice.plan().info.page_count < PAGES_MIN:
-                continue
-            work = Work(folder / f"work{number}.{at}", choice, random.Random(round_.seed))
+            work = Work(folder / f"work{number}.{at}", choice, random.Random(f"{seed} {choice} {number}"))
             if work.warm() or not work.device.plan.leveling.MOVES:
-                return round_, work
+                return choice, work
             work.device.abandon()
     raise UsageError(alternatives[0].leveling, "nothing moves", "parameters in killpoints.parameters_of that make it")
 
 
-def kill_everywhere(alternatives: list[Choice], folder: Path, seed: str, rounds: range, only: str = "") -> Round:
-    """All rounds of one list of choices; the last.  Broken tells how to see it again."""
+def kill_everywhere(
+    alternatives: list[Choice], folder: Path, seed: str, rounds: range, *, every: bool, only: str = ""
+) -> str:
+    """All rounds of one list of choices; what was done.  Broken tells how to see it again."""
+    kills = moves = 0
     for number in rounds:
-        round_, work = try_choices(alternatives, folder, seed, number, only)
+        choice, work = first_that_moves(alternatives, folder, seed, number)
+        round_ = Round(folder, choice, seed, number, every=every, only=only)
         try:
             round_.run(work)
-            if not (round_.moves or only or not leveling.family.modules[round_.choice.leveling].MOVES):
-                raise Broken(f"{round_.choice}: no frame moved while it was looked at")
+        except Broken as error:
+            again = f"--choice '{choice}' --seed {seed} --rounds {number + 1} --only {round_.point}"
+            raise Broken(
+                f"{error}\nagain: NUMBA_DISABLE_JIT=1 .venv/bin/python tests/killpoints.py "
+                f"--leveling {choice.leveling} --placement {choice.placement} {again}"
+            ) from None
         finally:
             if work.device.mapping.maps:
                 work.device.abandon()
-    return round_
+        kills, moves = kills + round_.kills, moves + round_.moves
+    if leveling.family.modules[choice.leveling].MOVES and not moves:
+        raise Broken(f"{choice}: no frame moved while it was looked at")
+    return f"{choice}: {kills} kills, {moves} moves"
 
 
 # ---- the command ----
@@ -365,9 +402,9 @@ def settings(bug: str = "") -> Iterator[None]:
     """Devices are small, stay the same when their files are copied, and have a bug perhaps."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(small())
-        stack.enter_context(mock.patch.object(host, "witness", lambda path: WITNESS))
-        stack.enter_context(mock.patch.object(host, "is_tmpfs", lambda fd: False))
-        stack.enter_context(mock.patch.object(host, "sync_ranges", lambda fd, address, ranges: None))
+        stack.enter_context(mock.patch.object(host, "witness", return_value=WITNESS))
+        stack.enter_context(mock.patch.object(host, "is_tmpfs", return_value=False))
+        stack.enter_context(mock.patch.object(host, "sync_ranges"))
         if bug:
             stack.enter_context(BUGS[bug]())
         yield
@@ -379,26 +416,29 @@ def main() -> int:
     parser.add_argument("--leveling", required=True, choices=leveling.family.modules)
     parser.add_argument("--placement", choices=placement.family.modules, help="all of them, unless given")
     parser.add_argument("--seed", default=os.environ.get("PMEM_NBD_SEED", "20150507"))
-    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=1, help="each with other pages, and a map turned elsewhere")
+    parser.add_argument("--every", action="store_true", help="every point, not just one for each store in the code")
     parser.add_argument("--choice", default="", help="one of them, as a failure prints it")
     parser.add_argument("--only", default="", help="ROUND.OPERATION.POINT, as a failure prints it")
     parser.add_argument("--plant", default="", choices=BUGS, help="a bug to have")
     given = parser.parse_args()
-    memory = Path("/dev/shm")
+    memory, plant = Path("/dev/shm"), f" --plant '{given.plant}'" if given.plant else ""
     rounds = range(int(given.only.split(".")[0]), given.rounds) if given.only else range(given.rounds)
     for place in [given.placement] if given.placement else placement.family.modules:
-        for alternatives in choices(given.leveling, place):
+        for alternatives in choices(given.leveling, place, all_of_them=given.every or bool(given.choice)):
             if given.choice and given.choice not in map(str, alternatives):
                 continue
             started = time.monotonic()
             with tempfile.TemporaryDirectory(prefix="kills", dir=memory if memory.is_dir() else None) as folder:
                 try:
                     with settings(given.plant):
-                        done = kill_everywhere(alternatives, Path(folder), given.seed, rounds, given.only)
+                        done = kill_everywhere(
+                            alternatives, Path(folder), given.seed, rounds, every=given.every, only=given.only
+                        )
                 except Broken as error:
-                    print(f"seed {given.seed}, {error}")
+                    print(f"{error}{plant}")
                     return 1
-            print(f"{done.choice}: {done.kills} kills, {done.moves} moves, {time.monotonic() - started:.1f} s")
+            print(f"{done}, {time.monotonic() - started:.1f} s")
     return 0
 
 

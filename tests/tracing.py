@@ -46,7 +46,15 @@ class Step:
     name: str
     words: np.ndarray
     values: np.ndarray
-    where: str
+    stack: tuple[tuple[str, int, str], ...]  # innermost first: file, line, function
+
+    @property
+    def where(self) -> str:
+        """The line, for people."""
+        if not self.stack:
+            return self.name
+        file, line, function = self.stack[0]
+        return f"{Path(file).name}:{line} {function}"
 
     def apply(self, files: Files, chosen: slice = slice(None)) -> None:
         """Let it happen, or the chosen words of it."""
@@ -80,13 +88,13 @@ class Trace:
         self.start = read_files(self._folder)
         self._views = {name: np.memmap(self._folder / name, np.int64, "r") for name in MAPPED}
         self._shadow = {name: self.start[name].view(np.int64).copy() for name in MAPPED}
-        self._line = ""
+        self._stack: tuple[tuple[str, int, str], ...] = ()
         real = journal._Transaction.__exit__
 
         def commit(transaction: Any, *how: Any) -> None:
             real(transaction, *how)
             now = np.fromfile(self._folder / JOURNAL, np.uint8)
-            self.steps.append(Step(JOURNAL, np.zeros(1, np.int64), now, "a commit of the journal"))
+            self.steps.append(Step(JOURNAL, np.zeros(1, np.int64), now, self._stack))
 
         self._patch = mock.patch.object(journal._Transaction, "__exit__", commit)
         self._patch.start()
@@ -106,8 +114,12 @@ class Trace:
     def _at(self, frame: FrameType, event: str, argument: Any) -> Any:
         self._look()
         # What follows a return is stored by the line that called.
-        here = frame.f_back if event == "return" and frame.f_back else frame
-        self._line = f"{Path(here.f_code.co_filename).name}:{here.f_lineno} {here.f_code.co_name}"
+        here = frame.f_back if event == "return" else frame
+        stack = []
+        while here and here.f_code.co_filename.startswith(_SOURCES):
+            stack.append((here.f_code.co_filename, here.f_lineno, here.f_code.co_name))
+            here = here.f_back
+        self._stack = tuple(stack)
         return self._at
 
     def _look(self) -> None:
@@ -116,18 +128,41 @@ class Trace:
             if not np.array_equal(view, shadow):
                 words = np.flatnonzero(view != shadow)
                 shadow[words] = view[words]
-                self.steps.append(Step(name, words, shadow[words].copy(), self._line))
+                self.steps.append(Step(name, words, shadow[words].copy(), self._stack))
 
     # ---- killing ----
 
-    def kills(self) -> Iterator[tuple[str, Files]]:
-        """Where, and the files, of a kill at every point, the one after all is done included; not to be changed."""
+    def kills(self) -> Iterator["Kill"]:
+        """A kill at every point, the one after all is done included."""
         files = {name: data.copy() for name, data in self.start.items()}
         for step in self.steps:
             for part in step.parts:
-                left = {name: data.copy() if name == step.name else data for name, data in files.items()}
-                if part != slice(0):
-                    step.apply(left, part)
-                yield f"{step.where}, {step.name}, {'before' if part == slice(0) else f'words {part}'}", left
+                yield Kill(step, part, files)
             step.apply(files)
-        yield "the end", files
+        yield Kill(Step("the end", np.zeros(0), np.zeros(0), ()), slice(0), files)
+
+
+@dataclasses.dataclass
+class Kill:
+    """One kill, to be used before the next is asked for."""
+
+    step: Step
+    part: slice
+    _files: Files
+
+    def __str__(self) -> str:
+        within = "" if self.part == slice(0) else f", words {self.part.start or 0} to {self.part.stop or 'the last'}"
+        return f"{self.step.where}, {self.step.name}{within}"
+
+    @property
+    def store(self) -> tuple:
+        """The same for kills at the same store, reached by the same calls."""
+        number = -1 if self.part == slice(0) else self.step.parts.index(self.part)
+        return self.step.name, self.step.stack, number
+
+    def files(self) -> Files:
+        """What it leaves."""
+        left = {name: data.copy() for name, data in self._files.items()}
+        if self.part != slice(0):
+            self.step.apply(left, self.part)
+        return left
