@@ -35,12 +35,13 @@ from tracing import Files, Trace, write_files
 from pmem_core import geometry, host, image, layout, leveling, placement, upkeep
 from pmem_core.device import Device
 from pmem_core.errors import PmemError, UsageError
+from pmem_core.placement import linear
 
 PAGE = layout.PAGE_BYTES
 BUGS = {**PLANTED, **AT_KILLS}
 WITNESS = {"boot": "0", "mount": 1, "device": 1, "inode": 1}
 INTENT_AT = layout.ZONE_BYTES + layout.core_dtype(np.dtype("<i8"), np.dtype("<i8")).fields["intent"][1]
-PAGES_MIN, WARM_WRITES = 12, 300
+PAGES_MIN, WARM_WRITES = 16, 300
 CLOSED, REOPENED = 0.01, 0.25  # of the kills: closed and checked later; of the operations: the opening killed too
 
 # ---- choices ----
@@ -62,12 +63,12 @@ class Choice:
 
     def plan(self) -> geometry.Geometry:
         """Of an image as small as can be with so many pages; UsageError where these parameters cannot be."""
-        for kib in (128, 256, 512, 2560, 4096, 8192):
+        for kib in (128, 192, 256, 512, 1024):
             with contextlib.suppress(UsageError):
                 made = self._plan(kib * KIB)
                 if made.info.page_count >= PAGES_MIN:
                     return made
-        return self._plan(128 * KIB)
+        return self._plan(2048 * KIB)
 
     def _plan(self, size: int) -> geometry.Geometry:
         return geometry.plan(
@@ -402,6 +403,7 @@ def settings(bug: str = "") -> Iterator[None]:
     """Devices are small, stay the same when their files are copied, and have a bug perhaps."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(small())
+        stack.enter_context(mock.patch.object(linear, "ALIGN", 64 * KIB))
         stack.enter_context(mock.patch.object(host, "witness", return_value=WITNESS))
         stack.enter_context(mock.patch.object(host, "is_tmpfs", return_value=False))
         stack.enter_context(mock.patch.object(host, "sync_ranges"))
