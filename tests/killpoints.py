@@ -14,6 +14,7 @@ Stores by the same line of code, reached by the same calls, are one: of those a 
 """
 
 import argparse
+import collections
 import contextlib
 import dataclasses
 import os
@@ -258,13 +259,14 @@ def page_in_flight(left: Files) -> int:
 def require_whole(found: dict[int, bytes], oracle: Oracle, in_flight: int) -> None:
     """Broken where a page is a mixture that was not in flight: a move changes none, a write one at a time."""
     for page, data in found.items():
-        whole = [one.data for one in oracle.versions.get(page, [])][-2:]
-        if page != in_flight and data not in whole:
+        if page != in_flight and data not in [one.data for one in oracle.versions[page][-2:]]:
             raise Broken(f"page {page} is a mixture, and page {in_flight} was in flight")
 
 
-def judge_kill(folder: Path, left: Files, oracle: Oracle, operation: tuple, chance: random.Random) -> None:
-    """Open what a kill in `operation` has left, compare, and go on; Broken."""
+def judge_kill(
+    folder: Path, left: Files, oracle: Oracle, operation: tuple, chance: random.Random, *, once: bool
+) -> None:
+    """Open what a kill in `operation` has left, compare, and go on; Broken.  once: nothing was killed before."""
     write_files(folder, left)
     device = opened(folder)
     try:
@@ -274,7 +276,7 @@ def judge_kill(folder: Path, left: Files, oracle: Oracle, operation: tuple, chan
         found = judge(device, oracle, torn=False)
         require_figures(device)
         require_map(device)
-        if operation[0] == "write" or (operation[0] == "zero" and not operation[3]):
+        if once and (operation[0] == "write" or (operation[0] == "zero" and not operation[3])):
             require_whole(found, oracle, page_in_flight(left))
         # The client asks again, and goes on.
         if operation[0] in ("write", "trim", "zero"):
@@ -304,7 +306,7 @@ class Round:
         self.seen: set[tuple] = set()
         self.point = ""
         self.seed = f"{seed} {choice} {number}"
-        self.kills = self.moves = 0
+        self.moves, self.kills = 0, collections.Counter[str]()
 
     def run(self, work: Work) -> None:
         """Go through them; Broken tells where."""
@@ -330,10 +332,10 @@ class Round:
             self.point = f"{name}.{point}"
             if self.point != self.only if self.only else point not in picked:
                 continue
-            self.kills += 1
+            self.kills[kill.step.name] += 1
             try:
                 left, after = kill.files(), random.Random(f"{self.seed} {self.point}")
-                judge_kill(self.folder / "killed", left, oracle, operation, after)
+                judge_kill(self.folder / "killed", left, oracle, operation, after, once="+" not in name)
             except Broken as error:
                 told = " ".join(str(one) for one in operation if not isinstance(one, bytes))
                 raise Broken(f"{error}\n  killed in {told}: {kill}") from None
@@ -374,7 +376,7 @@ def kill_everywhere(
     alternatives: list[Choice], folder: Path, seed: str, rounds: range, *, every: bool, only: str = ""
 ) -> str:
     """All rounds of one list of choices; what was done.  Broken tells how to see it again."""
-    kills = moves = 0
+    moves, kills = 0, collections.Counter[str]()
     for number in rounds:
         choice, work = first_that_moves(alternatives, folder, seed, number)
         round_ = Round(folder, choice, seed, number, every=every, only=only)
@@ -392,7 +394,8 @@ def kill_everywhere(
         kills, moves = kills + round_.kills, moves + round_.moves
     if leveling.family.modules[choice.leveling].MOVES and not moves:
         raise Broken(f"{choice}: no frame moved while it was looked at")
-    return f"{choice}: {kills} kills, {moves} moves"
+    told = ", ".join(f"{count} at {name}" for name, count in sorted(kills.items()))
+    return f"{choice}: {kills.total()} kills ({told}), {moves} moves"
 
 
 # ---- the command ----

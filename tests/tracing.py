@@ -39,6 +39,18 @@ def write_files(folder: Path, files: Files) -> None:
     (folder / "journal" / "lock.mdb").unlink(missing_ok=True)
 
 
+Calls = tuple[tuple[str, int, str], ...]  # innermost first: file, line, function
+
+
+def _calls(frame: FrameType | None) -> Calls:
+    """The lines of pmem_core that led to this one."""
+    found = []
+    while frame and frame.f_code.co_filename.startswith(_SOURCES):
+        found.append((frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name))
+        frame = frame.f_back
+    return tuple(found)
+
+
 @dataclasses.dataclass
 class Step:
     """What one line stored: words of 8 bytes in the order of their addresses; of the journal all that there is now."""
@@ -46,7 +58,7 @@ class Step:
     name: str
     words: np.ndarray
     values: np.ndarray
-    stack: tuple[tuple[str, int, str], ...]  # innermost first: file, line, function
+    stack: Calls
 
     @property
     def where(self) -> str:
@@ -88,13 +100,13 @@ class Trace:
         self.start = read_files(self._folder)
         self._views = {name: np.memmap(self._folder / name, np.int64, "r") for name in MAPPED}
         self._shadow = {name: self.start[name].view(np.int64).copy() for name in MAPPED}
-        self._stack: tuple[tuple[str, int, str], ...] = ()
+        self._stack: Calls = ()
         real = journal._Transaction.__exit__
 
         def commit(transaction: Any, *how: Any) -> None:
             real(transaction, *how)
             now = np.fromfile(self._folder / JOURNAL, np.uint8)
-            self.steps.append(Step(JOURNAL, np.zeros(1, np.int64), now, self._stack))
+            self.steps.append(Step(JOURNAL, np.zeros(1, np.int64), now, _calls(sys._getframe(1))))
 
         self._patch = mock.patch.object(journal._Transaction, "__exit__", commit)
         self._patch.start()
@@ -114,12 +126,7 @@ class Trace:
     def _at(self, frame: FrameType, event: str, argument: Any) -> Any:
         self._look()
         # What follows a return is stored by the line that called.
-        here = frame.f_back if event == "return" else frame
-        stack = []
-        while here and here.f_code.co_filename.startswith(_SOURCES):
-            stack.append((here.f_code.co_filename, here.f_lineno, here.f_code.co_name))
-            here = here.f_back
-        self._stack = tuple(stack)
+        self._stack = _calls(frame.f_back if event == "return" else frame)
         return self._at
 
     def _look(self) -> None:
