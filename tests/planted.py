@@ -220,9 +220,9 @@ def every_move_switches_before_it_copies() -> Iterator[None]:
         stack.enter_context(mock.patch.object(media, "move", move))
         # What is not on the road of a page, nor beside it, switches maps.
         for module in list(sys.modules.values()):
-            if module.__name__.startswith("pmem_core.") and module not in (jit, media, onepage, datapath, upkeep):
-                if hasattr(module, "publish"):
-                    stack.enter_context(mock.patch.object(module, "publish", publish))
+            ours = module.__name__.startswith("pmem_core.") and hasattr(module, "publish")
+            if ours and module not in (jit, media, onepage, datapath, upkeep):
+                stack.enter_context(mock.patch.object(module, "publish", publish))
         yield
 
 

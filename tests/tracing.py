@@ -21,6 +21,7 @@ from pmem_core import jit, journal
 
 MAPPED = ("media", "wear", "state")
 JOURNAL = "journal/data.mdb"
+CALLS = 5  # so many tell two stores apart: a copy for a move from one for a write, and by which policy
 _SOURCES = str(Path(pmem_core.__file__).parent)
 
 Files = dict[str, np.ndarray]  # name -> uint8[]
@@ -163,9 +164,9 @@ class Kill:
 
     @property
     def store(self) -> tuple:
-        """The same for kills at the same store, reached by the same calls."""
+        """The same for kills at the same store, reached by the same last calls."""
         number = -1 if self.part == slice(0) else self.step.parts.index(self.part)
-        return self.step.name, self.step.stack, number
+        return self.step.name, self.step.stack[:CALLS], number
 
     def files(self) -> Files:
         """What it leaves."""
