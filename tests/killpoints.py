@@ -228,6 +228,18 @@ def require_map(device: Device) -> None:
         raise Broken("the map leaves the medium")
 
 
+def require_nothing_behind(device: Device) -> None:
+    """Broken where bytes lie behind a page whose descriptor says that it holds none: a torn write would show them."""
+    media, size = device.mapping.media, device.plan.info.frame_bytes
+    for at, count, holds in device.extents(device.plan.device_bytes, 0):
+        for page in [] if holds else range(at // PAGE, (at + count) // PAGE):
+            placed = int(upkeep.page_address(device.handle, page))
+            for part in range(placed, placed + PAGE, min(size, PAGE)):
+                first = int(upkeep.medium_address(device.handle, part))
+                if media[first : first + min(size, PAGE)].any():
+                    raise Broken(f"page {page} reads as zeros, and bytes lie behind it")
+
+
 def require_figures(device: Device) -> None:
     """Broken unless totals are exact."""
     tally, wear = device.mapping.core["tally"][0], device.mapping.wear
@@ -276,6 +288,7 @@ def judge_kill(
         found = judge(device, oracle, torn=False)
         require_figures(device)
         require_map(device)
+        require_nothing_behind(device)
         if once and (operation[0] == "write" or (operation[0] == "zero" and not operation[3])):
             require_whole(found, oracle, page_in_flight(left))
         # The client asks again, and goes on.
