@@ -153,8 +153,10 @@ TALLY = np.dtype(
     ]
 )
 
-# What a kill may interrupt.  INTENT[0] is the page being changed, plus one; 0: none.
+# What a kill may interrupt.  INTENT[0] is the page being changed, plus one; 0: none.  TRIM_FIRST to TRIM_END - 1 are
+# the pages whose space a trim is about to give back, once it has stored their descriptors; TRIM_END = 0: none.
 INTENT_WORDS = 8
+TRIM_FIRST, TRIM_END = 1, 2
 # UNIT describes the run of lines being counted: cause + 1 (0: none), first line, lines, their sum before, the cause's
 # total before.  With it a killed process's totals are made exact again.
 UNIT_CAUSE, UNIT_FIRST, UNIT_LINES, UNIT_SUM, UNIT_TOTAL = range(5)

@@ -22,7 +22,8 @@ class Recovered:
     """What an open after an unclean end found and did.
 
     how: killed or power cut; suspect: of `sections`, those whose checksums are rebuilt rather than refused; page: the
-    page in flight, or -1; healed: its descriptor had to be brought into line; lines: of the count that was finished.
+    page in flight, or -1; healed: its descriptor had to be brought into line; lines: of the count that was finished;
+    trimmed: pages whose space a trim in flight was still to give back.
     """
 
     how: str
@@ -31,6 +32,7 @@ class Recovered:
     page: int = -1
     healed: bool = False
     lines: int = 0
+    trimmed: int = 0
 
     def __str__(self) -> str:
         if self.how == "power cut":
@@ -41,6 +43,8 @@ class Recovered:
             told = [f"page {self.page} was in flight" + (": its descriptor was made anew" if self.healed else "")]
         if self.lines:
             told.append(f"the count of {self.lines} lines was finished")
+        if self.trimmed:
+            told.append(f"a trim was in flight: the space of {self.trimmed} pages was given back")
         if self.suspect:
             of = f"{self.suspect} of {self.sections} sections"
             told.append(
@@ -167,6 +171,8 @@ def require_sane(mapping: Mapping, plan: Geometry) -> None:
         wrong = "the leveling's table"
     elif not 0 <= int(core["intent"][0]) <= plan.info.page_count:
         wrong = "the page in flight"
+    elif not np.all((core["intent"][1:] >= 0) & (core["intent"][1:] <= plan.info.page_count)):
+        wrong = "the trim in flight"
     elif unit[layout.UNIT_CAUSE] and not (
         1 <= unit[layout.UNIT_CAUSE] <= len(layout.CAUSES)
         and 0 < unit[layout.UNIT_LINES] <= plan.line_count

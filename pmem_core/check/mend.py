@@ -105,7 +105,7 @@ def _new_journal(path: Path, plan: Geometry, belief: Belief, record: Record) -> 
 def _was_in_use(belief: Belief) -> bool:
     core = belief.core[0]
     dirty = bool(np.any(belief.sections & layout.SECTION_DIRTY))
-    return dirty or bool(core["intent"][0]) or bool(core["unit"][layout.UNIT_CAUSE])
+    return dirty or bool(np.any(core["intent"])) or bool(core["unit"][layout.UNIT_CAUSE])
 
 
 class Mender:
