@@ -247,6 +247,29 @@ class Worker:
                 raise
 
 
+class StateView:
+    """The core record of an image in use, which stays in the page cache when the power is gone."""
+
+    def __init__(self, path: Path) -> None:
+        plan = image.load_geometry(path, read_only=True)
+        first = plan.zones()["core"][0]
+        size = layout.core_dtype(plan.placement.STATE, plan.leveling.STATE).itemsize
+        self._at = slice(first, first + size)
+        with (path / "state").open("rb") as file:
+            self._held = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+        self.core()  # a page that was not mapped before cannot be mapped then
+
+    def core(self) -> bytes:
+        """What it is now."""
+        return self._held[self._at]
+
+    def __enter__(self) -> "StateView":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._held.close()
+
+
 # ---- one image's life ----
 
 
@@ -351,13 +374,7 @@ class Life:
 
     def _cut_amid(self, child: Child) -> None:
         """Cut beside the working child, and read what it has counted from the page cache when it is gone."""
-        with (self.path / "state").open("rb") as file:
-            state = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
-        with contextlib.closing(state):
-            plan = image.load_geometry(self.path, read_only=True)
-            at = plan.zones()["core"][0]
-            size = layout.core_dtype(plan.placement.STATE, plan.leveling.STATE).itemsize
-            state[at : at + size]  # the page must be mapped before the power is gone
+        with StateView(self.path) as state:
             if self.writes_back:
                 power.write_back(self.path, self.chance)
             end = time.perf_counter() + self.delay
@@ -369,9 +386,8 @@ class Life:
             self.host.cut(flush_log=self.flushes_log)
             child.kill()
             child.counts[DONE], child.counts[COMMITTED] = answered[DONE], answered[COMMITTED]
-            core = state[at : at + size]
-            child.counts[COUNTED] = worn_in(core)
-            child.counts[MOVES] = int(np.frombuffer(core, layout.TALLY, 1)["moves"][0])
+            child.counts[COUNTED] = worn_in(state.core())
+            child.counts[MOVES] = int(np.frombuffer(state.core(), layout.TALLY, 1)["moves"][0])
 
     def _judge(self) -> None:
         """Promises 1, 3, 4 and 5, of what is found after the cut."""
