@@ -23,8 +23,19 @@ from typing import Any
 import nbd
 import power
 from kills import CHOICES, SEED, SIZE, Choice
-from power_cuts import SECTOR, Broken, Oracle, Request, StateView, host_of, requests, require_clean, require_told
-from power_cuts import worn_in as worn_in_core
+from power_cuts import (
+    SECTOR,
+    WITHIN,
+    Broken,
+    Oracle,
+    Request,
+    StateView,
+    host_of,
+    requests,
+    require_clean,
+    require_told,
+    worn_in,
+)
 
 from pmem_core import image, launch
 from pmem_core.device import Device
@@ -156,7 +167,7 @@ class Session:
                 self.host.cut(flush_log=chance.random() < 0.4)
                 time.sleep(chance.choice((0, 0.02)))
                 server.kill()
-                counted = worn_in_core(state.core())
+                counted = worn_in(state.core())
         finally:
             server.kill()
         one.join()
@@ -174,7 +185,7 @@ class Session:
         with Device(self.path, read_only=True) as device:
             if device.recovery != "power cut":
                 raise Broken(f"opened as {device.recovery!r}")
-            lost, torn = self.oracle.accept(device.read(len(self.oracle.sure), 0))
+            lost, torn = self.oracle.accept(device.read(len(self.oracle.sure), 0), WITHIN)
             worn, wear = int(device.mapping.core["tally"][0]["worn"].sum()), int(device.mapping.wear.sum())
         if not self.worn <= worn <= counted or not worn + self.surplus <= wear <= counted + self.surplus:
             raise Broken(f"wear: {worn} by the totals, {wear} by the counters; {self.worn} to {counted} expected")
