@@ -70,8 +70,9 @@ BUSY: dict[str, list[dict[str, int]]] = {
 
 
 def busiest(module: Any) -> list[dict[str, int]]:
-    """For a leveling that is not in BUSY: as short an interval as it has, if it has one."""
-    return [{"interval": module.PARAMETERS["interval"][1]} if "interval" in module.PARAMETERS else {}]
+    """For a leveling that is not in BUSY: as often as it can, and as little at once."""
+    least = {name: minimum for name, (_, minimum, _, _) in module.PARAMETERS.items()}
+    return [{name: least[name] for name in ("interval", "block_frames") if name in least}]
 
 
 def choices() -> list[Choice]:

@@ -47,7 +47,7 @@ from pmem_core.errors import PmemError
 PAGE = layout.PAGE_BYTES
 SECTOR = 512
 WITHIN = 1  # bytes that are whole where a page is written back beside the working code: the kernel waits for no memcpy
-CUTS_A_LIFE = 8
+CUTS_A_LIFE = 6
 CHECKED = 0.07  # of the cuts; a check takes as long as several
 HOW = ("between", "at a sync", "amid")
 # Of Child.counts.
