@@ -233,6 +233,16 @@ RUN = np.dtype(
         ("read_only", "<i8"),
         ("tmpfs", "<i8"),  # 1: reading a hole through the map allocates, and on a full host that is a SIGBUS
         ("wanted", "<i8"),  # 1: leveling would like a checkpoint soon; 2: and somebody has been told
+        # Of a replay, which has no medium (media: 0); see media.count_bytes:
+        ("units", "<i8"),  # address
+        ("unit_count", "<i8"),
+        ("unit_shift", "<i8"),
+        ("held", "<i8"),  # address: a byte a page, 1 where it holds data
+        ("weakest", "<i8"),  # no line dies before it was written as often as this
+        ("endurance", "<i8"),  # address: writes that each line survives, uint32[]; 0: all of them `weakest`
+        ("deaths", "<i8"),  # address: page writes, line; page writes, line; ...
+        ("deaths_room", "<i8"),
+        ("death_count", "<i8"),  # lines dead so far; those beyond deaths_room are only counted
     ]
 )
 

@@ -56,12 +56,16 @@ class Recovered:
 
 
 def find_end(path: Path, plan: Geometry, session: dict[str, Any]) -> str:
-    """How the last session ended: "" (closed), killed or power cut."""
-    if not statefile.state_is_whole(path / "state", plan):
-        return "power cut"
+    """How the last session ended: "" (closed), killed or power cut.  DamagedImage: killed, and no whole state."""
+    whole = statefile.state_is_whole(path / "state", plan)
     if not session["open"]:
-        return ""
-    return "killed" if host.cache_was_kept(path, session) else "power cut"
+        return "" if whole else "power cut"
+    if not host.cache_was_kept(path, session):
+        return "power cut"
+    if not whole:
+        # No kill does that.  The journal is behind, and writes that were answered would be lost.
+        raise DamagedImage("state", "it is not whole though no power was lost", "'pmem-nbd check --repair'")
+    return "killed"
 
 
 def last_checkpoint(plan: Geometry, journal: Journal) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -54,9 +54,10 @@ class Belief:
         return found
 
 
-def from_state(path: Path, plan: Geometry) -> Belief | None:
-    """What the state file at `path` tells; None where it is missing or not of this image."""
-    if not statefile.state_is_whole(path, plan):
+def from_state(path: Path, plan: Geometry, wrong_bits_max: int = 0) -> Belief | None:
+    """What the state file at `path` tells; None where it is missing or its head is not this image's."""
+    wrong = statefile.wrong_head_bits(path, plan)
+    if wrong is None or wrong > wrong_bits_max:
         return None
     data = np.frombuffer(path.read_bytes(), np.uint8)
     part = {name: data[at : at + size].copy() for name, (at, size) in plan.zones().items()}
