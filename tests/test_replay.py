@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from pmem_core import geometry, image, leveling, offline, placement, tracescan
+from pmem_core.counters import KINDS as LINE_KINDS
 from pmem_core.device import Device
 from pmem_core.errors import UsageError
 from pmem_core.replay import lives, workloads
@@ -212,7 +213,7 @@ def test_figures_are_those_of_the_counters():
     assert counters.sum() == causes["host"] + causes["descriptor"] + causes["move"]
     assert found["wear"]["all"]["max"] == counters.max() >= 300
     assert found["dead_lines"] == np.count_nonzero(counters >= 300) >= 5
-    assert found["ended"] == "death" and found["first_death"]["kind"] in counters.KINDS
+    assert found["ended"] == "death" and found["first_death"]["kind"] in LINE_KINDS
     share = found["deaths"][0]["page_writes"] / found["page_writes"]
     borne = causes["host"] + causes["descriptor"]
     assert found["normalized_life"] == pytest.approx(borne * share / (len(counters) * 300))

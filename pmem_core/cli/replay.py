@@ -73,8 +73,7 @@ def _count(context: click.Context, parameter: click.Parameter, value: str) -> in
 @click.option("--seed", callback=_count, default="1", show_default=True, help="The same seed gives the same figures.")
 @click.option("--histogram", is_flag=True, help="With -j: also how many lines of each kind have how much wear.")
 @json_option
-@click.pass_context
-def replay(context: click.Context, image: Path | None, size: int, as_json: bool, **options: Any) -> None:
+def replay(image: Path | None, size: int, as_json: bool, **options: Any) -> None:
     """Write to a device that has no medium until its first line dies, and say how long it lived.
 
     The geometry is that of IMAGE, which is only looked at and begins unworn, or what the options say. The policies are
@@ -94,7 +93,7 @@ def replay(context: click.Context, image: Path | None, size: int, as_json: bool,
     from pmem_core.replay.endurance import Endurance
 
     given = {name: options.pop(name) for name in GEOMETRY if name in options}
-    plan = _plan(context, image, size, given, options["seed"])
+    plan = _plan(image, size, given, options["seed"])
     endurance = Endurance(options["endurance"], options["endurance_kind"], options["spread"])
     if options["deaths"] < 1:
         raise UsageError("--deaths 0", "nothing to wait for", "1 or more")
@@ -116,11 +115,12 @@ def replay(context: click.Context, image: Path | None, size: int, as_json: bool,
             click.echo(line)
 
 
-def _plan(context: click.Context, image: Path | None, size: int, given: dict[str, Any], seed: int) -> "Geometry":
+def _plan(image: Path | None, size: int, given: dict[str, Any], seed: int) -> "Geometry":
     import uuid
 
     if image is None:
         return plan_of(size, given, uuid=str(uuid.UUID(int=seed % (1 << 128))))
+    context = click.get_current_context()
     typed = [name for name in GEOMETRY if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE]
     if typed:
         raise UsageError(f"--{typed[0].replace('_', '-')}", f"the geometry is that of {image}", "one or the other")
