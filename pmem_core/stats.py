@@ -14,7 +14,7 @@ A kind is what a line holds now; its wear is of everything it ever held.
 import dataclasses
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,9 @@ import numpy as np
 from . import host, layout, snapshot, wearscan
 from .geometry import Geometry
 from .snapshot import Look
+
+# Is handed each part of the counters, in order: the number of its first line, and uint32[], whole pages, not to be kept.
+See = Callable[[int, np.ndarray], None]
 
 CHUNK_LINES = 1 << 20
 BLOCK_LINES = 1 << wearscan.BLOCK_SHIFT
@@ -92,7 +95,7 @@ def _kinds(found: Look, slots: np.ndarray, unit_shift: int) -> np.ndarray:
     return kinds
 
 
-def scan(path: Path, found: Look, fold: Fold | None = None) -> Scan:
+def scan(path: Path, found: Look, fold: Fold | None = None, see: See | None = None) -> Scan:
     """Read every counter once.  Holes of the wear file are skipped, so a sparse image costs what was written of it."""
     plan = found.plan
     unit_shift = min(plan.info.frame_bytes, layout.PAGE_BYTES).bit_length() - 1
@@ -118,6 +121,8 @@ def scan(path: Path, found: Look, fold: Fold | None = None) -> Scan:
                     wearscan.fold_wear(
                         part, at // 4 // unit_lines, unit_lines, unit_shift, pages, fold.stripe, sums, hottest
                     )
+                if see:
+                    see(at // 4, part)
     return _finished(plan, histogram, overflow, sums, hottest)
 
 
@@ -244,19 +249,22 @@ def _invariants(found: Look, after: tuple[np.ndarray, np.ndarray], done: Scan) -
 # ---- all together ----
 
 
-def collect(path: Path, *, fold: Fold | None = None, histogram: bool = False) -> dict[str, Any]:
+def collect(
+    path: Path, *, fold: Fold | None = None, histogram: bool = False, see: See | None = None
+) -> dict[str, Any]:
     """Every figure of the image at `path`, served or not, ready for JSON; keys are stable.
 
     write_amplification: line writes for host, descriptors and moves ÷ those for the host's data.  normalized_life: host
     line writes ÷ (lines · largest counter), that is, the share of the ideal life that the host gets if wear goes on as
     it has so far and the device ends with its hottest line: an extrapolation of what was seen, no forecast.  Both are
     None before the first write.  fold: also a heat map; histogram: also every counter value and its lines, by kind.
+    see: looks on while the counters are read; what is in holes of the file, zeros, it is not shown.
 
     Errors: NotAnImage, DamagedImage, UnsupportedImage, HostError.
     """
     path = Path(path)
     found = snapshot.look(path)
-    done = scan(path, found, fold)
+    done = scan(path, found, fold, see)
     after = snapshot.core_now(path, found), snapshot.core_now(path, found)
     holds, notes = _invariants(found, after, done)
     tally, info = after[1]["tally"][0], found.plan.info
