@@ -24,7 +24,7 @@ from . import host, layout, snapshot, wearscan
 from .geometry import Geometry
 from .snapshot import Look
 
-# Is handed each part of the counters, in order: the number of its first line, and uint32[], whole pages, not to be kept.
+# Is handed each part of the counters, in order: the number of its first line, and uint32[] of whole pages, not to keep.
 See = Callable[[int, np.ndarray], None]
 
 CHUNK_LINES = 1 << 20
@@ -249,9 +249,7 @@ def _invariants(found: Look, after: tuple[np.ndarray, np.ndarray], done: Scan) -
 # ---- all together ----
 
 
-def collect(
-    path: Path, *, fold: Fold | None = None, histogram: bool = False, see: See | None = None
-) -> dict[str, Any]:
+def collect(path: Path, *, fold: Fold | None = None, histogram: bool = False, see: See | None = None) -> dict[str, Any]:
     """Every figure of the image at `path`, served or not, ready for JSON; keys are stable.
 
     write_amplification: line writes for host, descriptors and moves ÷ those for the host's data.  normalized_life: host

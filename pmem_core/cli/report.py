@@ -65,7 +65,9 @@ def report(image: Path, output: Path, force: bool, by: str, over: str, folder: P
         _make(folder)
     for path, content in files.items():
         _write(path, content)
-    click.echo(f"{output}: {human_bytes(len(files[output]))}" + (f", {len(files) - 1} figures in {folder}" if folder else ""))
+    click.echo(
+        f"{output}: {human_bytes(len(files[output]))}" + (f", {len(files) - 1} figures in {folder}" if folder else "")
+    )
 
 
 def _checked(path: Path, image: Path, force: bool, made_too: Path | None = None) -> Path:

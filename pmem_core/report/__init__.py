@@ -7,7 +7,8 @@ wearmap  counters to the cells of a heat map
 figures  arrays and dicts to figures; knows nothing of images
 words    numbers as people read them, rounded against us
 page     sections, tables and figures to HTML
-disk     the report of an image: which figures, and what is said beside them
+drawn    sections of an image's report that have a figure
+disk     the report of an image
 ======== ===================================================================================================
 
 Only this package imports matplotlib and jinja2, and only the verb `report` imports it.

@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from . import curves
 
@@ -63,7 +63,7 @@ def style(more: dict[str, Any] | None = None) -> Iterator[None]:
     """Draw and save in our style, whatever the user's matplotlibrc says."""
     with mpl.rc_context():
         mpl.rcdefaults()
-        mpl.rcParams.update(_STYLE | (more or {}))
+        mpl.rcParams.update(_STYLE | (more or {}))  # type: ignore[arg-type] # they are names of its own
         yield
 
 
@@ -86,9 +86,14 @@ def heat_norm(maps: dict[str, np.ndarray]) -> Normalize:
     return LogNorm(float(cells.min()), most) if most > LOG_FROM * float(np.median(cells)) else Normalize(0, most)
 
 
+def is_linear(maps: dict[str, np.ndarray]) -> bool:
+    """Whether their scale is linear."""
+    return not isinstance(heat_norm(maps), LogNorm)
+
+
 def heat_colours(values: np.ndarray, norm: Normalize) -> np.ndarray:
     """The colours of cells, uint8[rows, columns, 4]: viridis, NEVER where a value is 0, transparent where it is NaN."""
-    coloured = mpl.colormaps["viridis"](norm(np.where(values > 0, values, norm.vmax)), bytes=True)
+    coloured = mpl.colormaps["viridis"](norm(np.where(values > 0, values, norm.vmax or 1)), bytes=True)
     coloured[values == 0] = [*bytes.fromhex(NEVER[1:]), 255]
     coloured[np.isnan(values)] = 0
     return np.asarray(coloured)
@@ -103,8 +108,10 @@ def heat_map(
     column, drawn above each map.
     """
     norm = heat_norm(maps)
-    with _new(4.4 * len(maps) + 0.8, 4.6 if profile is None else 5.4) as figure:
-        grid = figure.add_gridspec(1 if profile is None else 2, len(maps), height_ratios=None if profile is None else [1, 4])
+    with _new(4.9 * len(maps) + 0.8, 4.6 if profile is None else 5.4) as figure:
+        grid = figure.add_gridspec(
+            1 if profile is None else 2, len(maps), height_ratios=None if profile is None else [1, 4]
+        )
         axes = []
         for number, (title, values) in enumerate(maps.items()):
             axis = figure.add_subplot(grid[-1, number])
@@ -119,7 +126,9 @@ def heat_map(
             axis.yaxis.set_major_locator(MaxNLocator(integer=True))
             if profile is not None:
                 above = figure.add_subplot(grid[0, number], sharex=axis)
-                above.bar(np.arange(columns), np.nan_to_num(profile), width=1, color=VERMILION)
+                edges = np.arange(columns + 1) - 0.5
+                above.stairs(np.nan_to_num(profile), edges, fill=True, color=VERMILION)
+                above.set_ylim(bottom=0)
                 above.tick_params(labelbottom=False)
                 above.set_ylabel("column\nmean" if not number else "")
                 above.set_title(title)
@@ -127,11 +136,16 @@ def heat_map(
                 axis.set_title(title)
             axes.append(axis)
         bar = figure.colorbar(ScalarMappable(norm, "viridis"), ax=axes, label=label, shrink=0.9)
-        bar.outline.set_visible(False)  # type: ignore[operator]
+        bar.outline.set_visible(False)
     return figure
 
 
 # ---- distribution ----
+
+
+def _plain(value: float, _place: int | None) -> str:
+    """A power of ten as a number: matplotlib would write it as mathematics, which is off."""
+    return f"{value:g}" if value < 1e5 else f"1e{round(np.log10(value))}"
 
 
 def lorenz(counters: dict[str, tuple[np.ndarray, np.ndarray]], gini: dict[str, str]) -> Figure:
@@ -141,8 +155,18 @@ def lorenz(counters: dict[str, tuple[np.ndarray, np.ndarray]], gini: dict[str, s
         axis.plot([0, 1], [0, 1], color=INK, linewidth=0.6, label="even wear (Gini 0)")
         for name, pair in counters.items():
             colour, style = STYLES[name]
-            axis.plot(*curves.thin(*curves.lorenz_curve(*pair)), color=colour, linestyle=style, label=f"{name} (Gini {gini[name]})")
-        axis.set(xlim=(0, 1), ylim=(0, 1), xlabel="share of the lines, least worn first", ylabel="their share of all line writes")
+            axis.plot(
+                *curves.thin(*curves.lorenz_curve(*pair)),
+                color=colour,
+                linestyle=style,
+                label=f"{name} (Gini {gini[name]})",
+            )
+        axis.set(
+            xlim=(0, 1),
+            ylim=(0, 1),
+            xlabel="share of the lines, least worn first",
+            ylabel="their share of all line writes",
+        )
         axis.set_aspect("equal")
         axis.legend(loc="upper left")
     return figure
@@ -157,11 +181,13 @@ def histogram(counters: dict[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
         for name, pair in counters.items():
             colour, style = STYLES[name]
             lines = curves.binned(*pair, edges)
-            axis.stairs(lines, edges, color=colour, linestyle=style, linewidth=1.6, label=name, baseline=None)
+            axis.stairs(lines, edges, color=colour, linestyle=style, linewidth=1.6, label=name)
         if grows:
             axis.set_xscale("symlog", linthresh=1, linscale=0.3)
+            axis.xaxis.set_major_formatter(FuncFormatter(_plain))
         axis.set_xlim(0, int(edges[-1]))
         axis.set_yscale("symlog", linthresh=1, linscale=0.3)
+        axis.yaxis.set_major_formatter(FuncFormatter(_plain))
         axis.set_ylim(bottom=0)
         axis.set(xlabel="wear: how often a line was written", ylabel="lines (log scale from 1)")
         axis.legend()
@@ -180,12 +206,20 @@ def life_over_time(
         left, right = figure.subplots(1, 2)
         for name, values in (("hottest", hottest), ("mean", mean)):
             colour, style = STYLES[name]
-            left.plot(x[kept], values[kept], color=colour, linestyle=style, label=f"{name} line" if name == "hottest" else name)
+            left.plot(
+                x[kept],
+                values[kept],
+                color=colour,
+                linestyle=style,
+                label=f"{name} line" if name == "hottest" else name,
+            )
         left.set(xlabel=x_label, ylabel="wear of a line")
         below = np.zeros(len(kept))
         for (name, values), hatch in zip(causes.items(), itertools.cycle(HATCHES), strict=False):
             above = below + values[kept]
-            right.fill_between(x[kept], below, above, facecolor=STYLES[name][0], hatch=hatch, edgecolor=INK, linewidth=0.3, label=name)
+            right.fill_between(
+                x[kept], below, above, facecolor=STYLES[name][0], hatch=hatch, edgecolor=INK, linewidth=0.3, label=name
+            )
             below = above
         right.set(xlabel=x_label, ylabel="line writes, one cause upon the other")
         for axis in (left, right):

@@ -95,7 +95,7 @@ def _saved(figure: Figure, kind: str, name: str, **how: Any) -> bytes:
 
 
 def inline(figure: Figure, name: str, alt: str) -> str:
-    """The figure as an element <svg> of an HTML page: no address in it, its own ids, texts in the colour of the page."""
+    """The figure as an element <svg> of HTML: no address in it, ids of its own, texts in the page's colour."""
     text = _saved(figure, "svg", name, transparent=True).decode()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
