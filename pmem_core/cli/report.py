@@ -19,7 +19,7 @@ from pmem_core.errors import HostError, MissingProgram, UsageError
     type=click.Choice(["max", "mean"]),
     default="max",
     show_default=True,
-    help="A page-frame of the heat map is its hottest line, or the mean of its lines.",
+    help="A page of the heat map is its hottest line, or the mean of its lines.",
 )
 @click.option(
     "--over",

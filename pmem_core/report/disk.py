@@ -19,7 +19,7 @@ KINDS = (*stats.KINDS, "all")
 def report(path: Path, *, by: str = "max", over: str = "bytes") -> Page:
     """The page of the image at `path`, served or not; see stats.collect for its errors.
 
-    by: a page-frame of the heat map is its hottest line ("max") or the mean of its lines ("mean").  over: life is
+    by: a page of the heat map is its hottest line ("max") or the mean of its lines ("mean").  over: life is
     drawn over the "bytes" that the host wrote, or over "time".
     """
     plan = snapshot.look(path).plan

@@ -24,19 +24,19 @@ def by_position(found: dict[str, Any], seen: WearMap, by: str) -> Section:
     if not found["wear"]["all"]["total"]:
         return Section("map", title, [NOTHING_WRITTEN])
     most, profile = seen.most(by), seen.profile(by) if seen.stripe else None
-    each = f"{number(seen.share)} {'stripes' if seen.stripe else 'page-frames'}"
+    each = f"{number(seen.share)} {'stripes' if seen.stripe else 'pages'}"
     maps = {"": most} if seen.share == 1 else {f"mean of {each}": seen.mean(by), f"hottest of {each}": most}
     if seen.stripe:
-        x_label = f"page-frame of the medium, modulo {seen.stripe}"
+        x_label = f"page of the medium, modulo {seen.stripe}"
         y_label = f"row of {each}" if seen.share > 1 else "stripe"
     else:
-        x_label, y_label = f"cell of {each}" if seen.share > 1 else "page-frame", f"row of {seen.columns}"
-    label = f"line writes of a page-frame’s {'hottest line' if by == 'max' else 'lines, mean'}"
+        x_label, y_label = f"cell of {each}" if seen.share > 1 else "page of the medium", f"row of {seen.columns}"
+    label = f"line writes of a page’s {'hottest line' if by == 'max' else 'lines, mean'}"
     figure = figures.heat_map(maps, label=label, x_label=x_label, y_label=y_label, profile=profile)
     row, column = np.unravel_index(int(np.nanargmax(most)), most.shape)
     rows = [
         ["rows × columns", f"{seen.rows} × {seen.columns}"],
-        ["hottest page-frame", number(float(np.nanmax(most)), "low")],
+        ["hottest page", number(float(np.nanmax(most)), "low")],
         ["· in row, column", f"{row}, {column}"],
         ["cells never written", number(int((seen.line_sum[seen.pages > 0] == 0).sum()))],
     ]
@@ -55,7 +55,7 @@ def by_position(found: dict[str, Any], seen: WearMap, by: str) -> Section:
         "the mean of its lines" if by == "mean" else "its hottest line; so a page of descriptors is its most written"
     )
     caption = (
-        f"By position on the medium, which is what wears. A page-frame is 4096 bytes; its value is {value}. {scale}; "
+        f"By position on the medium, which is what wears. The value of a page of the medium is {value}. {scale}; "
         "what was never written is grey. The info blocks in front are left out."
     )
     return Section(
@@ -65,7 +65,7 @@ def by_position(found: dict[str, Any], seen: WearMap, by: str) -> Section:
 
 def _position(image: dict[str, Any], seen: WearMap) -> str:
     if not seen.stripe:
-        return "The medium from its first page-frame to its last: this placement has no stripe to fold it by."
+        return "The medium from its first page to its last: this placement has no stripe to fold it by."
     text = (
         f"The stripe’s {seen.stripe} columns side by side: as placed, a page of descriptors (column 0), then the "
         f"{seen.stripe - 1} pages that it describes. "

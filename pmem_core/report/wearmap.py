@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The cells of a heat map: page-frames of the medium, behind the info blocks, by where they are."""
+"""The cells of a heat map: pages of the medium, behind the info blocks, by where they are."""
 
 import numpy as np
 
@@ -9,16 +9,16 @@ ROWS_MAX = 256
 class WearMap:
     """Wear by position, gathered part by part (`add` is a stats.See).
 
-    A page-frame is 4096 bytes of the medium.  With `stripe` = n > 0 a row is one stripe of n page-frames, or `share`
-    of them where the medium has more than `rows_max`: column c is the page-frames whose number is c modulo n.  With
-    stripe = 0 the medium runs through the cells row by row, `share` page-frames a cell.
+    With `stripe` = n > 0 a row is one stripe of n pages, or `share` of them where the medium has more than `rows_max`:
+    column c is the pages whose number on the medium is c modulo n.  With stripe = 0 the medium runs through the cells
+    row by row, `share` pages a cell.
 
     All arrays are [rows, columns]:
 
-    pages: page-frames of the cell, int64; 0 behind the end of the medium.
+    pages: pages of the cell, int64; 0 behind the end of the medium.
     line_sum: line writes.
-    hottest_sum, hottest_max: of the page-frames' hottest lines, the sum and the largest.
-    page_max: the most line writes that one page-frame has.
+    hottest_sum, hottest_max: of the pages' hottest lines, the sum and the largest.
+    page_max: the most line writes that one page has.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class WearMap:
         np.maximum.at(self.page_max.reshape(-1), cells, sums)
 
     def mean(self, by: str) -> np.ndarray:
-        """Mean of the cells' page-frames, float64; of their hottest lines (by="max") or of all lines (by="mean").
+        """Mean of the cells' pages, float64; of their hottest lines (by="max") or of all lines (by="mean").
 
         NaN behind the end of the medium.
         """
@@ -75,12 +75,12 @@ class WearMap:
         return np.where(self.pages, sums / np.maximum(self.pages, 1), np.nan)
 
     def most(self, by: str) -> np.ndarray:
-        """The hottest page-frame of each cell, as `mean` measures page-frames, float64."""
+        """The hottest page of each cell, as `mean` measures pages, float64."""
         most = self.hottest_max if by == "max" else self.page_max / self._page_lines
         return np.where(self.pages, most, np.nan)
 
     def profile(self, by: str) -> np.ndarray:
-        """The mean of each column's page-frames, float64[columns]; NaN where it has none."""
+        """The mean of each column's pages, float64[columns]; NaN where it has none."""
         sums = (self.hottest_sum if by == "max" else self.line_sum / self._page_lines).sum(axis=0)
         pages = self.pages.sum(axis=0)
         return np.where(pages, sums / np.maximum(pages, 1), np.nan)
