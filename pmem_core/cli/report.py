@@ -45,6 +45,10 @@ def report(image: Path, output: Path, force: bool, by: str, over: str, folder: P
     if kind and folder is None:
         raise UsageError("--format", "no figures are written", "--figures DIR beside it")
     output = _checked(output, image, force)
+    if folder is not None and not folder.is_dir():
+        if os.path.lexists(folder):
+            raise UsageError(folder, "is no directory", "a directory, or a new name")
+        _require_parent(folder)
     with working(f"reading {image}") as say:
         # First: whoever lacks them shall not wait for the reading.
         try:
@@ -57,7 +61,7 @@ def report(image: Path, output: Path, force: bool, by: str, over: str, folder: P
         files = {}
         if folder is not None:
             files = {
-                _checked(folder / f"{drawing.name}.{kind}", image, force, made_too=folder): page.as_file(drawing, kind)
+                _checked(folder / f"{drawing.name}.{kind}", image, force, is_made=True): page.as_file(drawing, kind)
                 for drawing in made.drawings
             }
         files[output] = page.render(made).encode()
@@ -70,8 +74,8 @@ def report(image: Path, output: Path, force: bool, by: str, over: str, folder: P
     )
 
 
-def _checked(path: Path, image: Path, force: bool, made_too: Path | None = None) -> Path:
-    """Refuse, before the work is done, a file that cannot be written or must not be; the path without symlinks."""
+def _checked(path: Path, image: Path, force: bool, is_made: bool = False) -> Path:
+    """Refuse a file that cannot be written or must not be; the path without symlinks.  is_made: its parent will be."""
     if os.path.lexists(path):
         if not path.is_file():
             raise UsageError(path, "is no regular file", "a new file")
@@ -80,9 +84,14 @@ def _checked(path: Path, image: Path, force: bool, made_too: Path | None = None)
     whole = path.resolve()
     if image.resolve() in whole.parents:
         raise UsageError(path, "is inside of the image", "a file elsewhere")
-    if not path.parent.is_dir() and path.parent != made_too:
-        raise HostError(path, "cannot be made: there is no such directory", "a path whose parent exists")
+    if not is_made:
+        _require_parent(path)
     return whole
+
+
+def _require_parent(path: Path) -> None:
+    if not path.parent.is_dir():
+        raise HostError(path, "cannot be made: there is no such directory", "a path whose parent exists")
 
 
 def _make(folder: Path) -> None:
