@@ -169,6 +169,11 @@ def test_sizes_that_a_unit_rounds_are_exact_too(count, expected):
     assert words.size(count).replace("\N{NARROW NO-BREAK SPACE}", " ") == expected
 
 
+def test_a_time_that_no_calendar_has_is_still_told():
+    assert words.when(0) == "1970-01-01 00:00:00 UTC"
+    assert words.when(2**63) == "9.22337e+18 s since 1970"
+
+
 # ---- figures ----
 
 
@@ -377,6 +382,16 @@ def test_history_of_an_image_that_is_served(tmp_path):
         rows = next(one for one in disk.report(made).sections if one.anchor == "life").tables[0].rows
         assert [row[1] for row in rows[-2:]] == ["4 KiB", "8 KiB"]  # the sample, and now
         assert "live" in disk.report(made).lead
+
+
+def test_row_that_is_no_sample_is_left_out(tmp_path):
+    made = make(tmp_path / "a.pmem", writes=1)
+    journal = Journal(made / "journal")
+    journal.sample({"written_bytes": "many"})
+    journal.sample({**snapshot.history(made)[-2], "worn": {"host": None}})
+    journal.close()
+    rows = next(one for one in disk.report(made).sections if one.anchor == "life").tables[0].rows
+    assert len(snapshot.history(made)) == 3 and len(rows) == 1
 
 
 def test_history_is_whole_while_a_server_writes_it(tmp_path):

@@ -126,10 +126,17 @@ def _samples(found: dict[str, Any], history: list[dict[str, Any]]) -> list[dict[
     }
     written, hottest = found["host"]["written_bytes"], found["wear"]["all"]["max"]
     now = {"time_ns": int(found["time"] * 1e9), "written_bytes": written, "hottest": hottest, "worn": worn}
-    kept = [sample for sample in history if sample["time_ns"] <= now["time_ns"]]  # a server goes on
+    # A server goes on; and a row that is no sample is no reason to have no page.
+    kept = [row for row in history if row["time_ns"] <= now["time_ns"] and _is_sample(row, now)]
     if kept and kept[-1]["worn"] == worn:
         return [begin, *kept]
     return [begin, *kept, now]
+
+
+def _is_sample(row: dict[str, Any], like: dict[str, Any]) -> bool:
+    if any(type(row.get(name)) is not type(value) for name, value in like.items()):
+        return False
+    return all(type(row["worn"].get(cause)) is int for cause in like["worn"])
 
 
 def _axis(samples: list[dict[str, Any]], over: str) -> tuple[np.ndarray, str]:

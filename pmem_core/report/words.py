@@ -47,7 +47,10 @@ def unit_of(most: float) -> tuple[float, str]:
 
 def when(seconds: float) -> str:
     """A time since 1970, in UTC."""
-    return f"{datetime.datetime.fromtimestamp(seconds, datetime.UTC):%Y-%m-%d %H:%M:%S} UTC"
+    try:
+        return f"{datetime.datetime.fromtimestamp(seconds, datetime.UTC):%Y-%m-%d %H:%M:%S} UTC"
+    except (OverflowError, ValueError, OSError):  # behind the year 9999
+        return f"{seconds:g} s since 1970"
 
 
 def name_of(path: str) -> str:
