@@ -86,7 +86,7 @@ class Device:
             self._durability.forget_moves()
         if found == "killed":
             # A checkpoint cut short may have cleared marks here that the journal still has, for data not yet synced.
-            recovery.restore_marks(self.mapping, self.journal)
+            recovery.complete_state(self.mapping, self.plan, self.journal)
             self._finish_interrupted()
         if found:
             self.recovered.note(self.mapping, None if self.read_only else self.journal)

@@ -52,6 +52,11 @@ class Geometry:
         """True where descriptors lie on the medium."""
         return bool(self.placement.ON_MEDIUM)
 
+    def finish_moves(self, table: np.ndarray) -> None:
+        """After a kill: bring the leveling's `table` (changed in place) into line with a move being switched."""
+        if hasattr(self.leveling, "finish"):
+            self.leveling.finish(self.leveling_state, table[: len(self.table)])
+
     @property
     def pending_bytes(self) -> int:
         """Size of the state file's zone of pending descriptors."""

@@ -55,6 +55,23 @@ def wear_lines(run, core, cause, first, count):
 
 
 @hot
+def lines_under(run, at, count):
+    """How many lines `count` bytes at `at` touch; placed and medium addresses are alike in this."""
+    return ((at + count - 1) >> run["line_shift"]) - (at >> run["line_shift"]) + 1
+
+
+@hot
+def frame_wear(run, frame):
+    """The counter of the most worn line of medium frame `frame`."""
+    wear = u32_at(run["wear"], run["line_count"])
+    first = frame_at(run, frame) >> run["line_shift"]
+    hottest = 0
+    for i in range(first, first + (1 << (run["frame_shift"] - run["line_shift"]))):
+        hottest = max(hottest, numba.int64(wear[i]))
+    return hottest
+
+
+@hot
 def _allocate(run, first, end):
     """Allocate the medium's bytes from `first` to `end` and their wear counters; 0, or the errno."""
     error = fallocate(run["media_fd"], FALLOC_FL_KEEP_SIZE, first, end - first)
@@ -126,16 +143,14 @@ def load(run, at, target, target_at, count):
 def store(run, core, cause, at, source, source_at, count):
     """Copy source[source_at : source_at + count] to `at` and wear the lines it touches."""
     copy_bytes(u8_at(run["media"], run["medium_bytes"]), at, source, source_at, count)
-    first = at >> run["line_shift"]
-    wear_lines(run, core, cause, first, ((at + count - 1) >> run["line_shift"]) - first + 1)
+    wear_lines(run, core, cause, at >> run["line_shift"], lines_under(run, at, count))
 
 
 @hot
 def store_zeros(run, core, cause, at, count):
     """Clear `count` bytes at `at` and wear the lines they touch."""
     clear_bytes(u8_at(run["media"], run["medium_bytes"]), at, count)
-    first = at >> run["line_shift"]
-    wear_lines(run, core, cause, first, ((at + count - 1) >> run["line_shift"]) - first + 1)
+    wear_lines(run, core, cause, at >> run["line_shift"], lines_under(run, at, count))
 
 
 @hot
@@ -154,8 +169,16 @@ def note_filled(run, frame):
 
 @hot
 def move(run, core, source, target):
-    """Copy medium frame `source` over medium frame `target`; OK or HOST.  The caller then switches the map."""
+    """Copy medium frame `source` over medium frame `target`; OK or HOST.  The caller then switches the map.
+
+    Where there is no medium, in a replay, only wear is counted.
+    """
     count = 1 << run["frame_shift"]
+    if not run["media"]:
+        first, lines = frame_at(run, target) >> run["line_shift"], count >> run["line_shift"]
+        wear_lines(run, core, CAUSE_MOVE, first, lines)
+        core["tally"]["moves"] += 1
+        return OK
     code = reserve(run, frame_at(run, target), count)
     if code == OK and run["tmpfs"]:
         code = reserve(run, frame_at(run, source), count)

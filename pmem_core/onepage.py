@@ -71,7 +71,8 @@ def store(run, core, cause, placed, source, source_at, count):
     while done < count:
         size = piece(run, placed + done, count - done)
         media.store(run, core, cause, medium_at(run, core, placed + done), source, source_at + done, size)
-        leveling.tick(core["leveling"], run, (placed + done) >> run["frame_shift"])
+        lines = media.lines_under(run, placed + done, size)
+        leveling.tick(core["leveling"], run, (placed + done) >> run["frame_shift"], lines)
         done += size
 
 

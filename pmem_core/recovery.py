@@ -123,8 +123,9 @@ def finish_count(mapping: Mapping) -> int:
     return int(core["intent"][0]) - 1
 
 
-def restore_marks(mapping: Mapping, journal: Journal) -> None:
-    """After a kill: a section is dirty where either the state or the journal says so."""
+def complete_state(mapping: Mapping, plan: Geometry, journal: Journal) -> None:
+    """After a kill: a move is switched wholly; a section is dirty where either the state or the journal says so."""
+    plan.finish_moves(mapping.table)
     durable = np.frombuffer(journal.load_sections(), np.uint8)
     held = mapping.sections[: len(durable)]
     held[:] = united(held, durable[: len(held)])

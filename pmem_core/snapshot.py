@@ -148,15 +148,19 @@ def _read_core(fd: int, plan: Geometry) -> np.ndarray:
 def _snapshot(fd: int, plan: Geometry) -> tuple[np.ndarray, np.ndarray]:
     """Core and table with no move in between, unless the server moves frames faster than we can copy."""
     at, size = plan.zones()["table"]
-    core = _read_core(fd, plan)
+    core, held = _read_core(fd, plan), b""
     for _ in range(SNAPSHOTS_MAX):
-        table = np.frombuffer(os.pread(fd, size, at), np.int64).copy()
+        before, held = held, os.pread(fd, size, at)
         again = _read_core(fd, plan)
-        same = core["tally"]["moves"][0] == again["tally"]["moves"][0]
+        # Twice the same: a move that switches several words was not read half done.
+        same = before == held and core["tally"]["moves"][0] == again["tally"]["moves"][0]
         core = again
         if same:
             break
-    return core, table[: len(plan.table)]
+    table = np.frombuffer(held, np.int64)[: len(plan.table)].copy()
+    if plan.leveling.table_is_sane(plan.leveling_state, table):
+        plan.finish_moves(table)
+    return core, table
 
 
 def look(path: Path) -> Look:

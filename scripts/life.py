@@ -36,7 +36,7 @@ def _write(run, core, placed, frame_lines, is_descriptor):
         media.wear_lines(run, core, layout.CAUSE_DESCRIPTOR, first + within, 1)
     else:
         media.wear_lines(run, core, layout.CAUSE_HOST, first, frame_lines)
-    leveling.tick(core["leveling"], run, frame)
+    leveling.tick(core["leveling"], run, frame, 1 if is_descriptor else frame_lines)
 
 
 @njit

@@ -93,8 +93,8 @@ class Fixed:
         """The medium frame of placed frame `frame`."""
         return frame
 
-    def tick(self, frame):
-        """A store into `frame`."""
+    def tick(self, frame, lines):
+        """A store of `lines` lines into `frame`."""
 
     def due(self, frame):
         """The moves that are due around `frame`, as (source, target), each made in the map when it is asked for."""
@@ -147,8 +147,8 @@ class StartGap:
         region, x = self._find(frame)
         return self.firsts[region] + self.places[region][x]
 
-    def tick(self, frame):
-        """A store into `frame`."""
+    def tick(self, frame, lines):
+        """A store of `lines` lines into `frame`."""
         self.ticks[self._find(frame)[0]] += 1
 
     def due(self, frame):
@@ -245,7 +245,7 @@ class Naive:
         for frame, at, size in self.pieces(placed, len(data)):
             self.medium[at : at + size] = data[done : done + size]
             self.count_wear(cause, at, size)
-            self.leveling.tick(frame)
+            self.leveling.tick(frame, (at + size - 1) // self.line_bytes - at // self.line_bytes + 1)
             done += size
 
     def settle(self, placed, count):

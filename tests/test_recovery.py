@@ -664,7 +664,7 @@ def test_restored_marks_are_a_union(path):
         device.write(NEW, 0)
         device.mapping.sections[0] = layout.SECTION_TOUCHED
         device.mapping.sections[1] = layout.SECTION_TOUCHED | layout.SECTION_DIRTY
-        recovery.restore_marks(device.mapping, device.journal)
+        recovery.complete_state(device.mapping, device.plan, device.journal)
         assert device.mapping.sections[0] == layout.SECTION_TOUCHED | layout.SECTION_DIRTY
         assert device.mapping.sections[1] == layout.SECTION_TOUCHED | layout.SECTION_DIRTY
 
@@ -675,7 +675,7 @@ def test_section_is_suspect_where_the_journal_says_so(path):
     with Device(path) as device:
         device.write(NEW, 0)
         device.mapping.sections[0] |= layout.SECTION_SUSPECT
-        recovery.restore_marks(device.mapping, device.journal)
+        recovery.complete_state(device.mapping, device.plan, device.journal)
         assert not device.mapping.sections[0] & layout.SECTION_SUSPECT and device.has_dirty()
 
 

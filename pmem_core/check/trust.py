@@ -61,10 +61,13 @@ def from_state(path: Path, plan: Geometry) -> Belief | None:
     data = np.frombuffer(path.read_bytes(), np.uint8)
     part = {name: data[at : at + size].copy() for name, (at, size) in plan.zones().items()}
     kind = layout.core_dtype(plan.placement.STATE, plan.leveling.STATE)
+    table = part["table"].view(np.int64)[: len(plan.table)]
+    if plan.leveling.table_is_sane(plan.leveling_state, table):
+        plan.finish_moves(table)
     return Belief(
         "state",
         part["core"][: kind.itemsize].view(kind),
-        part["table"].view(np.int64)[: len(plan.table)],
+        table,
         part["sections"][: plan.section_count],
         part["ticks"].view(np.int64)[: plan.tick_words],
         part["pending"],

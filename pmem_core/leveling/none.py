@@ -33,7 +33,7 @@ def translate(state, run, frame):
 
 
 @hot
-def tick(state, run, frame):
+def tick(state, run, frame, lines):
     pass
 
 

@@ -150,7 +150,7 @@ def translate(state, run, frame):
 
 
 @hot
-def tick(state, run, frame):
+def tick(state, run, frame, lines):
     if state["randomize"]:
         frame = _permuted(state, frame)
     media.ticks_of(run)[frame >> state["region_shift"]] += 1
