@@ -78,13 +78,17 @@ def _pin_thread():
 
 
 def dump_plugin():
+    try:
+        levelings = ",".join(leveling.family.modules)
+    except PmemError as error:
+        fail(error)
     print(f"pmem_version={__version__}")
     print(f"pmem_info_version={layout.VERSION[0]}.{layout.VERSION[1]}.{layout.EXTENSION_VERSION}")
     print(f"pmem_descriptor_format={layout.DESCRIPTOR_FORMAT}")
     print(f"pmem_placements={','.join(placement.family.modules)}")
     print(f"pmem_logwrites_version={logged.VERSION}")
     print(f"pmem_record_version={recorded.VERSION}")
-    print(f"pmem_levelings={','.join(leveling.family.modules)}")
+    print(f"pmem_levelings={levelings}")
 
 
 def thread_model():

@@ -72,5 +72,9 @@ class BadTrace(PmemError):
     """The file is no trace that we read, or a damaged one; the text names the line or the byte."""
 
 
+class BadPolicy(PmemError):
+    """The file with a leveling policy is missing, is no policy, or breaks the contract of one."""
+
+
 class CheckFailed(PmemError):
     """The command that somebody checks with said no."""

@@ -103,7 +103,8 @@ def policy(family: Any, kind: str, name: str) -> Any:
     """The module of policy `name`; UsageError where there is none."""
     module = family.modules.get(name)
     if module is None:
-        raise UsageError(f"{kind}={name}", "no such policy", f"one of {', '.join(family.modules)}")
+        own = f", or your own with --policy-file {name}.py" if family.takes_files else ""
+        raise UsageError(f"{kind}={name}", "no such policy", f"one of {', '.join(family.modules)}{own}")
     return module
 
 
@@ -195,7 +196,8 @@ def derive(info: Info, *, fresh: bool = False) -> Geometry:
             (leveling.family, "leveling", info.leveling),
         ):
             if name not in family.modules:
-                known = f"one of {', '.join(family.modules)}, or a newer pmem-nbd"
+                own = f", your own with --policy-file {name}.py" if family.takes_files else ""
+                known = f"one of {', '.join(family.modules)}{own}, or a newer pmem-nbd"
                 raise UnsupportedImage(f"{kind}={name}", "no such policy", known)
         _check_stored(info)
     placing = policy(placement.family, "placement", info.placement)

@@ -17,19 +17,25 @@ import os
 import shutil
 import tempfile
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
+from . import policyfile
 
-def _choose_cache_folder() -> Path:
-    """Name the cache by what was compiled: numba sees no edits in imported files, nor NUMBA_BOUNDSCHECK."""
+
+def choose_cache_folder(outside: Iterable[Path], boundscheck: str) -> Path:
+    """Name the cache by what was compiled: numba sees no edits in imported files, nor NUMBA_BOUNDSCHECK.
+
+    outside: files with policies.
+    """
     here = Path(__file__).parent
     names = "jit layout plugins crc32c media frametable descriptor onepage offline datapath"
     names += " upkeep wearscan checkscan tracescan"
     sources = [here / f"{name}.py" for name in names.split()]
     sources += sorted((here / "placement").glob("*.py")) + sorted((here / "leveling").glob("*.py"))
-    digest = hashlib.sha256(os.environ.get("NUMBA_BOUNDSCHECK", "").encode())
-    for source in sources:
-        if source.exists():
+    digest = hashlib.sha256(boundscheck.encode())
+    for source in (*sources, *outside):
+        with contextlib.suppress(OSError):  # whoever loads it says so
             digest.update(source.read_bytes())
     return _cache_root() / digest.hexdigest()[:16]
 
@@ -56,7 +62,7 @@ def prune_cache(keep_days: float = 30.0) -> None:
                 shutil.rmtree(other, ignore_errors=True)
 
 
-CACHE_FOLDER = _choose_cache_folder()
+CACHE_FOLDER = choose_cache_folder(policyfile.paths(), os.environ.get("NUMBA_BOUNDSCHECK", ""))
 os.environ.setdefault("NUMBA_CACHE_DIR", str(CACHE_FOLDER))
 
 import numba  # noqa: E402

@@ -9,11 +9,14 @@ module whose ``STATE`` it is.  Two policies must therefore not have equal ``STAT
 
 import functools
 import importlib
+import inspect
 import pkgutil
+from pathlib import Path
 
 import numba
 from numba.extending import overload
 
+from . import policyfile
 from .jit import PLAIN
 
 
@@ -21,17 +24,32 @@ class Family:
     """The policies in one package.
 
     package: its dotted name; path: its ``__path__``.  Modules whose names start with ``_`` are not policies.
+    takes_files: policies may also come from files outside of the package (policyfile.py).
     """
 
-    def __init__(self, package, path):
+    def __init__(self, package, path, takes_files=False):
         self.package = package
         self.path = path
+        self.takes_files = takes_files
+        self.stubs = {}
 
     @functools.cached_property
     def modules(self):
-        """Policies by name, in alphabetical order."""
+        """Policies by name, in alphabetical order, then those of files.  BadPolicy for a file that is none."""
         names = sorted(info.name for info in pkgutil.iter_modules(self.path) if not info.name.startswith("_"))
-        return {name: importlib.import_module(f"{self.package}.{name}") for name in names}
+        inside = {name: importlib.import_module(f"{self.package}.{name}") for name in names}
+        if not self.takes_files:
+            return inside
+        outside = policyfile.load(self.package, inside)
+        for module in outside.values():
+            self.require(module, policyfile.shown(Path(module.__file__)))
+        policyfile.require_other_states(inside | outside)
+        return inside | outside
+
+    def require(self, module, subject):
+        """BadPolicy, which begins with `subject`, unless `module` has every part of a leveling policy."""
+        hot = {name: tuple(inspect.signature(stub).parameters) for name, stub in self.stubs.items()}
+        policyfile.require(module, subject, hot, plain=PLAIN)
 
     def of_dtype(self, dtype):
         """The module whose ``STATE`` is `dtype`; TypeError where there is none."""
@@ -49,6 +67,7 @@ class Family:
     def generic(self, stub):
         """Decorate the stub of a function every policy has; its first argument is the policy's state."""
         name = stub.__name__
+        self.stubs[name] = stub
         if PLAIN:
 
             @functools.wraps(stub)

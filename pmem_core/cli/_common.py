@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from pmem_core import policyfile
 from pmem_core.errors import UsageError
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -67,6 +68,37 @@ class SizeType(IntParameter):
 
 
 SIZE = SizeType()
+
+
+def _take_policy_files(context: click.Context, _: click.Parameter, files: tuple[Path, ...]) -> None:
+    """Name the files in the environment: servers and other processes that the verb starts inherit it."""
+    if not files:
+        return
+    before = os.environ.get(policyfile.VARIABLE)
+
+    def restore() -> None:
+        if before is None:
+            os.environ.pop(policyfile.VARIABLE, None)
+        else:
+            os.environ[policyfile.VARIABLE] = before
+
+    context.call_on_close(restore)
+    os.environ[policyfile.VARIABLE] = policyfile.joined([*policyfile.paths(), *files])
+
+
+def policy_file_option(function: Function) -> Function:
+    """Give a verb ``--policy-file``.  Eager, and such a verb's module imports no hot module at its top: what is
+    compiled is cached by these files too."""
+    return click.option(
+        "--policy-file",
+        metavar="FILE",
+        type=PATH,
+        multiple=True,
+        is_eager=True,
+        expose_value=False,
+        callback=_take_policy_files,
+        help=f"A file with a leveling policy of your own, which is run; may be repeated.  [env: {policyfile.VARIABLE}]",
+    )(function)
 
 
 def human_bytes(count: float) -> str:

@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.shell_completion import CompletionItem
 
-from pmem_core.cli._common import SIZE, Function
+from pmem_core import policyfile
+from pmem_core.cli._common import SIZE, Function, policy_file_option
 from pmem_core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -18,6 +20,23 @@ PACKAGE = Path(__file__).resolve().parent.parent
 def policies(family: str) -> list[str]:
     """The names of a family's policies, from the names of its files: to import them would wait for numba."""
     return sorted(path.stem for path in (PACKAGE / family).glob("*.py") if not path.stem.startswith("_"))
+
+
+if TYPE_CHECKING:
+    StringChoice = click.Choice[str]
+else:
+    StringChoice = click.Choice  # which takes no type before click 8.2
+
+
+class LevelingName(StringChoice):
+    """The name of a leveling: it completes those that are known, and leaves it to `geometry.policy` to refuse one."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return value
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        names = [*policies("leveling"), *(path.stem for path in policyfile.paths())]
+        return [CompletionItem(name) for name in names if name.startswith(incomplete)]
 
 
 def parse_parameters(texts: tuple[str, ...], option: str = "--set") -> dict[str, int]:
@@ -37,6 +56,7 @@ def parse_parameters(texts: tuple[str, ...], option: str = "--set") -> dict[str,
 
 
 _OPTIONS = [
+    policy_file_option,
     click.option(
         "--placement",
         type=click.Choice(policies("placement")),
@@ -46,7 +66,7 @@ _OPTIONS = [
     ),
     click.option(
         "--leveling",
-        type=click.Choice(policies("leveling")),
+        type=LevelingName(policies("leveling")),
         default="start_gap",
         show_default=True,
         help="How wear is spread.",

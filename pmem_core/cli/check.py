@@ -3,13 +3,14 @@
 
 import collections
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from pmem_core.check import Finding, Kind, Report, Severity
-from pmem_core.check import check as check_image
+from ._common import IMAGE, emit, json_option, policy_file_option, progress
 
-from ._common import IMAGE, emit, json_option, progress
+if TYPE_CHECKING:
+    from pmem_core.check import Finding, Kind, Report
 
 LINES_MAX = 20  # findings of a kind that are printed one by one
 
@@ -17,6 +18,7 @@ LINES_MAX = 20  # findings of a kind that are printed one by one
 @click.command(short_help="Look for damage in an image, and repair it if told to.")
 @IMAGE
 @click.option("--repair", is_flag=True, help="Repair what can be repaired; without it not a byte is changed.")
+@policy_file_option
 @json_option
 def check(image: Path, repair: bool, as_json: bool) -> int:
     """Look for damage in IMAGE: info blocks, journal, state, the map of frames, wear counters, every descriptor and the
@@ -32,6 +34,8 @@ def check(image: Path, repair: bool, as_json: bool) -> int:
       pmem-nbd check disk.pmem --repair
       pmem-nbd check disk.pmem -j | jq '.findings[] | select(.page != null) | .page'
     """
+    from pmem_core.check import check as check_image
+
     with progress(f"Checking {image}", total=1.0) as watch:
         report = check_image(image, repair=repair, watch=watch)
     if as_json:
@@ -41,7 +45,7 @@ def check(image: Path, repair: bool, as_json: bool) -> int:
     return 0 if report.clean else 1
 
 
-def _print(image: Path, report: Report, repair: bool) -> None:
+def _print(image: Path, report: "Report", repair: bool) -> None:
     shown: collections.Counter[Kind] = collections.Counter()
     for finding in report.findings:
         shown[finding.kind] += 1
@@ -56,13 +60,17 @@ def _print(image: Path, report: Report, repair: bool) -> None:
         click.echo(f"{image}: {line}")
 
 
-def _line(finding: Finding, repair: bool) -> str:
+def _line(finding: "Finding", repair: bool) -> str:
+    from pmem_core.check import Severity
+
     if repair and not finding.repaired and finding.kind.severity is not Severity.NOTE:
         return f"{finding}; not repaired"
     return str(finding)
 
 
-def _summary(report: Report, repair: bool) -> list[str]:
+def _summary(report: "Report", repair: bool) -> list[str]:
+    from pmem_core.check import Severity
+
     lines = []
     if report.session:
         lines.append(f"last session: {report.session}")

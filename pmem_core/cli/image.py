@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pmem_core.cli._common import IMAGE, SIZE, emit, human_bytes, json_option, working
+from pmem_core.cli._common import IMAGE, SIZE, emit, human_bytes, json_option, policy_file_option, working
 from pmem_core.cli._geometry import geometry_options, plan_of
 
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ def create(image: Path, size: int, as_json: bool, **options: Any) -> None:
 
 @click.command()
 @IMAGE
+@policy_file_option
 @json_option
 def info(image: Path, as_json: bool) -> None:
     """Show what an image is, and where every byte of its medium goes.

@@ -10,7 +10,7 @@ import click
 
 from pmem_core import attach as attaching
 from pmem_core import blockdev, server
-from pmem_core.cli._common import IMAGE, PATH, emit, json_option, working
+from pmem_core.cli._common import IMAGE, PATH, emit, json_option, policy_file_option, working
 from pmem_core.cli.serve import known_as, say, signals_as_interrupt, signals_ignored, start
 from pmem_core.errors import HostError, NotAnImage, UsageError
 
@@ -25,6 +25,7 @@ WAY = click.option(
 @IMAGE
 @click.option("-r", "--read-only", is_flag=True, help="Refuse writes.")
 @WAY
+@policy_file_option
 @json_option
 def attach(image: Path, read_only: bool, via: str | None, as_json: bool) -> None:
     """Make an image a block device of this machine, and print the device.
@@ -73,6 +74,7 @@ def detach(target: str) -> None:
 @click.option("-o", "--options", metavar="OPTIONS", default="", help="Mount options, as mount takes them.")
 @click.option("-r", "--read-only", is_flag=True, help="Serve, attach and mount it read-only.")
 @WAY
+@policy_file_option
 def mount(
     image: Path,
     directory: Path,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from pmem_core.cli._common import IMAGE, PATH, human_bytes, working
+from pmem_core.cli._common import IMAGE, PATH, human_bytes, policy_file_option, working
 from pmem_core.errors import HostError, MissingProgram, UsageError
 
 
@@ -30,6 +30,7 @@ from pmem_core.errors import HostError, MissingProgram, UsageError
 )
 @click.option("--figures", "folder", metavar="DIR", type=PATH, help="Write each figure to a file in DIR as well.")
 @click.option("--format", "kind", type=click.Choice(["svg", "png"]), help="The format of these files (default: svg).")
+@policy_file_option
 def report(image: Path, output: Path, force: bool, by: str, over: str, folder: Path | None, kind: str | None) -> None:
     """Write the wear of an image as one HTML file: what the image is, its key figures, a heat map with the stripe's
     columns side by side, Lorenz curves, a histogram, life over time. It loads nothing from the network.

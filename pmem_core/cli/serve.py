@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from pmem_core import attach, server
-from pmem_core.cli._common import IMAGE, PATH, emit, human_bytes, json_option, working
+from pmem_core.cli._common import IMAGE, PATH, emit, human_bytes, json_option, policy_file_option, working
 from pmem_core.errors import ServerError, UsageError
 
 FIGURES_COLUMNS_MIN = 80  # a narrower terminal has room for the images and what they are used as, not for figures
@@ -44,6 +44,7 @@ def start(image: Path, **options: Any) -> server.Server:
 @click.option("-t", "--threads", metavar="N", type=click.IntRange(1), help="Threads of nbdkit (default: its own).")
 @click.option("--log-writes", metavar="FILE", type=PATH, help="Log what is written to this new file (dm-log-writes).")
 @click.option("--record", metavar="FILE", type=PATH, help="Record the requests in this new file, to be replayed.")
+@policy_file_option
 @click.option("-b", "--background", is_flag=True, help="Print the URI once it serves, and return.")
 @click.argument("nbdkit_args", nargs=-1, type=click.UNPROCESSED, metavar="[-- NBDKIT-ARGS...]")
 def serve(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pmem_core.cli._common import IMAGE, emit, human_bytes, json_option, working
+from pmem_core.cli._common import IMAGE, emit, human_bytes, json_option, policy_file_option, working
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -56,6 +56,7 @@ def _seconds(context: click.Context, parameter: click.Parameter, value: float | 
     callback=_seconds,
     help="Show it anew until Ctrl-C.",
 )
+@policy_file_option
 def stats(
     image: Path, as_json: bool, heat_map: bool | None, histogram: bool, stripe: bool, by: str, watch: float | None
 ) -> None:

@@ -15,7 +15,7 @@ The contract, for every placed frame f of a device with state s:
 
 from ..plugins import Family
 
-family = Family(__name__, __path__)
+family = Family(__name__, __path__, takes_files=True)
 
 
 @family.generic
