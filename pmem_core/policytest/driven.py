@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: MIT
+"""The process that tries a policy out: ``driven.py NAME FILES WHERE``.  It says how it goes on as lines of JSON.
+
+With NUMBA_DISABLE_JIT=1 it does so in plain Python, which has the better messages and can be stopped at a line; else
+compiled.  FILES are the policies outside of the package; the environment does not name them, for jit would choose a
+cache by them, and compile again what is the same for every policy.
+"""
+
+import dataclasses
+import json
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TextIO
+
+PLAIN_WRITES, WRITES = 120, 1000
+COMPARED_WRITES = 150  # in both tiers
+KILLED_WRITES, KILLED_MOVES = 60, 2
+NONSENSE = 60
+
+
+@dataclasses.dataclass
+class Done:
+    """What was done."""
+
+    drives: int = 0
+    writes: int = 0
+    moves: int = 0
+    kills: int = 0
+    maps: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+def try_out(name: str, where: Any, say: Callable[..., None]) -> Done:
+    """Try policy `name` out.  Fault, or BadPolicy where it cannot be loaded or a part of it is missing."""
+    from pmem_core import leveling
+    from pmem_core.jit import PLAIN
+    from pmem_core.policytest import drive, rules
+
+    where.at("loading")
+    module = leveling.family.modules[name]
+    leveling.family.require(module, name)
+    where.at("plan")
+    for frames in rules.PLANNED:
+        rules.planned(module, rules.suited(module, frames), frames)
+    choices = [
+        (parameters, frames)
+        for parameters in rules.variants(module)
+        for frames in rules.MEDIA
+        if rules.planned(module, parameters, frames) >= 2
+    ]
+    if not choices:
+        tried = rules.chosen_text(rules.variants(module)[0])
+        raise rules.Fault(f"plan places no two frames on {rules.MEDIA[-1]}, with {tried}", "room for some frames")
+    done = Done()
+    drives: list[Any] = []
+    if PLAIN:
+        drive.watch_moves(drives)
+        # The smallest medium for each.
+        choices = [choice for at, choice in enumerate(choices) if not at or choices[at - 1][0] != choice[0]]
+    else:
+        where.at("compiling")
+        say(share=0.0, text="compiling")
+        compile_all(module)
+
+    def make() -> Any:
+        drives.append(drive.Drive(where, module, parameters, frames))
+        done.drives += 1
+        return drives[-1]
+
+    for number, (parameters, frames) in enumerate(choices):
+        say(share=number / len(choices), text=f"{rules.chosen_text(parameters)}, {frames} frames")
+        try:
+            for workload in drive.WORKLOADS[number % 3 :][:1] if PLAIN else drive.WORKLOADS:
+                drive.drive(make(), workload, PLAIN_WRITES if PLAIN else WRITES)
+            if frames == next(one for choice, one in choices if choice == parameters):
+                done.maps[f"{rules.chosen_text(parameters)}, {frames} frames"] = drive.compare(make, COMPARED_WRITES)
+            drive.try_nonsense(make(), NONSENSE)
+            if PLAIN:
+                done.kills += drive.try_kills(make(), KILLED_WRITES, KILLED_MOVES)
+        except rules.Fault as fault:
+            fault.expected += f" (with {rules.chosen_text(parameters)}, on a medium of {frames} frames)"
+            raise
+    done.writes = sum(one.write for one in drives)
+    done.moves = sum(one.memory.moves for one in drives)
+    if module.MOVES and not done.moves:
+        raise rules.Fault(f"MOVES is True, and {done.writes} writes moved no frame", "moves, or MOVES = False")
+    return done
+
+
+def compile_all(module: Any) -> None:
+    """Compile what will be called.  Fault names the function that cannot be."""
+    import numba
+    import numpy as np
+
+    from pmem_core import layout, placement
+    from pmem_core.jit import compile_for
+    from pmem_core.policytest import memory, rules
+
+    core = np.zeros(1, layout.core_dtype(placement.family.modules["none"].STATE, module.STATE))
+    run = np.zeros(1, layout.RUN)
+    try:
+        compile_for(memory.fill_places, (run, core), np.zeros(1, np.int64))
+        compile_for(memory.settle, (run, core), 0)
+        compile_for(memory.store, (run, core), 0, 1)
+        return
+    except Exception as error:
+        whole = error
+    record = {"state": numba.from_dtype(module.STATE), "run": numba.from_dtype(layout.RUN)}
+    record["core"] = numba.from_dtype(core.dtype)
+    for name, wanted in {"translate": "state run frame", "tick": "state run frame lines"}.items():
+        types = tuple(record.get(parameter, numba.int64) for parameter in wanted.split())
+        try:
+            getattr(module, name).compile(types)
+        except Exception as error:
+            raise rules.Fault(f"{name}: numba cannot compile it", compiler_said(error, module)) from None
+    raise rules.Fault("settle: numba cannot compile it", compiler_said(whole, module)) from None
+
+
+def compiler_said(error: Exception, module: Any) -> str:
+    """The line of numba's message that says what is wrong, and the last line of the file that it names."""
+    text = str(error)
+    file = Path(module.__file__).name
+    places = [line.split("line ")[-1].strip(" :)") for line in text.splitlines() if f'{file}", line' in line]
+    noise = (
+        "Failed in",
+        "During:",
+        "There are",
+        "Overload",
+        "- Of which",
+        "- Resolution",
+        "File ",
+        "No implementation",
+    )
+    said = [
+        line.strip(" >") for line in text.splitlines() if line.strip(" >") and not line.strip(" >").startswith(noise)
+    ]
+    at = next((i for i, line in enumerate(said) if ": " in line or line.endswith(".")), 0)
+    line = f" (line {places[-1]})" if places else ""
+    return (said[at].rstrip(".:") if said else type(error).__name__) + line
+
+
+def main(name: str, files: str, where_path: str) -> int:
+    """Try it out and say so; the exit status."""
+    out: TextIO = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what the policy prints is nobody's answer
+    warnings.simplefilter("ignore")  # of numpy, where plain integers wrap as compiled ones do
+
+    def say(**what: Any) -> None:
+        out.write(json.dumps(what) + "\n")
+        out.flush()
+
+    import numpy as np
+
+    from pmem_core import jit, policyfile
+    from pmem_core.errors import BadPolicy
+    from pmem_core.policytest.rules import Fault
+    from pmem_core.policytest.where import Where
+
+    assert jit.CACHE_FOLDER
+    os.environ[policyfile.VARIABLE] = files
+    np.seterr(all="ignore")
+    try:
+        done = try_out(name, Where(Path(where_path)), say)
+    except BadPolicy as error:
+        say(subject=error.subject, fault=error.what, expected=error.expected)
+        return 1
+    except Fault as fault:
+        say(fault=fault.what, expected=fault.expected)
+        return 1
+    say(done=dataclasses.asdict(done))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
