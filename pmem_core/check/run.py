@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from .. import geometry, image, infoblock, layout, recovery, statefile
-from ..errors import DamagedImage, UsageError
+from ..errors import DamagedImage, UnsupportedImage, UsageError
 from ..geometry import Geometry
 from ..host import Lock, cache_was_kept, host_errors
 from . import mend, pages, trust, wear
@@ -120,7 +120,11 @@ def _examine_info(media: Path, report: Report, repair: bool) -> Geometry | None:
         blocks = [os.pread(file.fileno(), layout.INFO_BYTES, at) for at in layout.INFO_OFFSETS]
     copies = [infoblock.unpack(block) for block in blocks]
     try:
-        plan = geometry.derive(infoblock.read(media, read_only=not repair))
+        info = infoblock.read(media, read_only=not repair)
+        try:
+            plan = geometry.derive(info)
+        except UnsupportedImage as error:
+            raise UnsupportedImage(media, f"info block: {error.subject}: {error.what}", error.expected) from None
     except (DamagedImage, UsageError) as error:
         report.add(Kind.INFO_LOST, "media", error.what, offset=layout.INFO_OFFSETS[0])
         report.unchecked.append("everything behind the info blocks")

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT
-"""The contract of a leveling policy, tried out: run.py starts it, driven.py is the process that does it."""
+"""The contract of a leveling policy, tried out: processes.py starts them, driven.py is what they do."""
 
-from .run import Result, run
+from .processes import Result, run
 
 __all__ = ["Result", "run"]

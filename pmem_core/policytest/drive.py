@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Writes, moves, checkpoints, power cuts and kills over a policy in memory, with the rules checked at each."""
 
+import contextlib
 import hashlib
 import random
 import sys
@@ -28,7 +29,7 @@ class Drive:
     """One policy with one choice of parameters on one medium, being written to."""
 
     def __init__(self, where: Where, module: Any, parameters: dict[str, int], medium_frames: int) -> None:
-        self.where, self.module = where, module
+        self.where, self.module, self.parameters = where, module, parameters
         where.at("plan")
         self.memory = Memory(module, parameters, medium_frames, rules.SEED)
         self.write = self.stops = 0
@@ -172,7 +173,8 @@ class Killed(BaseException):
     """The process was killed, as far as the policy knows."""
 
 
-def watch_moves(drives: list[Drive]) -> None:
+@contextlib.contextmanager
+def moves_watched(drives: list[Drive]) -> Iterator[None]:
     """Make media.move look at its frames (plain Python): a copy that leaves the medium would be an odd error."""
     plain = media.move
 
@@ -185,6 +187,10 @@ def watch_moves(drives: list[Drive]) -> None:
         return plain(run, core, source, target)
 
     media.move = move
+    try:
+        yield
+    finally:
+        media.move = plain
 
 
 def try_kills(one: Drive, writes: int, moves_max: int) -> int:
@@ -250,5 +256,5 @@ def _require_outlived(one: Drive, frame: int, line: str) -> None:
         places = one.places()
         rules.require_map(one.memory, places, f"{when}:")
         for lost, there in rules.lost(one.memory, places):
-            raise Fault(f"{when} loses the data of frame {lost}: {there}", "its own")
+            raise Fault(f"{when.removesuffix(',')}, loses the data of frame {lost}: {there}", "its own")
         rules.require_durable(one.memory, f"{when}:")

@@ -6,6 +6,7 @@ compiled.  FILES are the policies outside of the package; the environment does n
 cache by them, and compile again what is the same for every policy.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -56,37 +57,46 @@ def try_out(name: str, where: Any, say: Callable[..., None]) -> Done:
     done = Done()
     drives: list[Any] = []
     if PLAIN:
-        drive.watch_moves(drives)
         # The smallest medium for each.
         choices = [choice for at, choice in enumerate(choices) if not at or choices[at - 1][0] != choice[0]]
     else:
         where.at("compiling")
         say(share=0.0, text="compiling")
         compile_all(module)
+    with drive.moves_watched(drives) if PLAIN else contextlib.nullcontext():
+        for number, (parameters, frames) in enumerate(choices):
+            say(share=number / len(choices), text=f"{rules.chosen_text(parameters)}, {frames} frames")
 
-    def make() -> Any:
-        drives.append(drive.Drive(where, module, parameters, frames))
-        done.drives += 1
-        return drives[-1]
+            def make(parameters: dict[str, int] = parameters, frames: int = frames) -> Any:
+                drives.append(drive.Drive(where, module, parameters, frames))
+                return drives[-1]
 
-    for number, (parameters, frames) in enumerate(choices):
-        say(share=number / len(choices), text=f"{rules.chosen_text(parameters)}, {frames} frames")
-        try:
-            for workload in drive.WORKLOADS[number % 3 :][:1] if PLAIN else drive.WORKLOADS:
-                drive.drive(make(), workload, PLAIN_WRITES if PLAIN else WRITES)
-            if frames == next(one for choice, one in choices if choice == parameters):
-                done.maps[f"{rules.chosen_text(parameters)}, {frames} frames"] = drive.compare(make, COMPARED_WRITES)
-            drive.try_nonsense(make(), NONSENSE)
-            if PLAIN:
-                done.kills += drive.try_kills(make(), KILLED_WRITES, KILLED_MOVES)
-        except rules.Fault as fault:
-            fault.expected += f" (with {rules.chosen_text(parameters)}, on a medium of {frames} frames)"
-            raise
+            try:
+                _try_choice(make, number, done)
+            except rules.Fault as fault:
+                fault.expected += f" (with {rules.chosen_text(parameters)}, on a medium of {frames} frames)"
+                raise
+    done.drives = len(drives)
     done.writes = sum(one.write for one in drives)
     done.moves = sum(one.memory.moves for one in drives)
     if module.MOVES and not done.moves:
         raise rules.Fault(f"MOVES is True, and {done.writes} writes moved no frame", "moves, or MOVES = False")
     return done
+
+
+def _try_choice(make: Callable[[], Any], number: int, done: Done) -> None:
+    """One choice of parameters on one medium."""
+    from pmem_core.jit import PLAIN
+    from pmem_core.policytest import drive, rules
+
+    for workload in drive.WORKLOADS[number % 3 :][:1] if PLAIN else drive.WORKLOADS:
+        one = make()
+        drive.drive(one, workload, PLAIN_WRITES if PLAIN else WRITES)
+    asked = f"{rules.chosen_text(one.parameters)}, {one.memory.medium_frames} frames"
+    done.maps[asked] = drive.compare(make, COMPARED_WRITES)
+    drive.try_nonsense(make(), NONSENSE)
+    if PLAIN:
+        done.kills += drive.try_kills(make(), KILLED_WRITES, KILLED_MOVES)
 
 
 def compile_all(module: Any) -> None:
