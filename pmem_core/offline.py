@@ -22,6 +22,7 @@ from .layout import (
 from .tracescan import TRIM, WRITE, ZERO, ZERO_KEEP
 
 AHEAD = 8  # pages between bringing counters near and counting
+FAR_UNITS = 1 << 17  # with fewer, counters stay near by themselves (1 MiB of them)
 
 
 @hot
@@ -145,11 +146,12 @@ def write_pages(device, pages, first, goal, flush_every):
     """
     run, core = device[0][0], device[1][0]
     at, last = first, pages.size
+    ahead = AHEAD if run["unit_count"] > FAR_UNITS else last
     if not run["coalesced"]:
         flush_every = 0  # which would store nothing
     while at < last and run["death_count"] < goal:
-        if at + AHEAD < last:
-            placed = placement.page_at(core["placement"], pages[at + AHEAD])
+        if at + ahead < last:
+            placed = placement.page_at(core["placement"], pages[at + ahead])
             prefetch(run["units"] + ((_medium_at(run, core, placed) >> run["unit_shift"]) << 3))
         _write_page(run, core, pages[at], 0, PAGE_BYTES)
         at += 1
