@@ -60,13 +60,21 @@ def finish(state, table):
     table[at] = 0
 
 
+def exchanges(state, table):
+    """How many exchanges `table` (int64[]) has seen."""
+    return int(table[int(state["blocks"]) + 2 * int(state["spare_blocks"])])
+
+
 def spare_frames(state, table):
     """The medium frames that hold nothing, int64[]."""
-    table = table.copy()
-    finish(state, table)
-    first, shift = int(state["blocks"]), int(state["block_shift"])
-    numbers = np.arange(first, first + 2 * int(state["spare_blocks"]))
-    return (((numbers + table[numbers]) << shift)[:, None] + np.arange(1 << shift)).ravel()
+    first, shift, count = int(state["blocks"]), int(state["block_shift"]), 2 * int(state["spare_blocks"])
+    # Not a copy of the whole table: it may be gigabytes of zeros.
+    words, at = table[first : first + count].copy(), len(table) - REDO_WORDS
+    for pair in range(int(table[at])):
+        word = int(table[at + 1 + 2 * pair])
+        if first <= word < first + count:
+            words[word - first] = table[at + 2 + 2 * pair]
+    return (((np.arange(first, first + count) + words) << shift)[:, None] + np.arange(1 << shift)).ravel()
 
 
 def table_is_sane(state, table):

@@ -422,3 +422,135 @@ class Naive:
             else:
                 found.append((page * PAGE + at, size, holds))
         return found
+
+
+# ---- levelings on blocks and rings of spare ones ----
+
+
+def scattered(x):
+    """Mix 31 bits."""
+    for _ in range(2):
+        x = (x ^ x // 65536) * 0x45D9F3B % 2**31
+    return x ^ x // 65536
+
+
+def drawn(key, number, below):
+    """Draw number `number` of the stream of `key`: 0 .. below - 1."""
+    low = scattered(number % 2**31 ^ key)
+    high = scattered(low ^ number // 2**31 ^ 0x2545F491)
+    return (high * 2**31 + low) % below
+
+
+class Rings:
+    """Blocks of frames, and two rings of spare blocks, through which any two blocks change places."""
+
+    def __init__(self, medium_frames, block_frames, spare_blocks):
+        self.block_frames = block_frames
+        self.blocks = medium_frames // block_frames - 2 * spare_blocks
+        self.frames = self.blocks * block_frames
+        self.places = {block: block for block in range(self.blocks)}
+        self.young = [self.blocks + i for i in range(spare_blocks)]
+        self.old = [self.blocks + spare_blocks + i for i in range(spare_blocks)]
+        self.exchanges = 0
+
+    def where(self, frame):
+        """The medium frame of placed frame `frame`."""
+        block, within = divmod(frame, self.block_frames)
+        return self.places[block] * self.block_frames + within
+
+    def exchange(self, x, y):
+        """Let blocks x and y change places; yields (source, target) of each frame."""
+        young, old = self.young.pop(0), self.old.pop(0)
+        for source, target in ((self.places[x], young), (self.places[y], old)):
+            for frame in range(self.block_frames):
+                yield source * self.block_frames + frame, target * self.block_frames + frame
+        self.young.append(self.places[y])
+        self.old.append(self.places[x])
+        self.places[x], self.places[y] = young, old
+        self.exchanges += 1
+
+    def spare(self):
+        """The medium frames that hold nothing."""
+        return [b * self.block_frames + frame for b in self.young + self.old for frame in range(self.block_frames)]
+
+
+class SecurityRefresh(Rings):
+    """Each address in turn changes places with address ^ k0 ^ k1; within sub-regions, and across them."""
+
+    def __init__(self, medium_frames, interval, sub_regions, outer_interval, block_frames, spare_blocks, key):
+        super().__init__(medium_frames, block_frames, spare_blocks)
+        self.intervals = [outer_interval] + [interval] * sub_regions
+        self.stream = key
+        size = 1
+        while size < max(self.blocks, sub_regions):
+            size *= 2
+        self.sizes = [size] + [size // sub_regions] * sub_regions  # addresses of the outer level, and of each inner one
+        self.refreshed = [0] * (1 + sub_regions)
+        self.ticks = [0] * (1 + sub_regions)
+        self.intermediate = {address: address for address in range(size)}
+        self.addresses = {address: address for address in range(size)}  # the same backwards
+
+    def key(self, level, number):
+        """The key of a round."""
+        return drawn(self.stream, number * len(self.sizes) + level, self.sizes[level]) if number else 0
+
+    def level_of(self, frame):
+        """The inner level, from 1 on, that placed frame `frame` is in."""
+        return 1 + self.intermediate[frame // self.block_frames] // self.sizes[1]
+
+    def tick(self, frame, lines):
+        """A store of `lines` lines into `frame`."""
+        self.ticks[self.level_of(frame)] += 1
+        if len(self.sizes) > 2:
+            self.ticks[0] += 1
+
+    def pairs(self, level):
+        """The addresses that change places now at a level, as pairs."""
+        while self.ticks[level] >= self.intervals[level]:
+            self.ticks[level] -= self.intervals[level]
+            number, address = divmod(self.refreshed[level], self.sizes[level])
+            self.refreshed[level] += 1
+            pair = address ^ self.key(level, number) ^ self.key(level, number + 1)
+            if pair > address:
+                yield address, pair
+
+    def due(self, frame):
+        """The moves that are due around `frame`, as (source, target)."""
+        for x, y in self.pairs(0):
+            yield from self.change(x, y)
+            self.intermediate[x], self.intermediate[y] = self.intermediate[y], self.intermediate[x]
+            self.addresses[self.intermediate[x]], self.addresses[self.intermediate[y]] = x, y
+        level = self.level_of(frame)
+        first = (level - 1) * self.sizes[level]
+        for x, y in self.pairs(level):
+            yield from self.change(self.addresses[first + x], self.addresses[first + y])
+
+    def change(self, x, y):
+        """Exchange two addresses if both are blocks."""
+        return self.exchange(x, y) if max(x, y) < self.blocks else ()
+
+
+class Optane(Rings):
+    """A block that was written `threshold` times 256 bytes changes places with any other one."""
+
+    def __init__(self, medium_frames, threshold, block_frames, spare_blocks, key, line_bytes):
+        super().__init__(medium_frames, block_frames, spare_blocks)
+        self.threshold, self.stream, self.line_bytes = threshold, key, line_bytes
+        self.writes = dict.fromkeys(range(self.blocks), 0)
+
+    def tick(self, frame, lines):
+        """A store of `lines` lines into `frame`."""
+        self.writes[frame // self.block_frames] += -(-lines * self.line_bytes // 256)
+
+    def due(self, frame):
+        """The moves that are due around `frame`, as (source, target)."""
+        block = frame // self.block_frames
+        if self.writes[block] < self.threshold:
+            return
+        self.writes[block] = 0
+        others = [other for other in range(self.blocks) if other != block]
+        if others:
+            yield from self.exchange(block, others[drawn(self.stream, self.exchanges, len(others))])
+
+
+LEVELINGS |= {"security_refresh": SecurityRefresh, "optane": Optane}

@@ -85,6 +85,15 @@ POLICIES: dict[str, dict[str, Any]] = {
     },
     "no checksums": {"parameters": {**_SMALL, "gap_frames": 1}, "checksums": False},
 }
+POLICIES["refresh in two levels"] = {
+    "leveling_name": "security_refresh",
+    "parameters": {"interval": 2, "sub_regions": 2, "outer_interval": 3, "block_frames": 2, "spare_blocks": 2},
+}
+POLICIES["optane"] = {
+    "leveling_name": "optane",
+    "parameters": {"threshold": 8, "block_frames": 1, "spare_blocks": 1},
+    "descriptor_writes": "coalesced",
+}
 
 
 # ---- requests ----

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: MIT
 """A replay wears the very lines that a device wears, and its figures follow from the counters."""
 
-import itertools
 import random
 
 import numpy as np
 import pytest
+from pairs import PAIRS, THOROUGH
 
-from pmem_core import geometry, image, leveling, offline, placement, tracescan
+from pmem_core import geometry, image, leveling, offline, tracescan
 from pmem_core.counters import KINDS as LINE_KINDS
 from pmem_core.device import Device
 from pmem_core.errors import UsageError
@@ -62,7 +62,7 @@ def perform(device, request):
         device.flush()
 
 
-CASES = list(itertools.product(placement.family.modules, leveling.family.modules, ("each", "coalesced")))
+CASES = [(*pair, writes) for pair in PAIRS for writes in ("each", "coalesced")[: 1 + (pair[1] in THOROUGH)]]
 
 
 @pytest.mark.parametrize(("placing", "levelling", "writes"), CASES)
