@@ -38,6 +38,10 @@ class Pair:
         info, parameters = plan.info, dict(plan.info.parameters["leveling"])
         if parameters.pop("randomize", 0):
             parameters["keys"] = [int(key) for key in plan.leveling_state["keys"]]
+        # What a leveling draws by, whatever it calls it.
+        for name in plan.leveling.STATE.names:
+            if name.endswith("_key"):
+                parameters["key"] = int(plan.leveling_state[name])
         self.twin = naive.Naive(
             (path / "media").read_bytes()[: layout.FRAMES_AT],
             size=info.size,
@@ -189,6 +193,13 @@ def start_gap_parameters(draw, regions, gaps, randomize):
     }
 
 
+@st.composite
+def exchange_parameters(draw, spare_blocks, **others):
+    """Parameters of levelings that exchange blocks, so that it happens all the time."""
+    fixed = {"block_frames": draw(st.sampled_from([1, 2, 4])), "spare_blocks": draw(st.integers(1, spare_blocks))}
+    return fixed | {name: draw(values) for name, values in others.items()}
+
+
 ONE_REGION = [1 << 20]
 LEVELINGS = {
     "none": ("none", st.just({})),
@@ -196,6 +207,8 @@ LEVELINGS = {
     "wide-gap": ("start_gap", start_gap_parameters(ONE_REGION, [2, 3, 6], 0)),
     "regions": ("start_gap", start_gap_parameters([1, 2, 4, 16], [1, 2, 3], 0)),
     "randomized": ("start_gap", start_gap_parameters([2, 8, 64, 1 << 20], [1, 2], 1)),
+    "table-swap": ("table_swap", exchange_parameters(3, interval=st.integers(1, 10), candidates=st.integers(1, 4))),
+    "sampled-swap": ("sampled_swap", exchange_parameters(3, interval=st.integers(1, 6), sample=st.integers(1, 4))),
 }
 
 
