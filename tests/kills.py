@@ -65,7 +65,9 @@ BUSY: dict[str, list[dict[str, int]]] = {
     "start_gap": [
         {"interval": 1, "region_frames": 16, "gap_frames": 1},
         {"interval": 2, "region_frames": 32, "gap_frames": 8, "randomize": 1},
-    ]
+    ],
+    "table_swap": [{"interval": 2, "block_frames": 1, "candidates": 2, "spare_blocks": 2}],
+    "sampled_swap": [{"interval": 1, "sample": 1, "block_frames": 2, "spare_blocks": 1}],
 }
 
 
