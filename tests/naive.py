@@ -271,7 +271,7 @@ class SampledSwap(Exchanging):
         least, most = self.wear(self.standing), self.device.hottest()
         above = self.wear(block) - least
         price = self.interval * self.size * self.device.frame_bytes // self.device.line_bytes
-        if self.credit >= price and above > 0 and above >= self.interval / 4 and above >= (most - least) * 3 / 4:
+        if self.credit >= price and above > 0 and above >= self.interval / 4 and above >= (most - least) * 7 / 8:
             yield from self.exchange(block, self.standing)
             self.credit = min(self.credit, 16 * price) - price
             self.standing = drawn

@@ -8,16 +8,16 @@ One of `sample` stores is looked at.  Its frame x is met in proportion to its wr
 more candidate y is drawn at random; the least worn candidate so far stands.  They change places where
 
 1. the stores since have paid for it: lines written >= interval * lines of a frame, for an exchange of two moves;
-2. x lies on the upper quarter of what lies between y and the most worn line of the medium, and
+2. x lies on the upper eighth of what lies between y and the most worn line of the medium, and
 3. a quarter of `interval` above y at least.
 
 Why that is enough (docs/leveling.md has figures).  Let r be the most worn line less the standing candidate.  By 1 the
-extra writes are at most 2 / interval, whatever is written.  By 2 a frame that was moved must wear 3/4 r before it may
-be moved again, and each of these writes pays: where r >= 4/3 interval there is always credit, so r cannot grow but by
-the writes that come before a sample, of which a run of k * sample is met with probability 1 - exp(-k), and by those to
-a hot frame that takes x's place by chance.  So the most worn line stays within about 2 * interval of the least worn
-candidates, a width that depends neither on the endurance, nor on the size, nor on how the writes are spread; what
-is lost of the ideal life is this over the endurance, and 2 / interval.
+extra writes are at most 2 / interval, whatever is written.  By 2 a frame that was moved must wear 7/8 r before it may
+be moved again, and each of these writes pays: where r >= 8/7 interval there is credit for every frame that was moved
+down, so r grows only by the writes before a sample, a run of k * sample of which is met with probability 1 - exp(-k),
+and by what is hot and took x's place by chance.  So the most worn frame stays within about 2 * interval of the least
+worn candidates, a width that depends neither on the endurance, nor on the size, nor on how the writes are spread; what
+is lost of the ideal life is half of it over the endurance, and 2 / interval.
 
 Draws are keyed by the image's uuid, the store's number and the frame, so there is no period that a stride or the turn
 of data and descriptor could agree with, and who knows all but the key cannot tell where a frame will be.
@@ -104,4 +104,4 @@ def settle(state, run, core, frame):
 @hot
 def _is_due(state, core, above, least):
     """Is a block that lies `above` the candidate's wear, `least`, worth an exchange?"""
-    return above > 0 and 4 * above >= state["interval"] and 4 * above >= 3 * (core["tally"]["hottest"] - least)
+    return above > 0 and 4 * above >= state["interval"] and 8 * above >= 7 * (core["tally"]["hottest"] - least)
