@@ -114,7 +114,7 @@ def life(name, parameters, *, frames, endurance, frame_lines, workload, seed, ha
     return host / (frames * frame_lines * hottest), int(worn[layout.CAUSE_MOVE]) / host
 
 
-# Each at 1 % extra writes counted by frame, but for table_swap's blocks of 16, which have 1 % of their stores.
+# Each at 1 % extra writes, counted by frame.
 CHOICES = {
     "sampled_swap": ("sampled_swap", {}),
     "start_gap, one region, gap 1": ("start_gap", {"region_frames": 1 << 30, "gap_frames": 1}),
@@ -123,8 +123,9 @@ CHOICES = {
     "table_swap, random": ("table_swap", {"interval": 200, "block_frames": 1}),
     "table_swap, coldest of 16": ("table_swap", {"interval": 200, "block_frames": 1, "candidates": 16}),
     "table_swap, blocks of 16, coldest of 16": ("table_swap", {"interval": 3200, "candidates": 16}),
-    "security_refresh": ("security_refresh", {}),
-    "optane": ("optane", {}),
+    "security_refresh": ("security_refresh", {"interval": 100, "block_frames": 1}),
+    "optane, blocks of 1": ("optane", {"threshold": 3200, "block_frames": 1}),
+    "optane, blocks of 16": ("optane", {"threshold": 51200}),
 }
 
 
