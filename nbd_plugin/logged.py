@@ -9,9 +9,10 @@ from typing import Any
 import nbdkit
 
 from nbd_plugin.faults import Refused, reported
+from pmem_core import host
 from pmem_core.device import Device
 from pmem_core.layout import PAGE_BYTES
-from pmem_core.logwrites import record, writer
+from pmem_core.logwrites import record
 from pmem_core.logwrites.logged import LoggedDevice
 
 VERSION = record.VERSION
@@ -21,9 +22,9 @@ _pin_thread: Callable[[], None]
 _handle: Callable[[], Any]
 
 
-def require_new(path: str) -> None:
-    """Raise unless a log can be made there."""
-    writer.require_new(Path(path))
+def require_new(path: str, image: Path) -> None:
+    """Raise unless a log of the image can be made there."""
+    host.require_new(Path(path), "a log", image)
 
 
 def begin(device: Device, path: str, pin_thread: Callable[[], None]) -> dict[str, Callable[..., Any]]:

@@ -29,7 +29,7 @@ _ROOT = Path(__file__).resolve().parent.parent
 _PYTHON = "python{}.{}".format(*sys.version_info)
 sys.path += [str(_ROOT), *map(str, _ROOT.glob(f".venv/lib/{_PYTHON}/site-packages"))]
 try:
-    from nbd_plugin import logged
+    from nbd_plugin import logged, recorded
     from nbd_plugin.faults import Refused, fail, reported
     from pmem_core import (
         __version__,
@@ -59,7 +59,8 @@ except ImportError as error:
 API_VERSION = 2
 
 _YES, _NO = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
-_options = {"image": "", "readonly": "false", "logwrites": ""}
+_options = {"image": "", "readonly": "false", "logwrites": "", "record": ""}
+_EXPECTED = "image=PATH, readonly=true|false, logwrites=FILE, record=FILE"
 _served: device.Device
 _read: Callable[..., int]
 _write: Callable[..., int]
@@ -82,6 +83,7 @@ def dump_plugin():
     print(f"pmem_descriptor_format={layout.DESCRIPTOR_FORMAT}")
     print(f"pmem_placements={','.join(placement.family.modules)}")
     print(f"pmem_logwrites_version={logged.VERSION}")
+    print(f"pmem_record_version={recorded.VERSION}")
     print(f"pmem_levelings={','.join(leveling.family.modules)}")
 
 
@@ -91,7 +93,7 @@ def thread_model():
 
 def config(key, value):
     if key not in _options:
-        fail(UsageError(f"{key}={value}", "no such parameter", "image=PATH, readonly=true|false, logwrites=FILE"))
+        fail(UsageError(f"{key}={value}", "no such parameter", _EXPECTED))
     if key == "readonly" and value.lower() not in _YES + _NO:
         fail(UsageError(f"readonly={value}", "neither yes nor no", "true or false"))
     _options[key] = value
@@ -100,8 +102,9 @@ def config(key, value):
 def config_complete():
     if not _options["image"]:
         fail(UsageError("image", "missing", "image=NAME.pmem"))
-    if _options["logwrites"] and _read_only():
-        fail(UsageError("logwrites", "has nothing to log", "readonly=false"))
+    for name, verb in (("logwrites", "log"), ("record", "record")):
+        if _options[name] and _read_only():
+            fail(UsageError(name, f"has nothing to {verb}", "readonly=false"))
 
 
 def get_ready():
@@ -109,9 +112,10 @@ def get_ready():
     try:
         path = Path(_options["image"]).absolute()
         _options["image"] = str(path)
-        if _options["logwrites"]:
-            _options["logwrites"] = str(Path(_options["logwrites"]).absolute())
-            logged.require_new(_options["logwrites"])
+        for name, module in (("logwrites", logged), ("record", recorded)):
+            if _options[name]:
+                _options[name] = str(Path(_options[name]).absolute())
+                module.require_new(_options[name], path)
         plan = image.load_geometry(path, read_only=_read_only())
         host.Lock(path, read_only=_read_only()).release()
         started = time.monotonic()
@@ -132,7 +136,13 @@ def _read_only():
 def after_fork():
     global _served, _housekeeper
     try:
-        _served = device.Device(Path(_options["image"]), read_only=_read_only())
+        path = Path(_options["image"])
+        if _options["record"]:
+            # nbdkit looks callbacks up by name, so those of a server without it are as they always were.
+            _served = recorded.open_device(path, _options["record"])
+            globals()["pwrite"] = recorded.pwrite
+        else:
+            _served = device.Device(path, read_only=_read_only())
         if _served.recovery:
             print(
                 f"pmem-nbd: {_served.path}: recovered: the last session did not close it ({_served.recovery}): "
@@ -140,7 +150,6 @@ def after_fork():
                 file=sys.stderr,
             )
         if _options["logwrites"]:
-            # nbdkit looks callbacks up by name, so those of a server without a log are as they always were.
             globals().update(logged.begin(_served, _options["logwrites"], _pin_thread))
         if not _served.read_only:
             _housekeeper = housekeeping.Housekeeper(_served)

@@ -9,7 +9,7 @@ keeps the GIL.
 import numpy as np
 
 from . import descriptor, media, onepage
-from .jit import clear_bytes, hot, u8_at
+from .jit import clear_bytes, hot, publish, u8_at
 from .layout import (
     OK,
     PAGE_BYTES,
@@ -18,6 +18,8 @@ from .layout import (
     SECTION_TOUCHED,
     SOON,
     STOP_SHIFT,
+    TRIM_END,
+    TRIM_FIRST,
 )
 
 
@@ -89,12 +91,18 @@ def _free(run, core, offset, end, done):
     first = (offset + done + PAGE_BYTES - 1) >> PAGE_SHIFT
     last = end >> PAGE_SHIFT
     page, code = _next_touched(run, first), OK
+    # A kill between a descriptor and the hole would leave bytes behind a page that reads as zeros.
+    intent = core["intent"]
+    intent[TRIM_FIRST] = page
     while page < last:
+        publish(intent, TRIM_END, page + 1)
         code = onepage.trim(run, core, page)
         if code:
             break
         page = _next_touched(run, page + 1)
     punched = _punch(run, core, first, min(page, last))
+    publish(intent, TRIM_END, 0)
+    intent[TRIM_FIRST] = 0
     code = code if code else punched
     if code:
         return _stopped(max(0, (page << PAGE_SHIFT) - offset), code)

@@ -100,17 +100,16 @@ class Device:
         self.mapping.durable[: len(table)] = table
 
     def _finish_interrupted(self) -> None:
-        """After a kill: finish the count of the run of lines, and bring the page in flight into line."""
+        """After a kill: finish the count of the run of lines, the page in flight, and a trim's holes."""
         told, before = self.recovered, int(self._tally["healed"])
         told.lines = recovery.lines_in_flight(self.mapping)
         told.page = page = recovery.finish_count(self.mapping)
-        if page < 0:
-            return
-        if self.read_only:
+        if page >= 0 and self.read_only:
             self.mapping.sections[page // self.plan.info.section_pages] |= np.uint8(layout.SECTION_SUSPECT)
-        else:
+        elif page >= 0:
             self._complete_page(upkeep.heal, page)
             told.healed = int(self._tally["healed"]) > before
+        told.trimmed = 0 if self.read_only else int(upkeep.finish_trim(self.handle))
         # Not before: what does not end well has to be done by the next open.
         self.mapping.core["intent"] = 0
 

@@ -68,5 +68,9 @@ class BadLog(PmemError):
     """The file is no log of writes, or a damaged or unknown one, or it does not hold what was asked for."""
 
 
+class BadTrace(PmemError):
+    """The file is no trace that we read, or a damaged one; the text names the line or the byte."""
+
+
 class CheckFailed(PmemError):
     """The command that somebody checks with said no."""

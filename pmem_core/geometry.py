@@ -136,8 +136,12 @@ def plan(
     checksums: bool = True,
     frame_bytes: int = 4096,
     line_bytes: int = 256,
+    uuid: str | None = None,
 ) -> Geometry:
-    """Plan a new image of `size` bytes.  UsageError says what is wrong with a value and what it may be."""
+    """Plan a new image of `size` bytes.  UsageError says what is wrong with a value and what it may be.
+
+    uuid: the new image's, which seeds what a policy draws; a random one unless it is given.
+    """
     _check(size, descriptor_bytes, frame_bytes, line_bytes)
     if descriptor_writes not in layout.DESCRIPTOR_WRITES:
         raise UsageError(f"descriptor-writes={descriptor_writes}", "no such choice", "each or coalesced")
@@ -146,7 +150,7 @@ def plan(
     # Linux takes a smaller descriptor for one that its struct page does not fit into, and refuses a larger one.
     linux = placement_name == "linear" and leveling_name == "none" and descriptor_bytes == 64
     info = Info(
-        uuid=str(uuid_.uuid4()),
+        uuid=uuid or str(uuid_.uuid4()),
         size=size,
         placement=placement_name,
         leveling=leveling_name,

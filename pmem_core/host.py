@@ -32,6 +32,16 @@ def host_errors(path: Path) -> Iterator[None]:
         raise HostError(path, (error.strerror or str(error)).lower(), "") from error
 
 
+def require_new(path: Path, what: str, image: Path | None = None) -> None:
+    """Raise unless a new file can be made at `path`, outside of the image, for `what` (a log, ...); HostError."""
+    if os.path.lexists(path):
+        raise HostError(path, "exists already", f"a new file: {what} holds one run of a server")
+    if not path.parent.is_dir():
+        raise HostError(path, "cannot be made: there is no such directory", "a path whose parent exists")
+    if image and path.parent.resolve().is_relative_to(image.resolve()):
+        raise HostError(path, "lies within the image", "a file beside it")
+
+
 PUNCH_HOLE = 3  # with FALLOC_FL_KEEP_SIZE
 
 

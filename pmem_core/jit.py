@@ -23,7 +23,8 @@ from pathlib import Path
 def _choose_cache_folder() -> Path:
     """Name the cache by what was compiled: numba sees no edits in imported files, nor NUMBA_BOUNDSCHECK."""
     here = Path(__file__).parent
-    names = "jit layout plugins crc32c media frametable descriptor onepage datapath upkeep wearscan checkscan"
+    names = "jit layout plugins crc32c media frametable descriptor onepage offline datapath"
+    names += " upkeep wearscan checkscan tracescan"
     sources = [here / f"{name}.py" for name in names.split()]
     sources += sorted((here / "placement").glob("*.py")) + sorted((here / "leveling").glob("*.py"))
     digest = hashlib.sha256(os.environ.get("NUMBA_BOUNDSCHECK", "").encode())

@@ -153,8 +153,10 @@ TALLY = np.dtype(
     ]
 )
 
-# What a kill may interrupt.  INTENT[0] is the page being changed, plus one; 0: none.
+# What a kill may interrupt.  INTENT[0] is the page being changed, plus one; 0: none.  TRIM_FIRST to TRIM_END - 1 are
+# the pages whose space a trim is about to give back, once it has stored their descriptors; TRIM_END = 0: none.
 INTENT_WORDS = 8
+TRIM_FIRST, TRIM_END = 1, 2
 # UNIT describes the run of lines being counted: cause + 1 (0: none), first line, lines, their sum before, the cause's
 # total before.  With it a killed process's totals are made exact again.
 UNIT_CAUSE, UNIT_FIRST, UNIT_LINES, UNIT_SUM, UNIT_TOTAL = range(5)
@@ -233,6 +235,16 @@ RUN = np.dtype(
         ("read_only", "<i8"),
         ("tmpfs", "<i8"),  # 1: reading a hole through the map allocates, and on a full host that is a SIGBUS
         ("wanted", "<i8"),  # 1: leveling would like a checkpoint soon; 2: and somebody has been told
+        # Of a replay, which has no medium (media: 0); see media.count_bytes:
+        ("units", "<i8"),  # address
+        ("unit_count", "<i8"),
+        ("unit_shift", "<i8"),
+        ("held", "<i8"),  # address: a byte a page, 1 where it holds data
+        ("weakest", "<i8"),  # no line dies before it was written as often as this
+        ("endurance", "<i8"),  # address: writes that each line survives, uint32[]; 0: all of them `weakest`
+        ("deaths", "<i8"),  # address: page writes, line; page writes, line; ...
+        ("deaths_room", "<i8"),
+        ("death_count", "<i8"),  # lines dead so far; those beyond deaths_room are only counted
     ]
 )
 

@@ -5,7 +5,7 @@ Addresses are bytes from the start of the medium.  A store never begins before t
 (`reserve`): a store to a hole on a full filesystem would be a SIGBUS, not an ENOSPC.
 
 A process can be killed between any two instructions.  So that the totals stay exact, the run of lines being counted is
-described in UNIT first, and recovery finishes the count from it (device.recover).
+described in UNIT first, and recovery finishes the count from it (recovery.finish_count).
 """
 
 import numba
@@ -55,6 +55,58 @@ def wear_lines(run, core, cause, first, count):
 
 
 @hot
+def count_bytes(run, core, cause, at, count):
+    """Count one write of each line under `count` bytes at `at`, within a frame, in a replay.
+
+    A unit is a page, or a frame where that is smaller.  A unit written whole has one counter for all of its lines
+    (`units`: that counter, and the largest of the counters of single lines in it); a line's wear is the sum of its own
+    and its unit's.  There is no kill to outlive, but lines die.
+    """
+    lines = lines_under(run, at, count)
+    tally, units = core["tally"], u32_at(run["units"], 2 * run["unit_count"])
+    tally["worn"][cause] += lines
+    unit, hottest = at >> run["unit_shift"], numba.int64(0)
+    if count < 1 << run["unit_shift"]:
+        own = u32_at(run["wear"], run["line_count"])
+        first = at >> run["line_shift"]
+        for i in range(first, first + lines):
+            own[i] += numba.uint32(1)
+            hottest = max(hottest, numba.int64(own[i]))
+        if hottest > units[2 * unit + 1]:
+            units[2 * unit + 1] = hottest
+        hottest += numba.int64(units[2 * unit])
+    for whole in range(unit, unit + (count >> run["unit_shift"])):
+        units[2 * whole] += numba.uint32(1)
+        hottest = max(hottest, numba.int64(units[2 * whole]) + numba.int64(units[2 * whole + 1]))
+    if hottest > tally["hottest"]:
+        tally["hottest"] = hottest
+    if hottest >= run["weakest"]:
+        _note_deaths(run, core, at >> run["line_shift"], lines)
+
+
+@hot
+def replayed_wear(run, line):
+    """The wear of `line` in a replay."""
+    unit = line >> (run["unit_shift"] - run["line_shift"])
+    own = u32_at(run["wear"], run["line_count"])[line]
+    return numba.int64(own) + numba.int64(u32_at(run["units"], 2 * run["unit_count"])[2 * unit])
+
+
+@hot
+def _note_deaths(run, core, first, count):
+    for line in range(first, first + count):
+        survives = run["weakest"]
+        if run["endurance"]:
+            survives = numba.int64(u32_at(run["endurance"], run["line_count"])[line])
+        if replayed_wear(run, line) == survives:
+            if run["death_count"] < run["deaths_room"]:
+                deaths = i64_at(run["deaths"], 2 * run["deaths_room"])
+                deaths[2 * run["death_count"]] = core["tally"]["page_writes"]
+                deaths[2 * run["death_count"] + 1] = line
+            run["death_count"] += 1
+
+
+@hot
 def lines_under(run, at, count):
     """How many lines `count` bytes at `at` touch; placed and medium addresses are alike in this."""
     return ((at + count - 1) >> run["line_shift"]) - (at >> run["line_shift"]) + 1
@@ -63,9 +115,15 @@ def lines_under(run, at, count):
 @hot
 def frame_wear(run, frame):
     """The counter of the most worn line of medium frame `frame`."""
+    hottest = 0
+    if not run["media"]:
+        units = u32_at(run["units"], 2 * run["unit_count"])
+        unit = frame_at(run, frame) >> run["unit_shift"]
+        for i in range(unit, unit + (1 << (run["frame_shift"] - run["unit_shift"]))):
+            hottest = max(hottest, numba.int64(units[2 * i]) + numba.int64(units[2 * i + 1]))
+        return hottest
     wear = u32_at(run["wear"], run["line_count"])
     first = frame_at(run, frame) >> run["line_shift"]
-    hottest = 0
     for i in range(first, first + (1 << (run["frame_shift"] - run["line_shift"]))):
         hottest = max(hottest, numba.int64(wear[i]))
     return hottest
@@ -175,8 +233,7 @@ def move(run, core, source, target):
     """
     count = 1 << run["frame_shift"]
     if not run["media"]:
-        first, lines = frame_at(run, target) >> run["line_shift"], count >> run["line_shift"]
-        wear_lines(run, core, CAUSE_MOVE, first, lines)
+        count_bytes(run, core, CAUSE_MOVE, frame_at(run, target), count)
         core["tally"]["moves"] += 1
         return OK
     code = reserve(run, frame_at(run, target), count)

@@ -22,7 +22,8 @@ class Recovered:
     """What an open after an unclean end found and did.
 
     how: killed or power cut; suspect: of `sections`, those whose checksums are rebuilt rather than refused; page: the
-    page in flight, or -1; healed: its descriptor had to be brought into line; lines: of the count that was finished.
+    page in flight, or -1; healed: its descriptor had to be brought into line; lines: of the count that was finished;
+    trimmed: pages whose space a trim in flight was still to give back.
     """
 
     how: str
@@ -31,6 +32,7 @@ class Recovered:
     page: int = -1
     healed: bool = False
     lines: int = 0
+    trimmed: int = 0
 
     def __str__(self) -> str:
         if self.how == "power cut":
@@ -41,6 +43,8 @@ class Recovered:
             told = [f"page {self.page} was in flight" + (": its descriptor was made anew" if self.healed else "")]
         if self.lines:
             told.append(f"the count of {self.lines} lines was finished")
+        if self.trimmed:
+            told.append(f"a trim was in flight: the space of {self.trimmed} pages was given back")
         if self.suspect:
             of = f"{self.suspect} of {self.sections} sections"
             told.append(
@@ -56,12 +60,16 @@ class Recovered:
 
 
 def find_end(path: Path, plan: Geometry, session: dict[str, Any]) -> str:
-    """How the last session ended: "" (closed), killed or power cut."""
-    if not statefile.state_is_whole(path / "state", plan):
-        return "power cut"
+    """How the last session ended: "" (closed), killed or power cut.  DamagedImage: killed, and no whole state."""
+    whole = statefile.state_is_whole(path / "state", plan)
     if not session["open"]:
-        return ""
-    return "killed" if host.cache_was_kept(path, session) else "power cut"
+        return "" if whole else "power cut"
+    if not host.cache_was_kept(path, session):
+        return "power cut"
+    if not whole:
+        # No kill does that.  The journal is behind, and writes that were answered would be lost.
+        raise DamagedImage("state", "it is not whole though no power was lost", "'pmem-nbd check --repair'")
+    return "killed"
 
 
 def last_checkpoint(plan: Geometry, journal: Journal) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -163,6 +171,8 @@ def require_sane(mapping: Mapping, plan: Geometry) -> None:
         wrong = "the leveling's table"
     elif not 0 <= int(core["intent"][0]) <= plan.info.page_count:
         wrong = "the page in flight"
+    elif not np.all((core["intent"][1:] >= 0) & (core["intent"][1:] <= plan.info.page_count)):
+        wrong = "the trim in flight"
     elif unit[layout.UNIT_CAUSE] and not (
         1 <= unit[layout.UNIT_CAUSE] <= len(layout.CAUSES)
         and 0 < unit[layout.UNIT_LINES] <= plan.line_count

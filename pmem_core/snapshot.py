@@ -189,7 +189,7 @@ def _read_journal(path: Path, found: Look, whole: bool) -> None:
         if session["open"]:
             found.session = "killed" if host.cache_was_kept(path, session) else "power cut"
         if not whole:
-            found.session = "power cut"  # as the device judges it
+            found.session = "power cut"  # the journal has all that can be told
         if found.session == "power cut":
             # The mapped state may be any mix of old and new pages; the device recovers from the checkpoint as well.
             core, table = journal.load_checkpoint()

@@ -39,31 +39,38 @@ def section_rows(sections: np.ndarray, only: set[int] | None = None) -> Iterator
             yield index, durable[at : at + ROW_SECTIONS].tobytes()
 
 
-def write_state(path: Path, plan: Geometry, core: np.ndarray, table: np.ndarray, sections: np.ndarray) -> None:
-    """Write a whole state file, its room reserved, and sync it."""
-    zones = plan.zones()
+def fresh_head(plan: Geometry) -> bytes:
+    """The head of the state file of an image."""
     head = np.zeros((), layout.HEAD)
     head["signature"], head["version"] = layout.STATE_SIGNATURE, layout.STATE_VERSION
     head["uuid"] = bytes.fromhex(plan.info.uuid.replace("-", ""))
+    return head.tobytes()
+
+
+def write_state(path: Path, plan: Geometry, core: np.ndarray, table: np.ndarray, sections: np.ndarray) -> None:
+    """Write a whole state file, its room reserved, and sync it."""
+    zones = plan.zones()
     fresh = path.with_name(path.name + ".new")
     fresh.unlink(missing_ok=True)
     with fresh.open("xb") as file:
         os.posix_fallocate(file.fileno(), 0, zones["end"][0])
-        for name, data in (("head", head), ("core", core), ("table", table), ("sections", sections)):
+        for name, data in (("core", core), ("table", table), ("sections", sections)):
             os.pwrite(file.fileno(), data.tobytes(), zones[name][0])
+        os.pwrite(file.fileno(), fresh_head(plan), zones["head"][0])
         os.fsync(file.fileno())
     fresh.rename(path)
     sync_folder(path.parent)
 
 
+def wrong_head_bits(path: Path, plan: Geometry) -> int | None:
+    """How many bits of the state file's head are not this image's; None where it is missing or of another size."""
+    if not path.is_file() or path.stat().st_size != plan.zones()["end"][0]:
+        return None
+    with path.open("rb") as file:
+        head = file.read(layout.HEAD.itemsize)
+    return (int.from_bytes(head, "little") ^ int.from_bytes(fresh_head(plan), "little")).bit_count()
+
+
 def state_is_whole(path: Path, plan: Geometry) -> bool:
     """True where the state file has this image's head and size."""
-    if not path.is_file() or path.stat().st_size != plan.zones()["end"][0]:
-        return False
-    with path.open("rb") as file:
-        head = np.frombuffer(file.read(layout.HEAD.itemsize), layout.HEAD)[0]
-    return bool(
-        bytes(head["signature"]) == layout.STATE_SIGNATURE
-        and int(head["version"]) == layout.STATE_VERSION
-        and bytes(head["uuid"]).hex() == plan.info.uuid.replace("-", "")
-    )
+    return wrong_head_bits(path, plan) == 0

@@ -12,138 +12,20 @@ A kind is what a line holds now; its wear is of everything it ever held.
 """
 
 import dataclasses
-import os
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from . import host, layout, snapshot, wearscan
-from .geometry import Geometry
+from . import layout, snapshot
+from .counters import KINDS, Fold, Scan, cell_lines, scan
 from .snapshot import Look
 
-CHUNK_LINES = 1 << 20
-BLOCK_LINES = 1 << wearscan.BLOCK_SHIFT
-KINDS = ("data", "descriptor", "spare")
 HOST = (
     *("reads", "writes", "read_bytes", "written_bytes", "flushes", "trims", "zeros"),
     *("trimmed_bytes", "zeroed_bytes", "page_writes"),
 )
-
-
-# ---- the wear counters ----
-
-
-@dataclasses.dataclass(frozen=True)
-class Fold:
-    """The shape of a heat map.  stripe: pages a stripe to fold the medium by; 0: the medium row by row."""
-
-    rows: int
-    columns: int
-    stripe: int = 0
-
-
-@dataclasses.dataclass
-class Scan:
-    """Counters by kind: values (int64[n], ascending) and how many lines have each; and the cells of a heat map."""
-
-    histograms: dict[str, tuple[np.ndarray, np.ndarray]]
-    sums: np.ndarray
-    hottest: np.ndarray
-    total: int
-
-
-def _extents(fd: int, size: int) -> Iterator[tuple[int, int]]:
-    """The parts of a file that are no holes, rounded out to blocks of counters: first byte and end."""
-    block, done = 4 * BLOCK_LINES, 0
-    for first, end in host.data_ranges(fd, size):
-        first, end = max(done, first // block * block), min(size, -(-end // block) * block)
-        if end > first:
-            yield first, end
-            done = end
-
-
-def _slots(plan: Geometry, extents: list[tuple[int, int]]) -> np.ndarray:
-    slots, many = np.full(-(-plan.line_count // BLOCK_LINES), -1, np.int32), 0
-    for begin, end in extents:
-        first, last = begin // 4 // BLOCK_LINES, -(-end // 4 // BLOCK_LINES)
-        slots[first:last] = np.arange(many, many + last - first)
-        many += last - first
-    return slots
-
-
-def _kinds(found: Look, slots: np.ndarray, unit_shift: int) -> np.ndarray:
-    """The kind of every unit of the blocks that exist, uint8[]; see wearscan."""
-    plan, device, frame_bytes = found.plan, found.handle(), found.plan.info.frame_bytes
-    block_units = BLOCK_LINES * plan.info.line_bytes >> unit_shift
-    kinds = np.full((int(slots.max(initial=-1)) + 1) * block_units, wearscan.DATA, np.uint8)
-    common = (device, slots, kinds, unit_shift)
-    wearscan.mark_medium(*common, wearscan.SPARE, snapshot.free_frames(found), frame_bytes)
-    if plan.leveling.MOVES:
-        rest = plan.info.size - layout.FRAMES_AT - plan.medium_frames * frame_bytes
-        wearscan.mark_medium(*common, wearscan.SPARE, np.array([plan.medium_frames]), rest)
-    for begin, end in snapshot.padding(plan):
-        wearscan.mark_placed(*common, wearscan.SPARE, begin, 0, end - begin, 1)
-    wearscan.mark_placed(*common, wearscan.DESCRIPTOR, *snapshot.descriptor_spans(plan))
-    if slots[0] >= 0:
-        kinds[: layout.FRAMES_AT >> unit_shift] = wearscan.INFO  # all in the first block, whatever the line
-    return kinds
-
-
-def scan(path: Path, found: Look, fold: Fold | None = None) -> Scan:
-    """Read every counter once.  Holes of the wear file are skipped, so a sparse image costs what was written of it."""
-    plan = found.plan
-    unit_shift = min(plan.info.frame_bytes, layout.PAGE_BYTES).bit_length() - 1
-    unit_lines = (1 << unit_shift) // plan.info.line_bytes
-    pages = snapshot.pages_behind_info(plan)
-    histogram = np.zeros((len(wearscan.KINDS), wearscan.BINS), np.int64)
-    buffer, large = np.empty((2, CHUNK_LINES), np.uint32)
-    large_kinds, overflow = np.empty(CHUNK_LINES, np.uint8), []
-    sums, hottest = np.zeros((2, fold.rows, fold.columns) if fold else (2, 0, 0), np.int64)
-    with host.host_errors(path / "wear"), (path / "wear").open("rb", buffering=0) as file:
-        extents = list(_extents(file.fileno(), 4 * plan.line_count))
-        kinds, done = _kinds(found, _slots(plan, extents), unit_shift), 0
-        for begin, end in extents:
-            for at in range(begin, end, 4 * CHUNK_LINES):
-                part = buffer[: min(CHUNK_LINES, (end - at) // 4)]
-                # Read, not mapped: the host reads ahead, and a file cut short meanwhile is no SIGBUS.
-                part = part[: os.preadv(file.fileno(), [part.data], at) // 4]
-                many = wearscan.count_wear(part, kinds[done:], unit_lines, histogram, large, large_kinds)
-                done += len(part) // unit_lines
-                if many:
-                    overflow.append((large[:many].copy(), large_kinds[:many].copy()))
-                if fold:
-                    wearscan.fold_wear(
-                        part, at // 4 // unit_lines, unit_lines, unit_shift, pages, fold.stripe, sums, hottest
-                    )
-    return _finished(plan, histogram, overflow, sums, hottest)
-
-
-def _finished(
-    plan: Geometry,
-    histogram: np.ndarray,
-    overflow: list[tuple[np.ndarray, np.ndarray]],
-    sums: np.ndarray,
-    hottest: np.ndarray,
-) -> Scan:
-    """Bring small and large counters together, and give each kind the lines that lie in holes as zeros."""
-    large = np.concatenate([part[0] for part in overflow]) if overflow else np.zeros(0, np.uint32)
-    large_kinds = np.concatenate([part[1] for part in overflow]) if overflow else np.zeros(0, np.uint8)
-    by_kind, lines = {}, snapshot.lines_by_kind(plan)
-    for number, name in enumerate(wearscan.KINDS):
-        many, counts = np.unique(large[large_kinds == number], return_counts=True)
-        row = histogram[number]
-        row[0] += lines[name] - row.sum() - counts.sum()
-        values = np.flatnonzero(row)
-        by_kind[name] = (np.concatenate([values, many.astype(np.int64)]), np.concatenate([row[values], counts]))
-    everything = [by_kind[name] for name in KINDS]
-    values, places = np.unique(np.concatenate([values for values, _ in everything]), return_inverse=True)
-    counts = np.zeros(len(values), np.int64)
-    np.add.at(counts, places, np.concatenate([counts for _, counts in everything]))
-    total = sum(int(values @ counts) for values, counts in by_kind.values())
-    return Scan(by_kind | {"all": (values, counts)}, sums, hottest, total)
 
 
 # ---- figures ----
@@ -192,20 +74,6 @@ def _ratio(part: int, whole: int) -> float | None:
     return part / whole if whole else None
 
 
-def cell_lines(plan: Geometry, fold: Fold) -> np.ndarray:
-    """How many lines each cell of a heat map stands for, int64[rows, columns]; see wearscan.fold_wear."""
-    pages, page_lines = snapshot.pages_behind_info(plan), layout.PAGE_BYTES // plan.info.line_bytes
-    cells = fold.rows if fold.stripe else fold.rows * fold.columns
-    edges = -(-np.arange(cells + 1) * pages // cells)
-    if not fold.stripe:
-        return np.diff(edges).reshape(fold.rows, fold.columns) * page_lines
-    places = np.arange(fold.stripe)
-    before = (edges[:, None] - places + fold.stripe - 1) // fold.stripe  # pages below an edge with each remainder
-    lines = np.zeros((fold.rows, fold.columns), np.int64)
-    np.add.at(lines.T, places * fold.columns // fold.stripe, np.diff(before, axis=0).T)
-    return lines * page_lines
-
-
 # ---- invariants ----
 
 POWER_CUT = "a power cut lost counts: the wear file and the totals were saved at different moments"
@@ -247,10 +115,11 @@ def _invariants(found: Look, after: tuple[np.ndarray, np.ndarray], done: Scan) -
 def collect(path: Path, *, fold: Fold | None = None, histogram: bool = False) -> dict[str, Any]:
     """Every figure of the image at `path`, served or not, ready for JSON; keys are stable.
 
-    write_amplification: line writes for host, descriptors and moves ÷ those for the host's data.  normalized_life: host
-    line writes ÷ (lines · largest counter), that is, the share of the ideal life that the host gets if wear goes on as
-    it has so far and the device ends with its hottest line: an extrapolation of what was seen, no forecast.  Both are
-    None before the first write.  fold: also a heat map; histogram: also every counter value and its lines, by kind.
+    write_amplification: line writes for host, descriptors and moves ÷ those for the host's data.  normalized_life: line
+    writes by the host, data and descriptors, ÷ (lines · largest counter), that is, the share of the ideal life that is
+    used if wear goes on as it has so far and the device ends with its hottest line: an extrapolation of what was seen,
+    no forecast.  Both are None before the first write.  fold: also a heat map; histogram: also every counter value
+    and its lines, by kind.
 
     Errors: NotAnImage, DamagedImage, UnsupportedImage, HostError.
     """
@@ -273,7 +142,7 @@ def collect(path: Path, *, fold: Fold | None = None, histogram: bool = False) ->
         "wear": {**wear, "line_bytes": info.line_bytes, "by_cause": causes},
         "leveling": {"name": info.leveling, "moves": int(tally["moves"]), "parameters": info.parameters["leveling"]},
         "write_amplification": _ratio(device_writes, causes["host"]),
-        "normalized_life": _ratio(causes["host"], wear["all"]["lines"] * wear["all"]["max"]),
+        "normalized_life": _ratio(causes["host"] + causes["descriptor"], wear["all"]["lines"] * wear["all"]["max"]),
         "errors": {name: int(tally[name]) for name in ("checksum_errors", "healed")},
         "retired_pages": found.retired,
         "invariants": holds,

@@ -16,6 +16,8 @@ from .layout import (
     SECTION_RECENT,
     SECTION_TOUCHED,
     STOP_SHIFT,
+    TRIM_END,
+    TRIM_FIRST,
 )
 
 # ---- checkpoints ----
@@ -112,6 +114,28 @@ def heal(device, page):
     core["tally"]["healed"] += 1
     publish(core["intent"], 0, 0)
     return OK
+
+
+@hot
+def finish_trim(device):
+    """After a kill in a trim: give back the space of pages whose descriptors say so already; how many pages.
+
+    A host that refuses is passed over: it would have refused the trim.
+    """
+    run, core = device[0][0], device[1][0]
+    intent = core["intent"]
+    count, held_at, held = 0, 0, 0
+    if run["descriptor_bytes"]:
+        for page in range(intent[TRIM_FIRST], intent[TRIM_END]):
+            status = onepage.load_descriptor(run, core, page)
+            if status == descriptor.EMPTY or (
+                status == descriptor.VALID and not descriptor.holds_data(run) and not descriptor.is_bad(run)
+            ):
+                held_at, held, _ = onepage.punch(run, core, page, held_at, held)
+                count += 1
+        if held:
+            media.punch(run, held_at, held)
+    return count
 
 
 @hot

@@ -25,6 +25,7 @@ def warm_up(plan: Geometry) -> tuple[Callable[..., int], Callable[..., int]]:
     jit.compile_for(upkeep.clear_dirty, handle, False, np.empty(0, np.int64))
     jit.compile_for(upkeep.restore_dirty, handle, np.empty(0, np.int64))
     jit.compile_for(datapath.extents, handle, 0, 0, np.empty((1, 2), np.int64))
+    jit.compile_for(upkeep.finish_trim, handle)
     for function in (upkeep.heal, upkeep.page_address, upkeep.medium_address):
         jit.compile_for(function, handle, 0)
     return read, write

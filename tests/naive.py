@@ -238,11 +238,11 @@ class TableSwap(Exchanging):
         block = frame // self.size
         if self.ticks[block] < self.interval:
             return
-        numbers = range(self.exchanges * self.candidates, (self.exchanges + 1) * self.candidates)
-        drawn = [draw(self.key, number, self.blocks) for number in numbers]
-        other = min(drawn, key=self.wear)
-        if other != block:
-            yield from self.exchange(block, other)
+        others = [other for other in range(self.blocks) if other != block]
+        if others:
+            numbers = range(self.exchanges * self.candidates, (self.exchanges + 1) * self.candidates)
+            drawn = [others[draw(self.key, number, len(others))] for number in numbers]
+            yield from self.exchange(block, min(drawn, key=self.wear))
         self.ticks[block] = 0
 
 

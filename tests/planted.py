@@ -5,13 +5,14 @@ Those of compiled functions take effect in plain Python only.
 """
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
 
 import numpy as np
 
-from pmem_core import durability, host, layout, media, onepage, recovery, sections
+from pmem_core import datapath, durability, host, jit, layout, media, onepage, recovery, sections, upkeep
 from pmem_core.durability import Durability
 from pmem_core.journal import Journal
 from pmem_core.leveling import start_gap
@@ -195,4 +196,53 @@ PLANTED: dict[str, Callable[[], Any]] = {
         pending_believed_after_a_cut,
         leftovers_not_blanked,
     )
+}
+
+
+# ---- what only a kill in the middle of a request shows ----
+
+
+@contextlib.contextmanager
+def every_move_switches_before_it_copies() -> Iterator[None]:
+    """Whatever the leveling, a move copies when its map has been switched."""
+    real, waiting = media.move, []
+
+    def move(*arguments: Any) -> int:
+        waiting.append(arguments)
+        return layout.OK
+
+    def publish(array: Any, index: int, value: int) -> None:
+        jit.publish(array, index, value)
+        while waiting:
+            real(*waiting.pop(0))
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(mock.patch.object(media, "move", move))
+        # What is not on the road of a page, nor beside it, switches maps.
+        for module in list(sys.modules.values()):
+            ours = module.__name__.startswith("pmem_core.") and hasattr(module, "publish")
+            if ours and module not in (jit, media, onepage, datapath, upkeep):
+                stack.enter_context(mock.patch.object(module, "publish", publish))
+        yield
+
+
+def count_not_described() -> Any:
+    """Lines are counted, and nothing says which."""
+    real = media.publish
+
+    def publish(array: Any, index: int, value: int) -> None:
+        if array.size != layout.UNIT_WORDS or index != layout.UNIT_CAUSE:
+            real(array, index, value)
+
+    return _replaced(media, "publish", publish)
+
+
+def holes_forgotten() -> Any:
+    """An open after a kill in a trim leaves behind a page what the trim was about to give back."""
+    return _replaced(upkeep, "finish_trim", lambda handle: 0)
+
+
+AT_KILLS: dict[str, Callable[[], Any]] = {
+    function.__name__.replace("_", " "): function
+    for function in (every_move_switches_before_it_copies, count_not_described, holes_forgotten)
 }

@@ -14,7 +14,7 @@ import pytest
 from pmem_core import checkscan, datapath, geometry, host, image, infoblock, layout, statefile
 from pmem_core.check import Kind, Report, check, probe
 from pmem_core.device import Device
-from pmem_core.errors import BadData, ImageBusy, NotAnImage, UnsupportedImage
+from pmem_core.errors import BadData, DamagedImage, ImageBusy, NotAnImage, UnsupportedImage
 from pmem_core.journal import Journal
 
 PAGE = 4096
@@ -387,6 +387,50 @@ def test_lost_state_is_taken_from_the_journal(tmp_path, name, how):
     else:
         flip(made.path / "state", 30)
     repaired(made, Kind.STATE_LOST)
+
+
+def killed(made):
+    """Write some of the first pages of an image and let go of it as a kill does; what each of them held before."""
+    before = bytes(made.bytes)
+    device, random_ = Device(made.path), random.Random(SEED)
+    for page in range(12):
+        data = random_.randbytes(PAGE)
+        device.write(data, page * PAGE)
+        made.bytes[page * PAGE : (page + 1) * PAGE] = data
+    device.abandon()
+    return [before[at : at + PAGE] for at in range(0, 12 * PAGE, PAGE)]
+
+
+@pytest.mark.parametrize("at", layout.HEAD.fields, ids=str)
+@pytest.mark.parametrize("name", ["interleaved", "shuffled"])
+def test_state_of_a_killed_image_is_believed_though_its_head_is_damaged(tmp_path, name, at):
+    """The journal is behind it: to go back to that would lose writes that were answered."""
+    made = make(tmp_path, SEED, **PLANS[name])
+    killed(made)
+    flip(made.path / "state", layout.HEAD.fields[at][1], 1)
+    for read_only in (False, True):
+        with pytest.raises(DamagedImage, match="--repair"):
+            Device(made.path, read_only=read_only)
+    repaired(made, Kind.STATE_HEAD)
+
+
+@pytest.mark.parametrize("name", ["interleaved", "shuffled"])
+def test_state_of_a_killed_image_lost_costs_no_page(tmp_path, name):
+    """What the journal's map leads to was not flushed, so it may be old or new, and is no damage."""
+    made = make(tmp_path, SEED, **PLANS[name])
+    before = killed(made)
+    (made.path / "state").unlink()
+    mended = check(made.path, repair=True)
+    assert not mended.has(Kind.DATA_DAMAGED, Kind.DESCRIPTOR_DAMAGED), [str(finding) for finding in mended.findings]
+    assert check(made.path).clean
+    refused, differing = made.compare()
+    assert not refused
+    with Device(made.path, read_only=True) as device:
+        for page in differing:
+            now, new = device.read(PAGE, page * PAGE), made.bytes[page * PAGE : (page + 1) * PAGE]
+            for at in range(0, PAGE, 256):
+                part = slice(at, at + 256)
+                assert now[part] in (before[page][part], new[part], bytes(256)), f"seed {SEED}: page {page} at {at}"
 
 
 def test_state_that_cannot_be_right_is_taken_from_the_journal(tmp_path):

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from pmem_core import cli, geometry, image
+from pmem_core.cli import _geometry
 from pmem_core.cli import image as verbs
 from pmem_core.cli import stats as stats_verb
 from pmem_core.device import Device
@@ -137,9 +138,9 @@ def test_create_wants_a_folder(run):
 
 
 def test_parameters_are_whole_numbers():
-    assert verbs.parse_parameters(("a=1", " b = 0x10 ")) == {"a": 1, "b": 16}
+    assert _geometry.parse_parameters(("a=1", " b = 0x10 ")) == {"a": 1, "b": 16}
     with pytest.raises(UsageError):
-        verbs.parse_parameters(("=1",))
+        _geometry.parse_parameters(("=1",))
 
 
 def test_a_tebibyte_costs_little(run):

@@ -168,7 +168,7 @@ def test_moved_image_is_stopped_by_its_new_name(run, image, tmp_path):
 def test_unknown_parameter_of_the_plugin_is_one_line(folder, image):
     command = [sys.executable, "-c", DRIVER, launch.PLUGIN, "serve", image, "-b", "--", "foo=bar"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    said = "foo=bar: no such parameter: image=PATH, readonly=true|false, logwrites=FILE\n"
+    said = "foo=bar: no such parameter: image=PATH, readonly=true|false, logwrites=FILE, record=FILE\n"
     assert (done.returncode, done.stdout, done.stderr) == (1, "", said)
 
 

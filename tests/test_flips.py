@@ -285,7 +285,7 @@ def looked(made, repair):
 
 
 def forgiven(whole, part):
-    """Pages that may be read wrong, and totals that may differ, though nothing is found: see docs/crash-repair.md.
+    """Pages that may be read wrong, and totals that may differ, though nothing is found: see docs/crash-consistency.md.
 
     After a power cut the section in use is suspect: changed data passes for a write that was not flushed.  After a kill
     nothing but the state has the totals; those of wear are compared with the counters.

@@ -67,17 +67,21 @@ def edit(path: Path, at: int, form: str, value: int, copies=(0, 4096)) -> None:
             file.write(block)
 
 
+PARAMETERS = "image=PATH, readonly=true|false, logwrites=FILE, record=FILE"
+
+
 @pytest.mark.parametrize("options", [(), ("-f",), ("-s",)], ids=["background", "foreground", "stdin"])
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         ([], "image: missing: image=NAME.pmem"),
         (["image=/nonexistent/x.pmem"], "/nonexistent/x.pmem: does not exist: an image made by 'pmem-nbd create'"),
-        (["image=x", "size=1G"], "size=1G: no such parameter: image=PATH, readonly=true|false, logwrites=FILE"),
+        (["image=x", "size=1G"], f"size=1G: no such parameter: {PARAMETERS}"),
         (["image=x", "readonly=1", "logwrites=y"], "logwrites: has nothing to log: readonly=false"),
+        (["image=x", "readonly=1", "record=y"], "record: has nothing to record: readonly=false"),
         (["image=x", "readonly=banana"], "readonly=banana: neither yes nor no: true or false"),
     ],
-    ids=["config_complete", "get_ready", "config", "readonly", "value"],
+    ids=["config_complete", "get_ready", "config", "readonly", "record", "value"],
 )
 def test_one_line_from_every_callback(words, said, options):
     if options == ("-s",):

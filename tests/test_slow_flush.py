@@ -2,7 +2,11 @@
 """A flush that waits long for the disk holds up nobody who needs no disk; and what a flush costs."""
 
 import os
+import re
+import subprocess
+import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -77,6 +81,7 @@ def test_reads_of_another_connection_go_on_while_a_flush_waits(tmp_path):
             flusher.start()
             while not (tmp_path / "begun").exists():
                 assert flusher.is_alive()
+                time.sleep(0.01)
             for _ in range(100):
                 assert other.pread(PAGE, 0) == b"x" * PAGE
             other.pwrite(b"y" * PAGE, PAGE)
@@ -112,3 +117,34 @@ def test_flush_without_a_move_is_one_sync_and_nothing_else(tmp_path, monkeypatch
             device.flush()
         assert done == [("fdatasync", "media")] * 5
         monkeypatch.undo()
+
+
+FLUSHES = """
+import os, sys
+from pathlib import Path
+from pmem_core.device import Device
+with Device(Path(sys.argv[1])) as device:
+    device.write(b"x" * 4096, 0)
+    device.flush()
+    os.write(2, b"begin")
+    for page in range(5):
+        device.write(b"y" * 4096, page * 4096)
+        device.flush()
+    os.write(2, b"end")
+"""
+
+
+@needs("strace")
+def test_flush_without_a_move_is_one_system_call(tmp_path):
+    """What the test above says of our calls, said by the kernel: nothing else is written, synced or mapped."""
+    path = tmp_path / "disk.pmem"
+    image.create(path, geometry.plan(16 * MIB, parameters={"interval": 10_000}))
+    calls = (
+        "fdatasync,fsync,msync,sync,syncfs,sync_file_range,write,writev,pwrite64,pwritev,mmap,ftruncate,rename,openat"
+    )
+    command = ["strace", "-f", "-y", "-e", f"trace={calls}", "-e", "signal=none", "-o", tmp_path / "calls"]
+    subprocess.run([*command, sys.executable, "-c", FLUSHES, path], check=True, cwd=Path(__file__).parents[1])
+    lines = (tmp_path / "calls").read_text().splitlines()
+    begin, end = (next(i for i, line in enumerate(lines) if f'"{word}"' in line) for word in ("begin", "end"))
+    done = [re.match(r"\d+ +(\w+)\(\d+<.*/(\w+)>\) = 0", line) for line in lines[begin + 1 : end]]
+    assert [one and one.groups() for one in done] == [("fdatasync", "media")] * 5, lines[begin : end + 1]

@@ -43,6 +43,7 @@ class Kind(enum.Enum):
         "the state file is missing or not of this image",
         "writes it from the journal",
     )
+    STATE_HEAD = ("state_head", Severity.WRONG, "the head of the state file is damaged", "writes it again")
     STATE_DAMAGED = ("state_damaged", Severity.DAMAGE, "the state file cannot be right", "writes it from the journal")
     STATE_DIFFERS = (
         "state_differs",

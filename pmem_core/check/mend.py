@@ -6,6 +6,7 @@ block, pages and totals (`Mender`), so that every store is counted and moves as 
 leaves an image that can be checked and repaired again.
 """
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,7 @@ from .. import checkscan, infoblock, layout, statefile, upkeep
 from ..device import Device
 from ..errors import PmemError
 from ..geometry import Geometry
-from ..host import host_errors, witness
+from ..host import host_errors, sync_folder, witness
 from ..journal import Journal
 from . import wear
 from .findings import Finding, Kind, Report
@@ -34,21 +35,36 @@ def files(path: Path, plan: Geometry, report: Report, belief: Belief, record: Re
         with host_errors(path / "wear"), (path / "wear").open("ab") as file:
             file.truncate(4 * plan.line_count)
         report.done(finding, "made whole with zeros")
-    if report.has(*STATE_KINDS) and belief.source != "state":
-        with host_errors(path / "state"):
-            statefile.write_state(path / "state", plan, belief.core, belief.table, belief.sections)
-    for finding in report.of(*STATE_KINDS):
-        report.done(finding, f"kept what the {belief.source} says")
+    if report.has(*JOURNAL_KINDS, *STATE_KINDS):
+        # What the journal says is true of medium and counters at every instant: a killed session's may not be synced.
+        for name in ("media", "wear"):
+            with host_errors(path / name), (path / name).open("rb") as file:
+                os.fsync(file.fileno())
+    # The journal first: with a state that is whole, it alone says which sections are suspect.
     if report.has(*JOURNAL_KINDS):
         aside = _new_journal(path, plan, belief, record)
         for finding in report.of(*JOURNAL_KINDS):
             report.done(finding, f"made anew from the {belief.source}" + (f"; the old one is {aside}" if aside else ""))
-    elif report.has(Kind.STATE_DIFFERS, Kind.STATE_DAMAGED):
+    elif report.has(*STATE_KINDS):
         journal = Journal(path / "journal")
         try:
             _put(journal, belief)
         finally:
             journal.close()
+    if report.has(*STATE_KINDS, Kind.STATE_HEAD) and belief.source != "state":
+        with host_errors(path / "state"):
+            statefile.write_state(path / "state", plan, belief.core, belief.table, belief.sections)
+    elif report.has(Kind.STATE_HEAD):
+        with host_errors(path / "state"), (path / "state").open("r+b") as file:
+            os.pwrite(file.fileno(), statefile.fresh_head(plan), 0)
+            os.fsync(file.fileno())
+    for finding in report.of(*STATE_KINDS):
+        report.done(finding, f"kept what the {belief.source} says")
+    for finding in report.of(Kind.STATE_HEAD):
+        report.done(finding, "written again")
+    with host_errors(path):
+        # Before the device is opened: the old journal, back after a power cut, would not know of moves made by then.
+        sync_folder(path)
 
 
 def _put(journal: Journal, belief: Belief) -> None:
@@ -76,6 +92,7 @@ def _new_journal(path: Path, plan: Geometry, belief: Belief, record: Record) -> 
                 journal.begin_session(witness(path))
         finally:
             journal.close()
+        sync_folder(fresh)
         while (path / "journal").exists():
             aside = f"journal.damaged.{number}"
             if not (path / aside).exists():
@@ -88,7 +105,7 @@ def _new_journal(path: Path, plan: Geometry, belief: Belief, record: Record) -> 
 def _was_in_use(belief: Belief) -> bool:
     core = belief.core[0]
     dirty = bool(np.any(belief.sections & layout.SECTION_DIRTY))
-    return dirty or bool(core["intent"][0]) or bool(core["unit"][layout.UNIT_CAUSE])
+    return dirty or bool(np.any(core["intent"])) or bool(core["unit"][layout.UNIT_CAUSE])
 
 
 class Mender:
@@ -147,7 +164,6 @@ class Mender:
             for finding in wear.compare(self.report, tally, measured):
                 self.report.done(finding, "noted in the totals")
         tally["uncheckpointed"] += off
-        tally["cuts"] = 0
         tally["cuts"] = 0
         tally["hottest"] = measured.hottest
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .. import geometry, image, infoblock, layout, recovery
+from .. import geometry, image, infoblock, layout, recovery, statefile
 from ..errors import DamagedImage, UsageError
 from ..geometry import Geometry
 from ..host import Lock, cache_was_kept, host_errors
@@ -21,6 +21,7 @@ from .trust import Belief, Stage
 Watch = Callable[[float], None]
 FILES = {"media", "wear", "state", "journal", "lock"}
 JOURNAL_FILES = {"data.mdb", "lock.mdb"}
+HEAD_BITS_MAX = 8  # wrong ones, in the head of a state that is believed all the same
 MAP_SHARE = 0.1  # of the time, for the progress
 
 CLOSED, KILLED, CUT, UNKNOWN = "closed", "killed", "power cut", "unknown"
@@ -158,10 +159,13 @@ def _examine_journal(path: Path, plan: Geometry, report: Report) -> tuple[Record
 
 def _believe(found: _Image, report: Report, stage: Stage, watch: Watch) -> Belief | None:
     plan, end = found.plan, found.end
-    state = trust.from_state(found.path / "state", plan)
+    # A killed session's state is more than the journal knows.  Uuids of two images differ in far more bits.
+    state = trust.from_state(found.path / "state", plan, HEAD_BITS_MAX if end == KILLED else 0)
     journal = None if found.record.problem else trust.from_journal(found.record, plan)
     if state is None and (end != CUT or not (found.path / "state").exists()):
         report.add(Kind.STATE_LOST, "state")
+    if state is not None and not statefile.state_is_whole(found.path / "state", plan):
+        report.add(Kind.STATE_HEAD, "state")
     if journal is None and not found.record.problem:
         report.add(Kind.JOURNAL_DAMAGED, "journal", "its checkpoint does not fit the image")
     blocks = pages.blocks_in_use(found.path / "media", plan.info.size)

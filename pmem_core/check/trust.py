@@ -54,9 +54,10 @@ class Belief:
         return found
 
 
-def from_state(path: Path, plan: Geometry) -> Belief | None:
-    """What the state file at `path` tells; None where it is missing or not of this image."""
-    if not statefile.state_is_whole(path, plan):
+def from_state(path: Path, plan: Geometry, wrong_bits_max: int = 0) -> Belief | None:
+    """What the state file at `path` tells; None where it is missing or its head is not this image's."""
+    wrong = statefile.wrong_head_bits(path, plan)
+    if wrong is None or wrong > wrong_bits_max:
         return None
     data = np.frombuffer(path.read_bytes(), np.uint8)
     part = {name: data[at : at + size].copy() for name, (at, size) in plan.zones().items()}
@@ -136,11 +137,13 @@ def find_problems(belief: Belief, plan: Geometry, *, closed: bool) -> None:
 def _in_flight_problems(core: Any, plan: Geometry, closed: bool) -> list[str]:
     intent, unit = core["intent"], core["unit"]
     page, cause = int(intent[0]), int(unit[layout.UNIT_CAUSE])
-    if closed and (page or cause):
+    if closed and (np.any(intent) or cause):
         return ["something in flight though the image was closed"]
     found = []
     if not 0 <= page <= plan.info.page_count:
         found.append("a page in flight that does not exist")
+    if np.any((intent[1:] < 0) | (intent[1:] > plan.info.page_count)):
+        found.append("a trim in flight of pages that do not exist")
     if cause:
         first, lines = int(unit[layout.UNIT_FIRST]), int(unit[layout.UNIT_LINES])
         inside = first >= 0 and lines > 0 and first + lines <= plan.line_count

@@ -34,9 +34,11 @@ VERBS = {
     "attach": ("pmem_core.cli.mount:attach", "Make an image a block device of this machine."),
     "detach": ("pmem_core.cli.mount:detach", "Undo attach."),
     "stats": ("pmem_core.cli.stats:stats", "Show the wear, of an image that is served too."),
+    "replay": ("pmem_core.cli.replay:replay", "Wear a device out without data, and say how long it lived."),
     "check": ("pmem_core.cli.check:check", "Look for damage in an image, and repair it if told to."),
     "log": ("pmem_core.cli.log:log", "List a log of writes, or put a mark into it."),
     "replay-log": ("pmem_core.cli.log:replay_log", "Replay a log of writes onto a file or a block device."),
+    "trace": ("pmem_core.cli.trace:trace", "Show what is in a recorded workload."),
     "completion": ("pmem_core.cli:completion", "Print the completion script of a shell."),
 }
 

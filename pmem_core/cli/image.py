@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pmem_core.cli._common import IMAGE, SIZE, emit, human_bytes, json_option, working
-from pmem_core.errors import UsageError
+from pmem_core.cli._geometry import geometry_options, plan_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from pmem_core.snapshot import Look
 
 EVENTS_SHOWN = 5
-PACKAGE = Path(__file__).resolve().parent.parent
 USES = {
     "info": "info blocks",
     "data": "pages the client sees",
@@ -28,60 +27,12 @@ USES = {
 }
 
 
-def policies(family: str) -> list[str]:
-    """The names of a family's policies, from the names of its files: to import them would wait for numba."""
-    return sorted(path.stem for path in (PACKAGE / family).glob("*.py") if not path.stem.startswith("_"))
-
-
-def parse_parameters(texts: tuple[str, ...]) -> dict[str, int]:
-    """Read ``name=value`` pairs; the values are whole numbers.  UsageError."""
-    parameters: dict[str, int] = {}
-    for text in texts:
-        name, equals, value = (part.strip() for part in text.partition("="))
-        if not name or not equals:
-            raise UsageError(f"--set {text}", "is no parameter", "name=value, such as interval=100")
-        if name in parameters:
-            raise UsageError(f"--set {text}", f"{name} was set before", "each parameter once")
-        try:
-            parameters[name] = int(value, 0)
-        except ValueError:
-            raise UsageError(f"--set {text}", f"'{value}' is not a whole number", f"{name}=NUMBER") from None
-    return parameters
-
-
 @click.command()
 @IMAGE
 @click.option("-s", "--size", type=SIZE, required=True, help="Size of the medium; the client sees somewhat less.")
-@click.option(
-    "--placement",
-    type=click.Choice(policies("placement")),
-    default="interleaved",
-    show_default=True,
-    help="Where pages and their descriptors lie.",
-)
-@click.option(
-    "--leveling",
-    type=click.Choice(policies("leveling")),
-    default="start_gap",
-    show_default=True,
-    help="How wear is spread.",
-)
-@click.option(
-    "--set", "parameters", metavar="NAME=VALUE", multiple=True, help="A parameter of the leveling; may be repeated."
-)
-@click.option("--descriptor-bytes", type=SIZE, default=64, show_default=True, help="16 to 4096, a power of two.")
-@click.option(
-    "--descriptor-writes",
-    type=click.Choice(["each", "coalesced"]),
-    default="each",
-    show_default=True,
-    help="Write a descriptor to the medium at each write of its page, or collect such writes until the next flush.",
-)
-@click.option("--checksums/--no-checksums", default=True, show_default=True, help="Keep a crc32c of every page.")
-@click.option("--frame-bytes", type=SIZE, default=4096, show_default=True, help="What leveling moves: 256 to 64K.")
-@click.option("--line-bytes", type=SIZE, default=256, show_default=True, help="What wear is counted in: 64 to 4096.")
+@geometry_options
 @json_option
-def create(image: Path, size: int, parameters: tuple[str, ...], as_json: bool, **options: Any) -> None:
+def create(image: Path, size: int, as_json: bool, **options: Any) -> None:
     """Create an image: a folder of sparse files, which cost nothing until they are written.
 
     \b
@@ -91,18 +42,11 @@ def create(image: Path, size: int, parameters: tuple[str, ...], as_json: bool, *
       pmem-nbd create disk.pmem --size 1T --placement linear --leveling none   # Linux's fsdax layout
       pmem-nbd create disk.pmem --size 1G --descriptor-bytes 128 --descriptor-writes coalesced
     """
-    given = parse_parameters(parameters)
     with working(f"creating {image}"):
-        from pmem_core import geometry, snapshot
         from pmem_core import image as images
+        from pmem_core import snapshot
 
-        plan = geometry.plan(
-            size,
-            placement_name=options.pop("placement"),
-            leveling_name=options.pop("leveling"),
-            parameters=given,
-            **options,
-        )
+        plan = plan_of(size, options)
         images.create(image, plan)
         found = snapshot.look(image)
         if as_json:

@@ -43,6 +43,7 @@ def start(image: Path, **options: Any) -> server.Server:
 @click.option("-r", "--read-only", is_flag=True, help="Refuse writes.")
 @click.option("-t", "--threads", metavar="N", type=click.IntRange(1), help="Threads of nbdkit (default: its own).")
 @click.option("--log-writes", metavar="FILE", type=PATH, help="Log what is written to this new file (dm-log-writes).")
+@click.option("--record", metavar="FILE", type=PATH, help="Record the requests in this new file, to be replayed.")
 @click.option("-b", "--background", is_flag=True, help="Print the URI once it serves, and return.")
 @click.argument("nbdkit_args", nargs=-1, type=click.UNPROCESSED, metavar="[-- NBDKIT-ARGS...]")
 def serve(
@@ -53,6 +54,7 @@ def serve(
     read_only: bool,
     threads: int | None,
     log_writes: Path | None,
+    record: Path | None,
     background: bool,
     nbdkit_args: tuple[str, ...],
 ) -> None:
@@ -71,6 +73,7 @@ def serve(
       pmem-nbd serve disk.pmem --port 10809 --bind 0.0.0.0 -- --tls=require --tls-certificates=pki
       pmem-nbd serve disk.pmem -- --filter=log logfile=requests.log
       pmem-nbd serve disk.pmem --log-writes writes.log
+      pmem-nbd serve disk.pmem --record requests.trace
     """
     if socket is not None and port is not None:
         raise UsageError("--socket, --port", "both say where to listen", "one of them")
@@ -78,6 +81,9 @@ def serve(
         raise UsageError("--bind", "is the address of a port", "--port beside it")
     if log_writes is not None and read_only:
         raise UsageError("--log-writes", "has nothing to log", "a server without --read-only")
+    if record is not None and read_only:
+        raise UsageError("--record", "has nothing to record", "a server without --read-only")
+    files = {"logwrites": log_writes, "record": record}
     with signals_as_interrupt():
         running = start(
             image,
@@ -86,7 +92,7 @@ def serve(
             bind=bind or "127.0.0.1",
             read_only=read_only,
             threads=threads,
-            parameters={"logwrites": str(log_writes.absolute())} if log_writes else None,
+            parameters={name: str(file.absolute()) for name, file in files.items() if file},
             nbdkit_args=nbdkit_args,
             exit_with_parent=not background,
         )

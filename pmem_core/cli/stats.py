@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-    from pmem_core.stats import Fold
+    from pmem_core.counters import Fold
 
 ROWS, COLUMNS_MAX, BAR_MAX = 12, 96, 40
 RAMP = " .:-=+*#%@"
@@ -72,7 +72,7 @@ def stats(
       pmem-nbd stats disk.pmem -j | jq .wear.descriptor.max
     """
     with working(f"reading {image}"):
-        from pmem_core import snapshot
+        from pmem_core import counters, snapshot
         from pmem_core import stats as figures_
 
         plan = snapshot.look(image).plan
@@ -82,7 +82,7 @@ def stats(
     group = 4096 // plan.info.descriptor_bytes + 1
     pages = snapshot.pages_behind_info(plan)
     wanted = heat_map if heat_map is not None else stripe or not (histogram or as_json)
-    fold = _fold(console.width, pages, group if stripe else 0, figures_.Fold) if wanted else None
+    fold = _fold(console.width, pages, group if stripe else 0, counters.Fold) if wanted else None
 
     def collect() -> dict[str, Any]:
         return figures_.collect(image, fold=fold, histogram=histogram)

@@ -56,9 +56,8 @@ def settle(state, run, core, frame):
     ticks = media.ticks_of(run)
     if ticks[block] < state["interval"]:
         return OK
-    other = _other(state, run)
-    if other != block:
-        code = frametable.exchange(state, run, core, block, other, -1, 0)
+    if state["blocks"] > 1:
+        code = frametable.exchange(state, run, core, block, _other(state, run, block), -1, 0)
         if code:
             return code
     ticks[block] = 0
@@ -66,14 +65,21 @@ def settle(state, run, core, frame):
 
 
 @hot
-def _other(state, run):
+def _drawn(state, number, block):
+    """A block that is not `block`: were it drawn, nothing would move, and the next draw would be the same."""
+    found = frametable.draw(state["swap_key"], number, state["blocks"] - 1)
+    return found + 1 if found >= block else found
+
+
+@hot
+def _other(state, run, block):
     first = frametable.turn(state, run) * state["candidates"]
-    found = frametable.draw(state["swap_key"], first, state["blocks"])
+    found = _drawn(state, first, block)
     if state["candidates"] > 1:
         least = frametable.block_wear(state, run, found)
         for i in range(1, state["candidates"]):
-            block = frametable.draw(state["swap_key"], first + i, state["blocks"])
-            wear = frametable.block_wear(state, run, block)
+            drawn = _drawn(state, first + i, block)
+            wear = frametable.block_wear(state, run, drawn)
             if wear < least:
-                found, least = block, wear
+                found, least = drawn, wear
     return found

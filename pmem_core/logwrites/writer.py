@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from pmem_core import host
-from pmem_core.errors import HostError, UsageError
+from pmem_core.errors import UsageError
 
 from . import record
 from .record import SECTOR_BYTES
@@ -39,14 +39,6 @@ class Forced:
     hidden: list[Range] = dataclasses.field(default_factory=list)  # overwritten later, and logged already
 
 
-def require_new(path: Path) -> None:
-    """Raise unless a log can be made at `path`."""
-    if os.path.lexists(path):
-        raise HostError(path, "exists already", "a new file: a log holds one run of a server")
-    if not path.parent.is_dir():
-        raise HostError(path, "cannot be made: there is no such directory", "a path whose parent exists")
-
-
 class Writer:
     """A new log at `path`.  HostFull, HostError; a call that raises has logged nothing."""
 
@@ -56,7 +48,7 @@ class Writer:
         self._end = SECTOR_BYTES
         self._forced: list[Forced] = []  # in order of completion
         self._overtook: list[tuple[int, Range]] = []  # logged before spooled entries of a lower number
-        require_new(path)
+        host.require_new(path, "a log")
         self._spool = Spool(path.parent)
         with host.host_errors(path):
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)

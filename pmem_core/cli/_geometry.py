@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: MIT
+"""The options that say what a device is like, for the verbs that make one up: create, replay."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pmem_core.cli._common import SIZE, Function
+from pmem_core.errors import UsageError
+
+if TYPE_CHECKING:
+    from pmem_core.geometry import Geometry
+
+PACKAGE = Path(__file__).resolve().parent.parent
+
+
+def policies(family: str) -> list[str]:
+    """The names of a family's policies, from the names of its files: to import them would wait for numba."""
+    return sorted(path.stem for path in (PACKAGE / family).glob("*.py") if not path.stem.startswith("_"))
+
+
+def parse_parameters(texts: tuple[str, ...], option: str = "--set") -> dict[str, int]:
+    """Read ``name=value`` pairs, given to `option`; the values are whole numbers.  UsageError."""
+    parameters: dict[str, int] = {}
+    for text in texts:
+        name, equals, value = (part.strip() for part in text.partition("="))
+        if not name or not equals:
+            raise UsageError(f"{option} {text}", "is no parameter", "name=value, such as interval=100")
+        if name in parameters:
+            raise UsageError(f"{option} {text}", f"{name} was set before", "each parameter once")
+        try:
+            parameters[name] = int(value, 0)
+        except ValueError:
+            raise UsageError(f"{option} {text}", f"'{value}' is not a whole number", f"{name}=NUMBER") from None
+    return parameters
+
+
+_OPTIONS = [
+    click.option(
+        "--placement",
+        type=click.Choice(policies("placement")),
+        default="interleaved",
+        show_default=True,
+        help="Where pages and their descriptors lie.",
+    ),
+    click.option(
+        "--leveling",
+        type=click.Choice(policies("leveling")),
+        default="start_gap",
+        show_default=True,
+        help="How wear is spread.",
+    ),
+    click.option(
+        "--set", "parameters", metavar="NAME=VALUE", multiple=True, help="A parameter of the leveling; may be repeated."
+    ),
+    click.option("--descriptor-bytes", type=SIZE, default=64, show_default=True, help="16 to 4096, a power of two."),
+    click.option(
+        "--descriptor-writes",
+        type=click.Choice(["each", "coalesced"]),
+        default="each",
+        show_default=True,
+        help="Write a descriptor to the medium at each write of its page, or collect such writes until the next flush.",
+    ),
+    click.option("--checksums/--no-checksums", default=True, show_default=True, help="Keep a crc32c of every page."),
+    click.option("--frame-bytes", type=SIZE, default=4096, show_default=True, help="What leveling moves: 256 to 64K."),
+    click.option(
+        "--line-bytes", type=SIZE, default=256, show_default=True, help="What wear is counted in: 64 to 4096."
+    ),
+]
+
+
+def geometry_options(function: Function) -> Function:
+    """Give a verb the options of a geometry, which arrive as keyword arguments for `plan_of`."""
+    for option in reversed(_OPTIONS):
+        function = option(function)
+    return function
+
+
+def plan_of(size: int, options: dict[str, Any], **more: Any) -> "Geometry":
+    """The geometry that the options ask for.  UsageError."""
+    from pmem_core import geometry
+
+    chosen = dict(options)
+    return geometry.plan(
+        size,
+        placement_name=chosen.pop("placement"),
+        leveling_name=chosen.pop("leveling"),
+        parameters=parse_parameters(chosen.pop("parameters")),
+        **chosen,
+        **more,
+    )

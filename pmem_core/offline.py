@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: MIT
+"""A device without a medium: requests wear its lines exactly as they would wear those of a served one.
+
+Placement and leveling are the compiled policies that a device runs.  What onepage.py does to a page is done here in the
+same order, less the bytes: settle the frames, count the data's lines, tick, count the descriptor's lines, tick
+(tests/test_replay.py compares the counters of both, line by line).  Nothing has to be durable, so no move ever waits.
+
+`device` is the tuple (RUN[1], core[1]); run["media"] is 0.  Of a pending descriptor only whose it is is kept: a word a
+slot, page + 1.  Arrays come as addresses: an array handed from function to function costs 5 ns each time.
+"""
+
+from . import leveling, media, placement
+from .jit import hot, i64_at, prefetch, u8_at
+from .layout import (
+    CAUSE_DESCRIPTOR,
+    CAUSE_HOST,
+    PAGE_BYTES,
+    PAGE_SHIFT,
+    PENDING_SLOTS,
+    SECTION_TOUCHED,
+)
+from .tracescan import TRIM, WRITE, ZERO, ZERO_KEEP
+
+AHEAD = 8  # pages between bringing counters near and counting
+
+
+@hot
+def _medium_at(run, core, placed):
+    frame = placed >> run["frame_shift"]
+    within = placed - (frame << run["frame_shift"])
+    return media.frame_at(run, leveling.translate(core["leveling"], run, frame)) + within
+
+
+@hot
+def _settle(run, core, placed, count):
+    for frame in range(placed >> run["frame_shift"], ((placed + count - 1) >> run["frame_shift"]) + 1):
+        leveling.settle(core["leveling"], run, core, frame)
+
+
+@hot
+def _store(run, core, cause, placed, count):
+    frame_bytes = 1 << run["frame_shift"]
+    while count > 0:
+        size = min(count, frame_bytes - (placed & (frame_bytes - 1)))
+        media.count_bytes(run, core, cause, _medium_at(run, core, placed), size)
+        leveling.tick(core["leveling"], run, placed >> run["frame_shift"], media.lines_under(run, placed, size))
+        placed += size
+        count -= size
+
+
+# ---- descriptors ----
+
+
+@hot
+def _pending(run):
+    return i64_at(run["pending"], PENDING_SLOTS)
+
+
+@hot
+def _settle_descriptor(run, core, page):
+    target = page
+    if run["coalesced"]:
+        waiting = _pending(run)[page % PENDING_SLOTS]
+        if waiting == 0 or waiting == page + 1:
+            return
+        target = waiting - 1
+    _settle(run, core, placement.descriptor_at(core["placement"], target), run["descriptor_bytes"])
+
+
+@hot
+def _store_descriptor(run, core, page):
+    target = page
+    if run["coalesced"]:
+        pending = _pending(run)
+        waiting = pending[page % PENDING_SLOTS]
+        pending[page % PENDING_SLOTS] = page + 1
+        if waiting == 0 or waiting == page + 1:
+            return
+        target = waiting - 1
+    placed = placement.descriptor_at(core["placement"], target)
+    _store(run, core, CAUSE_DESCRIPTOR, placed, run["descriptor_bytes"])
+
+
+@hot
+def drain(device):
+    """Store every pending descriptor, as a flush does."""
+    run, core = device[0][0], device[1][0]
+    pending = _pending(run)
+    for slot in range(pending.size):
+        if pending[slot]:
+            placed = placement.descriptor_at(core["placement"], pending[slot] - 1)
+            _settle(run, core, placed, run["descriptor_bytes"])
+            _store(run, core, CAUSE_DESCRIPTOR, placed, run["descriptor_bytes"])
+            pending[slot] = 0
+
+
+# ---- pages ----
+
+
+@hot
+def _sections(run):
+    return u8_at(run["sections"], run["section_count"])
+
+
+@hot
+def _held(run):
+    return u8_at(run["held"], run["page_count"])
+
+
+@hot
+def _write_page(run, core, page, at, count):
+    _sections(run)[page >> run["section_shift"]] = SECTION_TOUCHED
+    placed = placement.page_at(core["placement"], page)
+    _settle(run, core, placed, PAGE_BYTES)
+    if run["descriptor_bytes"]:
+        _settle_descriptor(run, core, page)
+        if not _held(run)[page]:
+            # The rest of a page that held nothing becomes zeros.
+            at, count = 0, PAGE_BYTES
+    _store(run, core, CAUSE_HOST, placed + at, count)
+    core["tally"]["page_writes"] += 1
+    if run["descriptor_bytes"]:
+        _held(run)[page] = 1
+        _store_descriptor(run, core, page)
+
+
+@hot
+def _trim_page(run, core, page):
+    if not run["descriptor_bytes"]:
+        if _sections(run)[page >> run["section_shift"]]:
+            _sections(run)[page >> run["section_shift"]] = SECTION_TOUCHED
+        return
+    held = _held(run)
+    if held[page]:
+        _settle_descriptor(run, core, page)
+        held[page] = 0
+        _store_descriptor(run, core, page)
+
+
+@hot
+def write_pages(device, pages, first, goal):
+    """Write whole pages pages[first:] (int64[]) in turn, until `goal` lines have died; returns where it stopped."""
+    run, core = device[0][0], device[1][0]
+    at, last = first, pages.size
+    while at < last and run["death_count"] < goal:
+        if at + AHEAD < last:
+            placed = placement.page_at(core["placement"], pages[at + AHEAD])
+            prefetch(run["units"] + ((_medium_at(run, core, placed) >> run["unit_shift"]) << 3))
+        _write_page(run, core, pages[at], 0, PAGE_BYTES)
+        at += 1
+    return at
+
+
+@hot
+def _zero(run, core, offset, end, may_trim):
+    while offset < end:
+        page, at = offset >> PAGE_SHIFT, offset & (PAGE_BYTES - 1)
+        count = min(PAGE_BYTES - at, end - offset)
+        if count == PAGE_BYTES and may_trim:
+            _trim_page(run, core, page)
+        elif _sections(run)[page >> run["section_shift"]] or not may_trim:
+            _write_page(run, core, page, at, count)
+        offset += count
+
+
+@hot
+def replay(device, kinds, offsets, counts, first, goal):
+    """Perform requests `first` on (int64[] each) until `goal` lines have died; returns where it stopped.
+
+    A request is finished even where a line dies in the middle of it.
+    """
+    run, core = device[0][0], device[1][0]
+    at = first
+    while at < kinds.size and run["death_count"] < goal:
+        kind, offset, end = kinds[at], offsets[at], offsets[at] + counts[at]
+        if kind == WRITE:
+            while offset < end:
+                page, within = offset >> PAGE_SHIFT, offset & (PAGE_BYTES - 1)
+                count = min(PAGE_BYTES - within, end - offset)
+                _write_page(run, core, page, within, count)
+                offset += count
+        elif kind == TRIM:
+            for page in range((offset + PAGE_BYTES - 1) >> PAGE_SHIFT, end >> PAGE_SHIFT):
+                _trim_page(run, core, page)
+        elif kind in (ZERO, ZERO_KEEP):
+            _zero(run, core, offset, end, kind == ZERO)
+        elif run["coalesced"]:
+            drain(device)
+        at += 1
+    return at
