@@ -4,8 +4,8 @@
     .venv/bin/python scripts/rivals.py --markdown docs/leveling-rivals.md     # an hour on one core
     .venv/bin/python scripts/rivals.py --frames 1024 --only sampled --workloads repeated --lines 4096
 
-Whole pages are written, as `pmem-nbd replay` does, each followed by its descriptor of 64 bytes, until the first line has
-worn out.  Frames are of 4096 bytes; --lines: bytes a line, so that 4096 counts wear by frame.
+Whole pages are written, each followed by its descriptor of 64 bytes (as `pmem-nbd replay` does), until the first line
+has worn out.  Frames are of 4096 bytes; --lines: bytes a line, so that 4096 counts wear by frame.
 
 Normalised life = line writes by the host, data and descriptors, at the first death / (lines * endurance).
 """
