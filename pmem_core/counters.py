@@ -6,7 +6,7 @@ The counters are those of an image's wear file, or of a replay.  Kinds are as st
 
 import dataclasses
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,9 @@ import numpy as np
 from . import host, layout, snapshot, wearscan
 from .geometry import Geometry
 from .snapshot import Look
+
+# Is handed each part of the counters, in order: the number of its first line, and uint32[] of whole pages, not to keep.
+See = Callable[[int, np.ndarray], None]
 
 CHUNK_LINES = 1 << 20
 BLOCK_LINES = 1 << wearscan.BLOCK_SHIFT
@@ -76,17 +79,17 @@ def _kinds(found: Look, slots: np.ndarray, unit_shift: int) -> np.ndarray:
     return kinds
 
 
-def scan(path: Path, found: Look, fold: Fold | None = None) -> Scan:
+def scan(path: Path, found: Look, fold: Fold | None = None, see: See | None = None) -> Scan:
     """Read every counter once.  Holes of the wear file are skipped, so a sparse image costs what was written of it."""
     with host.host_errors(path / "wear"), (path / "wear").open("rb", buffering=0) as file:
         extents = list(_extents(file.fileno(), 4 * found.plan.line_count))
-        return _count(found, extents, _parts(file.fileno(), extents), fold)
+        return _count(found, extents, _parts(file.fileno(), extents), fold, see)
 
 
-def scan_counters(counters: np.ndarray, found: Look, fold: Fold | None = None) -> Scan:
+def scan_counters(counters: np.ndarray, found: Look, fold: Fold | None = None, see: See | None = None) -> Scan:
     """The same for `counters`, uint32[], one a line of the medium, that are in memory."""
     parts = ((at, counters[at : at + CHUNK_LINES]) for at in range(0, len(counters), CHUNK_LINES))
-    return _count(found, [(0, 4 * len(counters))], parts, fold)
+    return _count(found, [(0, 4 * len(counters))], parts, fold, see)
 
 
 def _parts(fd: int, extents: list[tuple[int, int]]) -> Iterator[tuple[int, np.ndarray]]:
@@ -100,7 +103,11 @@ def _parts(fd: int, extents: list[tuple[int, int]]) -> Iterator[tuple[int, np.nd
 
 
 def _count(
-    found: Look, extents: list[tuple[int, int]], parts: Iterator[tuple[int, np.ndarray]], fold: Fold | None
+    found: Look,
+    extents: list[tuple[int, int]],
+    parts: Iterator[tuple[int, np.ndarray]],
+    fold: Fold | None,
+    see: See | None,
 ) -> Scan:
     plan = found.plan
     unit_shift = min(plan.info.frame_bytes, layout.PAGE_BYTES).bit_length() - 1
@@ -118,6 +125,8 @@ def _count(
             overflow.append((large[:many].copy(), large_kinds[:many].copy()))
         if fold:
             wearscan.fold_wear(part, first // unit_lines, unit_lines, unit_shift, pages, fold.stripe, sums, hottest)
+        if see:
+            see(first, part)
     return _finished(plan, histogram, overflow, sums, hottest)
 
 

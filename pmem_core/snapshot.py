@@ -6,6 +6,7 @@ import dataclasses
 import fcntl
 import json
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,12 @@ from typing import Any
 import numpy as np
 
 from . import host, image, layout, statefile, wearscan
-from .errors import PmemError
+from .errors import HostError, PmemError
 from .geometry import Geometry
 from .journal import Journal
 
 SNAPSHOTS_MAX = 16
+META_BYTES = 8192  # the two pages at the start of LMDB's file; one of them is written last in each transaction
 FRAMES_MAX = 1 << 24  # frames whose map is checked; of a larger device a sample
 WINDOW_FRAMES = 1 << 14
 WINDOWS = 64
@@ -200,6 +202,40 @@ def _read_journal(path: Path, found: Look, whole: bool) -> None:
         found.cut = bool(cuts) or found.session == "power cut"
     finally:
         journal.close()
+
+
+def _copy_of_journal(file: Path) -> bytes:
+    """LMDB's file as of one moment: it never writes to a page that its last transaction needs."""
+    with host.host_errors(file), file.open("rb", buffering=0) as opened:
+        for _ in range(SNAPSHOTS_MAX):
+            before = os.pread(opened.fileno(), META_BYTES, 0)
+            copy = file.read_bytes()
+            if before == copy[:META_BYTES] == os.pread(opened.fileno(), META_BYTES, 0):
+                return copy
+    raise HostError(file, "changes faster than it can be copied", "a pause in the server's work")
+
+
+def history(path: Path) -> list[dict[str, Any]]:
+    """The journal's samples of the wear totals, oldest first, of a served image too; see Journal.history.
+
+    A copy is read, for a second LMDB environment would take part in the server's locks.
+
+    Errors: DamagedImage, UnsupportedImage, HostError.
+    """
+    folder = path / "journal"
+    copy = _copy_of_journal(folder / "data.mdb")
+    with tempfile.TemporaryDirectory(prefix="pmem-nbd-") as name:
+        work = Path(name)
+        with host.host_errors(work):
+            (work / "data.mdb").write_bytes(copy)
+        try:
+            journal = Journal(work, read_only=True)
+            try:
+                return journal.history()
+            finally:
+                journal.close()
+        except PmemError as error:
+            raise type(error)(folder, error.what, error.expected) from None
 
 
 def core_now(path: Path, found: Look) -> np.ndarray:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from . import layout, snapshot
-from .counters import KINDS, Fold, Scan, cell_lines, scan
+from .counters import KINDS, Fold, Scan, See, cell_lines, scan
 from .snapshot import Look
 
 HOST = (
@@ -112,20 +112,21 @@ def _invariants(found: Look, after: tuple[np.ndarray, np.ndarray], done: Scan) -
 # ---- all together ----
 
 
-def collect(path: Path, *, fold: Fold | None = None, histogram: bool = False) -> dict[str, Any]:
+def collect(path: Path, *, fold: Fold | None = None, histogram: bool = False, see: See | None = None) -> dict[str, Any]:
     """Every figure of the image at `path`, served or not, ready for JSON; keys are stable.
 
     write_amplification: line writes for host, descriptors and moves ÷ those for the host's data.  normalized_life: line
     writes by the host, data and descriptors, ÷ (lines · largest counter), that is, the share of the ideal life that is
     used if wear goes on as it has so far and the device ends with its hottest line: an extrapolation of what was seen,
     no forecast.  Both are None before the first write.  fold: also a heat map; histogram: also every counter value
-    and its lines, by kind.
+    and its lines, by kind.  see: looks on while the counters are read; what is in holes of the file, zeros, it is not
+    shown.
 
     Errors: NotAnImage, DamagedImage, UnsupportedImage, HostError.
     """
     path = Path(path)
     found = snapshot.look(path)
-    done = scan(path, found, fold)
+    done = scan(path, found, fold, see)
     after = snapshot.core_now(path, found), snapshot.core_now(path, found)
     holds, notes = _invariants(found, after, done)
     tally, info = after[1]["tally"][0], found.plan.info

@@ -82,7 +82,13 @@ def _nbd() -> str:
     return "the kernel has no nbd"
 
 
+def _chromium() -> str:
+    names = ("chromium-headless-shell", "chromium", "chromium-browser")
+    return "" if any(map(shutil.which, names)) else "no program chromium (Debian: chromium-headless-shell)"
+
+
 PREREQUISITES: dict[str, Callable[[], str]] = {
+    "chromium": _chromium,
     "dmsetup": _program("dmsetup", "dmsetup"),
     "ext4": _filesystem("ext4", "e2fsprogs"),
     "fio": _program("fio", "fio"),

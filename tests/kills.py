@@ -71,12 +71,18 @@ BUSY: dict[str, list[dict[str, int]]] = {
 }
 
 
+def busiest(module: Any) -> list[dict[str, int]]:
+    """For a leveling that is not in BUSY: as often as it can, and as little at once."""
+    least = {name: minimum for name, (_, minimum, _, _) in module.PARAMETERS.items()}
+    return [{name: least[name] for name in ("interval", "block_frames") if name in least}]
+
+
 def choices() -> list[Choice]:
     """Every placement with every leveling and every way of writing descriptors; frames of three sizes by turns."""
     found = []
     for place, module in placement.family.modules.items():
-        for level in leveling.family.modules:
-            for parameters in BUSY.get(level, [{}]):
+        for level, leveler in leveling.family.modules.items():
+            for parameters in BUSY.get(level) or busiest(leveler):
                 for writes in layout.DESCRIPTOR_WRITES if module.ON_MEDIUM else ("each",):
                     frame = (4096, 65536, 256)[len(found) % 3]
                     found.append(Choice(place, level, tuple(parameters.items()), writes, frame))

@@ -66,6 +66,16 @@ def frames_not_synced() -> Any:
     return _replaced(Durability, "_sync_frames", lambda self, frames: None)
 
 
+def moves_not_committed() -> Any:
+    """Leveling is told that its moves are durable, and goes on over what they freed; the journal has none of them."""
+
+    def commit_moves(self: Any) -> None:
+        with self._lock, self._taken():
+            pass
+
+    return _replaced(Durability, "commit_moves", commit_moves)
+
+
 def table_before_frames() -> Any:
     """The table is committed, then the frames that moved are synced."""
 
@@ -183,6 +193,7 @@ PLANTED: dict[str, Callable[[], Any]] = {
         flush_forgets_the_journal,
         section_marked_late,
         frames_not_synced,
+        moves_not_committed,
         table_before_frames,
         journal_before_medium,
         wear_not_synced,

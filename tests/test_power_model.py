@@ -177,6 +177,7 @@ FOUND = {
     "section marked late": "interleaved none",
     "mark restored in memory only": "interleaved none",
     "frames not synced": "gap of one",
+    "moves not committed": "gap of one",
     "table before frames": "gap of one",
     "journal before medium": "gap of one",
     "wear not synced": "gap of one",

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from pmem_core import geometry, image, leveling, offline, placement, tracescan
+from pmem_core.counters import KINDS as LINE_KINDS
 from pmem_core.device import Device
 from pmem_core.errors import UsageError
 from pmem_core.replay import lives, workloads
@@ -100,7 +101,7 @@ def test_whole_pages_are_written_alike_one_way_and_the_other(levelling):
     plan = plan_of("interleaved", levelling)
     pages = np.random.default_rng(3).integers(0, plan.info.page_count, 500)
     one, other = Memory(plan, NEVER), Memory(plan, NEVER)
-    assert offline.write_pages(one.handle, pages, 0, 1) == len(pages)
+    assert offline.write_pages(one.handle, pages, 0, 1, 0) == len(pages)
     kinds = np.full(len(pages), tracescan.WRITE)
     offline.replay(other.handle, kinds, pages * PAGE, np.full(len(pages), PAGE), 0, 1)
     assert np.array_equal(one.counters(), other.counters())
@@ -114,7 +115,7 @@ def test_first_death_is_the_write_that_reaches_the_endurance():
     plan = geometry.plan(32 * PAGE, placement_name="none", leveling_name="none")
     memory = Memory(plan, Endurance(5), deaths=3)
     pages = np.array([1, 2, 2, 3, 2, 2, 1, 2, 2, 1])
-    assert offline.write_pages(memory.handle, pages, 0, 1) == 8
+    assert offline.write_pages(memory.handle, pages, 0, 1, 0) == 8
     first = 2 * PAGE // plan.info.line_bytes + 2 * PAGE // plan.info.line_bytes
     assert memory.deaths() == [{"page_writes": 7, "line": first + line} for line in range(3)]
     assert memory.dead == PAGE // plan.info.line_bytes
@@ -130,7 +131,7 @@ def test_lines_die_at_their_own_endurance(kind):
     pages = np.random.default_rng(1).integers(0, plan.info.page_count, 400)
     expected, dead = [], np.zeros(plan.line_count, bool)
     for number in range(len(pages)):
-        offline.write_pages(memory.handle, pages[number : number + 1], 0, 1 << 30)
+        offline.write_pages(memory.handle, pages[number : number + 1], 0, 1 << 30, 0)
         now = memory.counters() >= survives
         expected += [line for line in np.flatnonzero(now & ~dead).tolist() if line >= 8]
         dead |= now
@@ -212,7 +213,7 @@ def test_figures_are_those_of_the_counters():
     assert counters.sum() == causes["host"] + causes["descriptor"] + causes["move"]
     assert found["wear"]["all"]["max"] == counters.max() >= 300
     assert found["dead_lines"] == np.count_nonzero(counters >= 300) >= 5
-    assert found["ended"] == "death" and found["first_death"]["kind"] in counters.KINDS
+    assert found["ended"] == "death" and found["first_death"]["kind"] in LINE_KINDS
     share = found["deaths"][0]["page_writes"] / found["page_writes"]
     borne = causes["host"] + causes["descriptor"]
     assert found["normalized_life"] == pytest.approx(borne * share / (len(counters) * 300))

@@ -35,6 +35,8 @@ VERBS = {
     "detach": ("pmem_core.cli.mount:detach", "Undo attach."),
     "stats": ("pmem_core.cli.stats:stats", "Show the wear, of an image that is served too."),
     "replay": ("pmem_core.cli.replay:replay", "Wear a device out without data, and say how long it lived."),
+    "study": ("pmem_core.cli.study:study", "Compare levelings: placement, unit, descriptor writes, workload."),
+    "report": ("pmem_core.cli.report:report", "Write the wear of an image as an HTML page with figures."),
     "check": ("pmem_core.cli.check:check", "Look for damage in an image, and repair it if told to."),
     "log": ("pmem_core.cli.log:log", "List a log of writes, or put a mark into it."),
     "replay-log": ("pmem_core.cli.log:replay_log", "Replay a log of writes onto a file or a block device."),

@@ -49,6 +49,7 @@ def _count(context: click.Context, parameter: click.Parameter, value: str) -> in
     help="Which pages are written.  [default: uniform]",
 )
 @click.option("--with", "workload_parameters", metavar="NAME=VALUE", multiple=True, help="A parameter of the workload.")
+@click.option("--flush-every", callback=_count, default="0", help="Flush after so many pages.  [default: never]")
 @click.option(
     "-t",
     "--trace",
@@ -73,8 +74,7 @@ def _count(context: click.Context, parameter: click.Parameter, value: str) -> in
 @click.option("--seed", callback=_count, default="1", show_default=True, help="The same seed gives the same figures.")
 @click.option("--histogram", is_flag=True, help="With -j: also how many lines of each kind have how much wear.")
 @json_option
-@click.pass_context
-def replay(context: click.Context, image: Path | None, size: int, as_json: bool, **options: Any) -> None:
+def replay(image: Path | None, size: int, as_json: bool, **options: Any) -> None:
     """Write to a device that has no medium until its first line dies, and say how long it lived.
 
     The geometry is that of IMAGE, which is only looked at and begins unworn, or what the options say. The policies are
@@ -94,7 +94,7 @@ def replay(context: click.Context, image: Path | None, size: int, as_json: bool,
     from pmem_core.replay.endurance import Endurance
 
     given = {name: options.pop(name) for name in GEOMETRY if name in options}
-    plan = _plan(context, image, size, given, options["seed"])
+    plan = _plan(image, size, given, options["seed"])
     endurance = Endurance(options["endurance"], options["endurance_kind"], options["spread"])
     if options["deaths"] < 1:
         raise UsageError("--deaths 0", "nothing to wait for", "1 or more")
@@ -116,11 +116,12 @@ def replay(context: click.Context, image: Path | None, size: int, as_json: bool,
             click.echo(line)
 
 
-def _plan(context: click.Context, image: Path | None, size: int, given: dict[str, Any], seed: int) -> "Geometry":
+def _plan(image: Path | None, size: int, given: dict[str, Any], seed: int) -> "Geometry":
     import uuid
 
     if image is None:
         return plan_of(size, given, uuid=str(uuid.UUID(int=seed % (1 << 128))))
+    context = click.get_current_context()
     typed = [name for name in GEOMETRY if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE]
     if typed:
         raise UsageError(f"--{typed[0].replace('_', '-')}", f"the geometry is that of {image}", "one or the other")
@@ -138,9 +139,9 @@ def _source(plan: "Geometry", options: dict[str, Any]) -> Iterator["Source"]:
             if options[name]:
                 raise UsageError(f"--{name.replace('_', '-')}", "there is no trace", "--trace FILE beside it")
         chosen = parse_parameters(options["workload_parameters"], "--with")
-        yield lives.Synthetic(options["workload"] or "uniform", chosen, plan, options["seed"])
+        yield lives.Synthetic(options["workload"] or "uniform", chosen, plan, options["seed"], options["flush_every"])
         return
-    if options["workload"] or options["workload_parameters"]:
+    if options["workload"] or options["workload_parameters"] or options["flush_every"]:
         raise UsageError("--trace", "there is a workload too", "one or the other")
     from pmem_core import traces
 

@@ -31,25 +31,33 @@ class Source(Protocol):
 
 
 class Synthetic:
-    """Workload `name` with `given` parameters over its defaults: whole pages.  UsageError."""
+    """Workload `name` with `given` parameters over its defaults: whole pages, and a flush behind each flush_every.
 
-    def __init__(self, name: str, given: dict[str, int], plan: Geometry, seed: int) -> None:
+    UsageError.
+    """
+
+    def __init__(self, name: str, given: dict[str, int], plan: Geometry, seed: int, flush_every: int = 0) -> None:
         module = policy(workloads.family, "workload", name)
         self._parameters = parameters_of(module, given, name)
-        self._name, self._seed = name, seed
+        self._name, self._seed, self._flush_every = name, seed, flush_every
         random = np.random.default_rng([seed, plan.info.page_count])
         self._batches: Iterator[np.ndarray] = module.pages(plan.info.page_count, self._parameters, random)
         self._batch, self._at = np.zeros(0, np.int64), 0
 
     def describe(self) -> dict[str, Any]:
         """See Source."""
-        return {"name": self._name, "parameters": self._parameters, "seed": self._seed}
+        return {
+            "name": self._name,
+            "parameters": self._parameters,
+            "seed": self._seed,
+            "flush_every": self._flush_every,
+        }
 
     def run(self, memory: Memory, goal: int) -> bool:
         """See Source: one batch."""
         if self._at == len(self._batch):
             self._batch, self._at = next(self._batches).astype(np.int64, copy=False), 0
-        self._at = int(offline.write_pages(memory.handle, self._batch, self._at, goal))
+        self._at = int(offline.write_pages(memory.handle, self._batch, self._at, goal, self._flush_every))
         return True
 
 

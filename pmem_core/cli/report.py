@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: MIT
+"""The verb report: the wear of an image as a page to send to somebody."""
+
+import os
+from pathlib import Path
+
+import click
+
+from pmem_core.cli._common import IMAGE, PATH, human_bytes, working
+from pmem_core.errors import HostError, MissingProgram, UsageError
+
+
+@click.command()
+@IMAGE
+@click.option("-o", "--output", metavar="FILE", type=PATH, default="report.html", show_default=True, help="The page.")
+@click.option("--force", is_flag=True, help="Overwrite files that exist.")
+@click.option(
+    "--by",
+    type=click.Choice(["max", "mean"]),
+    default="max",
+    show_default=True,
+    help="A page of the heat map is its hottest line, or the mean of its lines.",
+)
+@click.option(
+    "--over",
+    type=click.Choice(["bytes", "time"]),
+    default="bytes",
+    show_default=True,
+    help="Draw life over the bytes that the host wrote, or over time.",
+)
+@click.option("--figures", "folder", metavar="DIR", type=PATH, help="Write each figure to a file in DIR as well.")
+@click.option("--format", "kind", type=click.Choice(["svg", "png"]), help="The format of these files (default: svg).")
+def report(image: Path, output: Path, force: bool, by: str, over: str, folder: Path | None, kind: str | None) -> None:
+    """Write the wear of an image as one HTML file: what the image is, its key figures, a heat map with the stripe's
+    columns side by side, Lorenz curves, a histogram, life over time. It loads nothing from the network.
+
+    A server that has the image open is not disturbed.
+
+    \b
+    Examples:
+      pmem-nbd report disk.pmem -o disk.html
+      pmem-nbd report disk.pmem -o disk.html --force --by mean
+      pmem-nbd report disk.pmem -o disk.html --figures figures --format png
+    """
+    if kind and folder is None:
+        raise UsageError("--format", "no figures are written", "--figures DIR beside it")
+    output = _checked(output, image, force)
+    if folder is not None and not folder.is_dir():
+        if os.path.lexists(folder):
+            raise UsageError(folder, "is no directory", "a directory, or a new name")
+        _require_parent(folder)
+    with working(f"reading {image}") as say:
+        # First: whoever lacks them shall not wait for the reading.
+        try:
+            from pmem_core.report import disk, page
+        except ModuleNotFoundError as error:
+            raise MissingProgram(f"module {error.name}", "is missing", "pip install 'pmem-nbd[plot]'") from None
+        made = disk.report(image, by=by, over=over)
+        say("drawing")
+        kind = kind or "svg"
+        files = {}
+        if folder is not None:
+            files = {
+                _checked(folder / f"{drawing.name}.{kind}", image, force, is_made=True): page.as_file(drawing, kind)
+                for drawing in made.drawings
+            }
+        files[output] = page.render(made).encode()
+    if folder is not None:
+        _make(folder)
+    for path, content in files.items():
+        _write(path, content)
+    click.echo(
+        f"{output}: {human_bytes(len(files[output]))}" + (f", {len(files) - 1} figures in {folder}" if folder else "")
+    )
+
+
+def _checked(path: Path, image: Path, force: bool, is_made: bool = False) -> Path:
+    """Refuse a file that cannot be written or must not be; the path without symlinks.  is_made: its parent will be."""
+    if os.path.lexists(path):
+        if not path.is_file():
+            raise UsageError(path, "is no regular file", "a new file")
+        if not force:
+            raise UsageError(path, "exists already", "a new name, or --force")
+    whole = path.resolve()
+    if image.resolve() in whole.parents:
+        raise UsageError(path, "is inside of the image", "a file elsewhere")
+    if not is_made:
+        _require_parent(path)
+    return whole
+
+
+def _require_parent(path: Path) -> None:
+    if not path.parent.is_dir():
+        raise HostError(path, "cannot be made: there is no such directory", "a path whose parent exists")
+
+
+def _make(folder: Path) -> None:
+    from pmem_core.host import host_errors
+
+    with host_errors(folder):
+        folder.mkdir(exist_ok=True)
+
+
+def _write(path: Path, content: bytes) -> None:
+    """All of it, or what was there before."""
+    from pmem_core.host import host_errors
+
+    new = path.with_name(f"{path.name}.{os.getpid()}.new")
+    with host_errors(path):
+        try:
+            new.write_bytes(content)
+            new.replace(path)
+        finally:
+            new.unlink(missing_ok=True)
