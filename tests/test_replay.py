@@ -192,6 +192,16 @@ def test_birthday_stays_on_a_page_for_its_residence():
 # ---- whole lives ----
 
 
+@pytest.mark.parametrize(("unit", "ratio"), [(4096, "32.50"), (256, "3.82"), (64, "1.00")])
+def test_hottest_over_mean_is_that_of_the_layout(unit, ratio):
+    """Each page written once: 64 descriptors share a page of 4096 bytes, 4 a line of 256, none a line of 64."""
+    plan = geometry.plan(8192 + 65 * PAGE * 4, placement_name="interleaved", leveling_name="none", line_bytes=unit)
+    source = lives.Synthetic("sequential", {}, plan, 1)
+    life = lives.live(plan, source, NEVER, page_writes_max=plan.info.page_count)
+    wear = lives.figures(life, source, NEVER)["wear"]["all"]
+    assert f"{wear['max'] / wear['mean']:.2f}" == ratio
+
+
 def test_life_repeats_to_the_last_digit_and_changes_with_the_seed():
     plan = plan_of("interleaved", "start_gap")
 
@@ -234,7 +244,7 @@ def test_life_says_what_ended_it(ends):
         source = lives.Synthetic("uniform", {}, plan, 1)
     life = lives.live(plan, source, Endurance(1 << 20), page_writes_max=100 if ends == "writes" else 0, watch=watch)
     assert life.ended == ends
-    assert life.memory.page_writes == (3 if ends == "source" else workloads.BATCH)
+    assert life.memory.page_writes == {"source": 3, "writes": 100, "interrupted": workloads.BATCH}[ends]
     assert lives.figures(life, source, Endurance(1 << 20))["extrapolated"]
 
 

@@ -25,8 +25,8 @@ class Source(Protocol):
         """What it is, for the figures."""
         ...
 
-    def run(self, memory: Memory, goal: int) -> bool:
-        """Perform a part, or stop when `goal` lines have died."""
+    def run(self, memory: Memory, goal: int, most: int) -> bool:
+        """Perform a part, of whole pages at most `most` (0: any number); stop when `goal` lines have died."""
         ...
 
 
@@ -53,11 +53,12 @@ class Synthetic:
             "flush_every": self._flush_every,
         }
 
-    def run(self, memory: Memory, goal: int) -> bool:
+    def run(self, memory: Memory, goal: int, most: int) -> bool:
         """See Source: one batch."""
         if self._at == len(self._batch):
             self._batch, self._at = next(self._batches).astype(np.int64, copy=False), 0
-        self._at = int(offline.write_pages(memory.handle, self._batch, self._at, goal, self._flush_every))
+        batch = self._batch[: self._at + most] if most else self._batch
+        self._at = int(offline.write_pages(memory.handle, batch, self._at, goal, self._flush_every))
         return True
 
 
@@ -77,8 +78,8 @@ class Recorded:
         """See Source."""
         return {"name": self._name, "passes": self._begun, "requests": self.requests, "beyond_device": self.beyond}
 
-    def run(self, memory: Memory, goal: int) -> bool:
-        """See Source: one array of requests."""
+    def run(self, memory: Memory, goal: int, most: int) -> bool:
+        """See Source: one array of requests, whatever `most` is."""
         if self._at == len(self._columns[0]) and not self._next():
             return False
         at = self._at
@@ -122,7 +123,7 @@ def live(
     seed: int = 0,
     watch: Watch = lambda share, memory: None,
 ) -> Life:
-    """Run `source` until `deaths` lines have died, or page_writes_max pages are written (0: no limit; to a batch).
+    """Run `source` until `deaths` lines have died, or page_writes_max pages are written (0: no limit).
 
     watch is told, after each part, about how much of it is done (0 to 1) and the device.  KeyboardInterrupt ends the
     run, not the program: the figures are those so far.
@@ -132,7 +133,7 @@ def live(
     try:
         goal = 1
         while memory.dead < deaths:
-            if not source.run(memory, goal):
+            if not source.run(memory, goal, max(0, page_writes_max - memory.page_writes)):
                 ended = "source"
                 break
             if memory.dead and goal == 1:

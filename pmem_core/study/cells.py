@@ -140,7 +140,7 @@ def cells(
     for where, (label, name, parameters) in itertools.product(placements, chosen):
         of_units, of_writes = units or UNITS, writes or WRITES
         if not policy(placement.family, "placement", where).ON_MEDIUM:
-            of_units, of_writes = of_units[-1:], of_writes[:1]
+            of_units, of_writes = (max(of_units),), of_writes[:1]
         for unit, each, load in itertools.product(of_units, of_writes, loads or (*WORKLOADS, *RECORDINGS)):
             found.append(Cell(where, label, name, parameters, unit, each, load, **common))
     return found
