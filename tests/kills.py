@@ -69,6 +69,8 @@ BUSY: dict[str, list[dict[str, int]]] = {
     ],
     "security_refresh": [{"interval": 2, "sub_regions": 4, "outer_interval": 3, "block_frames": 2, "spare_blocks": 2}],
     "optane": [{"threshold": 8, "block_frames": 2, "spare_blocks": 2}],
+    "table_swap": [{"interval": 2, "block_frames": 1, "candidates": 2, "spare_blocks": 2}],
+    "sampled_swap": [{"interval": 1, "sample": 1, "block_frames": 2, "spare_blocks": 1}],
 }
 
 

@@ -196,6 +196,13 @@ def start_gap_parameters(draw, regions, gaps, randomize):
     }
 
 
+@st.composite
+def exchange_parameters(draw, spare_blocks, **others):
+    """Parameters of levelings that exchange blocks, so that it happens all the time."""
+    fixed = {"block_frames": draw(st.sampled_from([1, 2, 4])), "spare_blocks": draw(st.integers(1, spare_blocks))}
+    return fixed | {name: draw(values) for name, values in others.items()}
+
+
 ONE_REGION = [1 << 20]
 LEVELINGS = {
     "none": ("none", st.just({})),
@@ -203,6 +210,8 @@ LEVELINGS = {
     "wide-gap": ("start_gap", start_gap_parameters(ONE_REGION, [2, 3, 6], 0)),
     "regions": ("start_gap", start_gap_parameters([1, 2, 4, 16], [1, 2, 3], 0)),
     "randomized": ("start_gap", start_gap_parameters([2, 8, 64, 1 << 20], [1, 2], 1)),
+    "table-swap": ("table_swap", exchange_parameters(3, interval=st.integers(1, 10), candidates=st.integers(1, 4))),
+    "sampled-swap": ("sampled_swap", exchange_parameters(3, interval=st.integers(1, 6), sample=st.integers(1, 4))),
 }
 BLOCKS = {"block_frames": st.sampled_from([1, 2, 4]), "spare_blocks": st.integers(1, 3)}
 REFRESHES = {

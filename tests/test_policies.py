@@ -9,7 +9,7 @@ import numba
 import numpy as np
 import pytest
 
-from pmem_core import geometry, layout, leveling, placement
+from pmem_core import geometry, layout, leveling, media, placement
 from pmem_core.errors import UsageError
 
 pytestmark = pytest.mark.contract
@@ -167,6 +167,15 @@ START_GAP = [
 ]
 TRIED = [(name, parameters) for name in leveling.family.modules for parameters in variants(name).values()]
 TRIED += [("start_gap", parameters) for parameters in START_GAP]
+# The other block random, or the coldest of some; spares few enough that checkpoints are needed.
+TRIED += [
+    ("table_swap", {"interval": interval, "block_frames": size, "candidates": candidates, "spare_blocks": spares})
+    for interval, size, candidates, spares in [(1, 1, 1, 1), (3, 2, 1, 2), (1, 1, 5, 3), (4, 2, 3, 1)]
+]
+TRIED += [
+    ("sampled_swap", {"interval": interval, "sample": sample, "block_frames": size, "spare_blocks": spares})
+    for interval, sample, size, spares in [(1, 1, 1, 1), (1, 3, 2, 1), (2, 1, 1, 3), (3, 2, 1, 1)]
+]
 
 
 def places_left(name, parameters, medium_frames):
@@ -188,8 +197,11 @@ def all_places(handle, places):
 
 @numba.njit
 def tick(handle, frame):
-    """One store into `frame`."""
-    leveling.tick(handle[1][0]["leveling"], handle[0][0], frame, 1)
+    """One store of a whole `frame`: levelings look at wear too."""
+    run, core = handle[0][0], handle[1][0]
+    first = media.frame_at(run, leveling.translate(core["leveling"], run, frame)) >> run["line_shift"]
+    media.wear_lines(run, core, layout.CAUSE_HOST, first, FRAME >> 6)
+    leveling.tick(core["leveling"], run, frame, FRAME >> 6)
 
 
 @numba.njit
@@ -504,7 +516,7 @@ def refreshing(addresses, **parameters):
     parameters = {"outer_interval": 1, "block_frames": 1, "spare_blocks": 2} | parameters
     memory = Memory("security_refresh", parameters, addresses + 4)
     twin = naive.SecurityRefresh(addresses + 4, **parameters, key=int(memory.state["refresh_key"]))
-    return memory, twin.key
+    return memory, twin.round_key
 
 
 def exchanged(memory, frame):

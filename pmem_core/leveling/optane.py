@@ -40,9 +40,8 @@ STATE = np.dtype([*frametable.FIELDS, ("threshold", "<i8"), ("migration_key", "<
 
 
 def suited(medium_frames, given):
-    """Fewer spares on a small medium."""
-    block_frames = given.get("block_frames", PARAMETERS["block_frames"][0])
-    return {"spare_blocks": frametable.suited_spares(medium_frames, block_frames)}
+    """Fewer spares on a small medium, larger blocks on a large one."""
+    return frametable.suited(medium_frames, given, PARAMETERS["block_frames"][0])
 
 
 def plan(medium_frames, parameters, seed):
