@@ -30,15 +30,21 @@ from .layout import CHECKPOINT, OK
 FIELDS = [("blocks", "<i8"), ("block_shift", "<i8"), ("spare_blocks", "<i8"), ("extra", "<i8")]
 REDO_PAIRS = 6
 REDO_WORDS = 1 + 2 * REDO_PAIRS
+# Every commit of moves copies the table, so defaults keep it below 16 MiB; more than 128 MiB would not fit the journal.
+BLOCKS_SUITED, BLOCKS_MAX = 1 << 21, 1 << 24
 
 
 def plan(state, medium_frames, block_frames, spare_blocks, extra):
     """Share out `medium_frames`: fills in FIELDS of `state`; returns placed frames and the table (int64[]).
 
-    No placed frames where there are too few.  ValueError where block_frames is no power of two.
+    No placed frames where there are too few.  ValueError where block_frames is no power of two, or so small that the
+    table would be too large.
     """
     if block_frames & (block_frames - 1):
         raise ValueError(f"block_frames={block_frames}: a power of two")
+    if medium_frames // block_frames > BLOCKS_MAX:
+        least = suited_block(medium_frames, 1, BLOCKS_MAX)
+        raise ValueError(f"block_frames={block_frames}: {least} at least, for a table of at most {BLOCKS_MAX} blocks")
     blocks = medium_frames // block_frames - 2 * spare_blocks
     if blocks < 1:
         return 0, np.zeros(0, np.int64)
@@ -52,6 +58,19 @@ def suited_spares(medium_frames, block_frames=1):
     return max(1, min(128, medium_frames // block_frames // 256))
 
 
+def suited_block(medium_frames, least, blocks=BLOCKS_SUITED):
+    """A default for `block_frames`: `least`, or more where the table would have more than `blocks` blocks."""
+    while medium_frames // least > blocks:
+        least *= 2
+    return least
+
+
+def suited(medium_frames, given, least):
+    """Defaults for `block_frames`, `least` unless the medium is large, and `spare_blocks`."""
+    block_frames = max(1, given.get("block_frames", suited_block(medium_frames, least)))
+    return {"block_frames": block_frames, "spare_blocks": suited_spares(medium_frames, block_frames)}
+
+
 def finish(state, table):
     """Bring `table` (int64[], changed in place) into line after a kill in the middle of an exchange."""
     at = len(table) - REDO_WORDS
@@ -60,13 +79,21 @@ def finish(state, table):
     table[at] = 0
 
 
+def exchanges(state, table):
+    """How many exchanges `table` (int64[]) has seen."""
+    return int(table[int(state["blocks"]) + 2 * int(state["spare_blocks"])])
+
+
 def spare_frames(state, table):
     """The medium frames that hold nothing, int64[]."""
-    table = table.copy()
-    finish(state, table)
-    first, shift = int(state["blocks"]), int(state["block_shift"])
-    numbers = np.arange(first, first + 2 * int(state["spare_blocks"]))
-    return (((numbers + table[numbers]) << shift)[:, None] + np.arange(1 << shift)).ravel()
+    first, shift, count = int(state["blocks"]), int(state["block_shift"]), 2 * int(state["spare_blocks"])
+    # Not a copy of the whole table: it may be gigabytes of zeros.
+    words, at = table[first : first + count].copy(), len(table) - REDO_WORDS
+    for pair in range(int(table[at])):
+        word = int(table[at + 1 + 2 * pair])
+        if first <= word < first + count:
+            words[word - first] = table[at + 2 + 2 * pair]
+    return (((np.arange(first, first + count) + words) << shift)[:, None] + np.arange(1 << shift)).ravel()
 
 
 def table_is_sane(state, table):
@@ -89,6 +116,16 @@ def translate(state, run, frame):
     shift = state["block_shift"]
     block = frame >> shift
     return ((block + media.table_of(run)[block]) << shift) | (frame & ((1 << shift) - 1))
+
+
+@hot
+def block_wear(state, run, block):
+    """The counter of the most worn line of the place of block `block`."""
+    shift, hottest = state["block_shift"], 0
+    first = translate(state, run, block << shift)
+    for frame in range(first, first + (1 << shift)):
+        hottest = max(hottest, media.frame_wear(run, frame))
+    return hottest
 
 
 @hot
@@ -116,6 +153,15 @@ def room(state, run):
 
 
 @hot
+def _reserve_block(state, run, block):
+    """Make sure that the host has room for all of medium block `block`: half an exchange would be made in vain."""
+    if not run["media"]:
+        return OK
+    shift = state["block_shift"]
+    return media.reserve(run, media.frame_at(run, block << shift), 1 << (shift + run["frame_shift"]))
+
+
+@hot
 def _copy_block(state, run, core, source, target):
     shift = state["block_shift"]
     for frame in range(1 << shift):
@@ -140,6 +186,10 @@ def exchange(state, run, core, x, y, word, value):
     young = state["blocks"] + table[turn_at] % count
     old = young + count
     from_x, from_y, to_x, to_y = x + table[x], y + table[y], young + table[young], old + table[old]
+    for target in (to_x, to_y):
+        code = _reserve_block(state, run, target)
+        if code:
+            return code
     code = _copy_block(state, run, core, from_x, to_x)
     if code == OK:
         code = _copy_block(state, run, core, from_y, to_y)
@@ -172,7 +222,7 @@ LOW = (1 << 31) - 1
 
 
 @hot
-def _mixed(x):
+def mixed(x):
     """Scatter 31 bits (the products stay below 2**63: plain Python and compiled code agree)."""
     for _ in range(2):
         x = (((x >> 16) ^ x) * 0x45D9F3B) & LOW
@@ -182,6 +232,6 @@ def _mixed(x):
 @hot
 def draw(key, number, below):
     """Draw number `number` of the stream of `key` (31 bits): 0 .. below - 1.  No state, so no cut loses it."""
-    low = _mixed((number & LOW) ^ key)
-    high = _mixed(low ^ (number >> 31) ^ 0x2545F491)
+    low = mixed((number & LOW) ^ key)
+    high = mixed(low ^ (number >> 31) ^ 0x2545F491)
     return (high << 31 | low) % below

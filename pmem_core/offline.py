@@ -22,6 +22,7 @@ from .layout import (
 from .tracescan import TRIM, WRITE, ZERO, ZERO_KEEP
 
 AHEAD = 8  # pages between bringing counters near and counting
+FAR_UNITS = 1 << 17  # with fewer, counters stay near by themselves (1 MiB of them)
 
 
 @hot
@@ -138,16 +139,24 @@ def _trim_page(run, core, page):
 
 
 @hot
-def write_pages(device, pages, first, goal):
-    """Write whole pages pages[first:] (int64[]) in turn, until `goal` lines have died; returns where it stopped."""
+def write_pages(device, pages, first, goal, flush_every):
+    """Write whole pages pages[first:] (int64[]) in turn, until `goal` lines have died; returns where it stopped.
+
+    flush_every: a flush behind each so many pages; 0: none.
+    """
     run, core = device[0][0], device[1][0]
     at, last = first, pages.size
+    ahead = AHEAD if run["unit_count"] > FAR_UNITS else last
+    if not run["coalesced"]:
+        flush_every = 0  # which would store nothing
     while at < last and run["death_count"] < goal:
-        if at + AHEAD < last:
-            placed = placement.page_at(core["placement"], pages[at + AHEAD])
+        if at + ahead < last:
+            placed = placement.page_at(core["placement"], pages[at + ahead])
             prefetch(run["units"] + ((_medium_at(run, core, placed) >> run["unit_shift"]) << 3))
         _write_page(run, core, pages[at], 0, PAGE_BYTES)
         at += 1
+        if flush_every and core["tally"]["page_writes"] % flush_every == 0:
+            drain(device)
     return at
 
 

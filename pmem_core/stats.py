@@ -112,6 +112,15 @@ def _invariants(found: Look, after: tuple[np.ndarray, np.ndarray], done: Scan) -
 # ---- all together ----
 
 
+def _leveling(found: Look, moves: int) -> dict[str, Any]:
+    """What leveling did; with a policy that accounts for stalls, also how long writes would have waited."""
+    info, module = found.plan.info, found.plan.leveling
+    result = {"name": info.leveling, "moves": moves, "parameters": info.parameters["leveling"]}
+    if hasattr(module, "stall_nanoseconds"):
+        result["stall_seconds"] = module.stall_nanoseconds(found.plan.leveling_state, found.table) / 1e9
+    return result
+
+
 def collect(path: Path, *, fold: Fold | None = None, histogram: bool = False, see: See | None = None) -> dict[str, Any]:
     """Every figure of the image at `path`, served or not, ready for JSON; keys are stable.
 
@@ -141,7 +150,7 @@ def collect(path: Path, *, fold: Fold | None = None, histogram: bool = False, se
         "session": found.session,
         "host": {name: int(tally[name]) for name in HOST},
         "wear": {**wear, "line_bytes": info.line_bytes, "by_cause": causes},
-        "leveling": {"name": info.leveling, "moves": int(tally["moves"]), "parameters": info.parameters["leveling"]},
+        "leveling": _leveling(found, int(tally["moves"])),
         "write_amplification": _ratio(device_writes, causes["host"]),
         "normalized_life": _ratio(causes["host"] + causes["descriptor"], wear["all"]["lines"] * wear["all"]["max"]),
         "errors": {name: int(tally[name]) for name in ("checksum_errors", "healed")},

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""How long a device lives under Start-Gap's choices: the measurement behind its defaults (docs/leveling.md).
+"""How long a device lives under Start-Gap's choices, and Security Refresh's, beside each other (docs/leveling.md).
 
     .venv/bin/python scripts/life.py [--frames 8192] [--endurance 20000] [--markdown docs/leveling-life.md]
 
@@ -19,7 +19,7 @@ import numpy as np
 from numba import njit
 
 from pmem_core import layout, leveling, media, placement
-from pmem_core.leveling import none, start_gap
+from pmem_core.leveling import none, security_refresh, start_gap
 from pmem_core.placement import interleaved
 
 DESCRIPTORS_A_LINE = 4
@@ -98,6 +98,20 @@ CHOICES = [
     (f"start_gap, regions of {region}, gap {gap}", start_gap, {"region_frames": region, "gap_frames": gap})
     for region, gap in ((256, 4), (512, 8), (512, 13), (1024, 16), (2048, 32), (2048, 15), (4096, 64), (8192, 128))
 ]
+_FRAMES = {"block_frames": 1, "spare_blocks": 1}
+_LEVELS = {"sub_regions": 64, "interval": 200, "outer_interval": 200}
+CHOICES += [
+    ("security_refresh, one level, blocks of one frame", security_refresh, _FRAMES),
+    ("the same, 64 sub-regions, interval 200 on both levels", security_refresh, _FRAMES | _LEVELS),
+]
+
+
+def frames_beside(parameters, frames):
+    """How many frames a leveling of `frames` placed ones wants besides."""
+    if "spare_blocks" in parameters:
+        return 2 * parameters["spare_blocks"] * parameters["block_frames"]
+    region = min(parameters.get("region_frames", frames), frames)
+    return frames // region * parameters.get("gap_frames", 0)
 
 
 def main() -> None:
@@ -114,8 +128,7 @@ def main() -> None:
     ]
     print(*rows, sep="\n")
     for name, module, parameters in CHOICES:
-        region = min(parameters.get("region_frames", chosen.frames), chosen.frames)
-        frames = chosen.frames + chosen.frames // region * parameters.get("gap_frames", 0)
+        frames = chosen.frames + frames_beside(parameters, chosen.frames)
         lives, extras = [], {}
         for zipf, frame_lines in itertools.product((False, True), (1, 16)):
             seen = [

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pairs import PAIRS, THOROUGH
 
 from pmem_core import geometry, image, layout, leveling, placement
 from pmem_core.check import check
@@ -65,7 +66,11 @@ BUSY: dict[str, list[dict[str, int]]] = {
     "start_gap": [
         {"interval": 1, "region_frames": 16, "gap_frames": 1},
         {"interval": 2, "region_frames": 32, "gap_frames": 8, "randomize": 1},
-    ]
+    ],
+    "security_refresh": [{"interval": 2, "sub_regions": 4, "outer_interval": 3, "block_frames": 2, "spare_blocks": 2}],
+    "optane": [{"threshold": 8, "block_frames": 2, "spare_blocks": 2}],
+    "table_swap": [{"interval": 2, "block_frames": 1, "candidates": 2, "spare_blocks": 2}],
+    "sampled_swap": [{"interval": 1, "sample": 1, "block_frames": 2, "spare_blocks": 1}],
 }
 
 
@@ -76,14 +81,14 @@ def busiest(module: Any) -> list[dict[str, int]]:
 
 
 def choices() -> list[Choice]:
-    """Every placement with every leveling and every way of writing descriptors; frames of three sizes by turns."""
+    """Every pair, with every way of writing descriptors, or with one; frames of three sizes by turns."""
     found = []
-    for place, module in placement.family.modules.items():
-        for level, leveler in leveling.family.modules.items():
-            for parameters in BUSY.get(level) or busiest(leveler):
-                for writes in layout.DESCRIPTOR_WRITES if module.ON_MEDIUM else ("each",):
-                    frame = (4096, 65536, 256)[len(found) % 3]
-                    found.append(Choice(place, level, tuple(parameters.items()), writes, frame))
+    for place, level in PAIRS:
+        for parameters in BUSY.get(level) or busiest(leveling.family.modules[level]):
+            ways = list(layout.DESCRIPTOR_WRITES) if placement.family.modules[place].ON_MEDIUM else ["each"]
+            for writes in ways if level in THOROUGH else ways[len(found) % len(ways) :][:1]:
+                frame = (4096, 65536, 256)[len(found) % 3]
+                found.append(Choice(place, level, tuple(parameters.items()), writes, frame))
     return found
 
 

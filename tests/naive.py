@@ -170,7 +170,199 @@ class StartGap:
         return [first + at for first, ring in rings for at, x in enumerate(ring) if x is None]
 
 
-LEVELINGS = {"none": Fixed, "start_gap": StartGap}
+def scatter(x):
+    """Scatter a number of 31 bits."""
+    for _ in range(2):
+        x = ((x // 65536 ^ x) * 0x45D9F3B) % 2**31
+    return x // 65536 ^ x
+
+
+def draw(key, number, below):
+    """The draw of this number, 0 .. below - 1."""
+    low = scatter(number % 2**31 ^ key)
+    high = scatter(low ^ number // 2**31 ^ 0x2545F491)
+    return (high * 2**31 + low) % below
+
+
+class Exchanging:
+    """Blocks of frames, any two of which may change places, by way of two queues of free places."""
+
+    device = None  # whose wear decides
+
+    def __init__(self, medium_frames, block_frames, spare_blocks, key):
+        self.size, self.key = block_frames, key
+        self.blocks = medium_frames // block_frames - 2 * spare_blocks
+        self.frames = self.blocks * block_frames
+        self.place = {block: block for block in range(self.blocks)}
+        free = range(self.blocks, self.blocks + 2 * spare_blocks)
+        self.young, self.old = list(free[:spare_blocks]), list(free[spare_blocks:])
+        self.exchanges = 0
+
+    def where(self, frame):
+        """The medium frame of placed frame `frame`."""
+        return self.place[frame // self.size] * self.size + frame % self.size
+
+    def spare(self):
+        """The medium frames that hold nothing."""
+        return [place * self.size + i for place in self.young + self.old for i in range(self.size)]
+
+    def wear(self, block):
+        """The writes of the most worn line where `block` is."""
+        return max(self.device.frame_wear(self.place[block] * self.size + i) for i in range(self.size))
+
+    def exchange(self, x, y):
+        """Let x take the place that has been free longest of those little-worn, and y of those much-worn."""
+        for block, here, there in ((x, self.young, self.old), (y, self.old, self.young)):
+            source, target = self.place[block], here.pop(0)
+            for i in range(self.size):
+                yield source * self.size + i, target * self.size + i
+            self.place[block] = target
+            there.append(source)
+        self.exchanges += 1
+
+
+class TableSwap(Exchanging):
+    """A block that was written `interval` times changes places with the least worn of some drawn at random."""
+
+    def __init__(self, medium_frames, interval, block_frames, candidates, spare_blocks, key):
+        super().__init__(medium_frames, block_frames, spare_blocks, key)
+        self.interval, self.candidates = interval, candidates
+        self.ticks = dict.fromkeys(range(self.blocks), 0)
+
+    def tick(self, frame, lines):
+        """A store of `lines` lines into `frame`."""
+        self.ticks[frame // self.size] += 1
+
+    def due(self, frame):
+        """The moves that are due around `frame`, as (source, target)."""
+        block = frame // self.size
+        if self.ticks[block] < self.interval:
+            return
+        others = [other for other in range(self.blocks) if other != block]
+        if others:
+            numbers = range(self.exchanges * self.candidates, (self.exchanges + 1) * self.candidates)
+            drawn = [others[draw(self.key, number, len(others))] for number in numbers]
+            yield from self.exchange(block, min(drawn, key=self.wear))
+        self.ticks[block] = 0
+
+
+class SampledSwap(Exchanging):
+    """Of the stores sampled, one to a much-worn block lets this and the least worn block drawn so far change places."""
+
+    def __init__(self, medium_frames, interval, sample, block_frames, spare_blocks, key):
+        super().__init__(medium_frames, block_frames, spare_blocks, key)
+        self.interval, self.sample = interval, sample
+        self.stores, self.credit, self.looked = 0, 0, 0
+        self.standing = draw(key, 0, self.blocks)
+
+    def tick(self, frame, lines):
+        """A store of `lines` lines into `frame`."""
+        self.stores += 1
+        self.credit += lines
+
+    def due(self, frame):
+        """The moves that are due around `frame`, as (source, target)."""
+        sampled = scatter(scatter(frame % 2**31 ^ self.key) ^ self.stores % 2**31) % self.sample == 0
+        if not sampled or self.looked == self.stores:
+            return
+        self.looked = self.stores
+        block, drawn = frame // self.size, draw(self.key, self.stores, self.blocks)
+        self.standing = min(drawn, self.standing, key=self.wear)
+        least, most = self.wear(self.standing), self.device.hottest()
+        above = self.wear(block) - least
+        price = self.interval * self.size * self.device.frame_bytes // self.device.line_bytes
+        if self.credit >= price and above > 0 and above >= self.interval / 4 and above >= (most - least) * 7 / 8:
+            yield from self.exchange(block, self.standing)
+            self.credit = min(self.credit, 16 * price) - price
+            self.standing = drawn
+
+
+class SecurityRefresh(Exchanging):
+    """Each address in turn changes places with address ^ k0 ^ k1; within sub-regions, and across them."""
+
+    def __init__(self, medium_frames, interval, sub_regions, outer_interval, block_frames, spare_blocks, key):
+        super().__init__(medium_frames, block_frames, spare_blocks, key)
+        self.intervals = [outer_interval] + [interval] * sub_regions
+        size = 1
+        while size < max(self.blocks, sub_regions):
+            size *= 2
+        self.sizes = [size] + [size // sub_regions] * sub_regions  # addresses of the outer level, and of each inner one
+        self.refreshed = [0] * (1 + sub_regions)
+        self.ticks = [0] * (1 + sub_regions)
+        self.intermediate = {address: address for address in range(size)}
+        self.addresses = {address: address for address in range(size)}  # the same backwards
+
+    def round_key(self, level, number):
+        """The key of a round."""
+        return draw(self.key, number * len(self.sizes) + level, self.sizes[level]) if number else 0
+
+    def level_of(self, frame):
+        """The inner level, from 1 on, that placed frame `frame` is in."""
+        return 1 + self.intermediate[frame // self.size] // self.sizes[1]
+
+    def tick(self, frame, lines):
+        """A store of `lines` lines into `frame`."""
+        self.ticks[self.level_of(frame)] += 1
+        if len(self.sizes) > 2:
+            self.ticks[0] += 1
+
+    def pairs(self, level):
+        """The addresses that change places now at a level, as pairs."""
+        while self.ticks[level] >= self.intervals[level]:
+            self.ticks[level] -= self.intervals[level]
+            number, address = divmod(self.refreshed[level], self.sizes[level])
+            self.refreshed[level] += 1
+            pair = address ^ self.round_key(level, number) ^ self.round_key(level, number + 1)
+            if pair > address:
+                yield address, pair
+
+    def due(self, frame):
+        """The moves that are due around `frame`, as (source, target)."""
+        for x, y in self.pairs(0):
+            yield from self.change(x, y)
+            self.intermediate[x], self.intermediate[y] = self.intermediate[y], self.intermediate[x]
+            self.addresses[self.intermediate[x]], self.addresses[self.intermediate[y]] = x, y
+        level = self.level_of(frame)
+        first = (level - 1) * self.sizes[level]
+        for x, y in self.pairs(level):
+            yield from self.change(self.addresses[first + x], self.addresses[first + y])
+
+    def change(self, x, y):
+        """Exchange two addresses if both are blocks."""
+        return self.exchange(x, y) if max(x, y) < self.blocks else ()
+
+
+class Optane(Exchanging):
+    """A block that was written `threshold` times 256 bytes changes places with any other one."""
+
+    def __init__(self, medium_frames, threshold, block_frames, spare_blocks, key, line_bytes):
+        super().__init__(medium_frames, block_frames, spare_blocks, key)
+        self.threshold, self.line_bytes = threshold, line_bytes
+        self.writes = dict.fromkeys(range(self.blocks), 0)
+
+    def tick(self, frame, lines):
+        """A store of `lines` lines into `frame`."""
+        self.writes[frame // self.size] += -(-lines * self.line_bytes // 256)
+
+    def due(self, frame):
+        """The moves that are due around `frame`, as (source, target)."""
+        block = frame // self.size
+        if self.writes[block] < self.threshold:
+            return
+        self.writes[block] = 0
+        others = [other for other in range(self.blocks) if other != block]
+        if others:
+            yield from self.exchange(block, others[draw(self.key, self.exchanges, len(others))])
+
+
+LEVELINGS = {
+    "none": Fixed,
+    "start_gap": StartGap,
+    "table_swap": TableSwap,
+    "sampled_swap": SampledSwap,
+    "security_refresh": SecurityRefresh,
+    "optane": Optane,
+}
 
 
 # ---- the device ----
@@ -197,6 +389,7 @@ class Naive:
         self.frame_bytes, self.line_bytes, self.descriptor_bytes = frame_bytes, line_bytes, descriptor_bytes
         self.checksums, self.section_pages = checksums, section_pages
         self.leveling = LEVELINGS[leveling]((size - INFO_BYTES) // frame_bytes, **leveling_parameters)
+        self.leveling.device = self
         placed_bytes = size - INFO_BYTES if leveling == "none" else self.leveling.frames * frame_bytes
         self.placement = PLACEMENTS[placement](placed_bytes, descriptor_bytes)
         self.has_descriptors = self.placement.descriptors is not None
@@ -256,6 +449,15 @@ class Naive:
                 self.medium[target : target + self.frame_bytes] = self.medium[source : source + self.frame_bytes]
                 self.count_wear("move", target, self.frame_bytes)
                 self.moves += 1
+
+    def frame_wear(self, frame):
+        """The writes of the most worn line of medium frame `frame`."""
+        first = (INFO_BYTES + frame * self.frame_bytes) // self.line_bytes
+        return max(self.wear.get(first + i, 0) for i in range(self.frame_bytes // self.line_bytes))
+
+    def hottest(self):
+        """The writes of the most worn line of the medium."""
+        return max(self.wear.values())
 
     # -- descriptors --
 

@@ -84,6 +84,25 @@ POLICIES: dict[str, dict[str, Any]] = {
         "parameters": {"interval": 1, "region_frames": 32, "gap_frames": 3, "randomize": 1},
     },
     "no checksums": {"parameters": {**_SMALL, "gap_frames": 1}, "checksums": False},
+    "table swap": {
+        "leveling_name": "table_swap",
+        "parameters": {"interval": 2, "block_frames": 1, "candidates": 1, "spare_blocks": 1},
+    },
+    "sampled swap coalesced": {
+        "leveling_name": "sampled_swap",
+        "parameters": {"interval": 1, "sample": 1, "block_frames": 2, "spare_blocks": 2},
+        "frame_bytes": 2048,
+        "descriptor_writes": "coalesced",
+    },
+}
+POLICIES["refresh in two levels"] = {
+    "leveling_name": "security_refresh",
+    "parameters": {"interval": 2, "sub_regions": 2, "outer_interval": 3, "block_frames": 2, "spare_blocks": 2},
+}
+POLICIES["optane"] = {
+    "leveling_name": "optane",
+    "parameters": {"threshold": 8, "block_frames": 1, "spare_blocks": 1},
+    "descriptor_writes": "coalesced",
 }
 
 

@@ -89,7 +89,7 @@ def test_every_option_reaches_the_image(run):
 
 def test_policies_are_found_by_their_files():
     for family in (geometry.placement, geometry.leveling):
-        assert verbs.policies(family.__name__.rpartition(".")[2]) == sorted(family.family.modules)
+        assert _geometry.policies(family.__name__.rpartition(".")[2]) == sorted(family.family.modules)
 
 
 REFUSED = {

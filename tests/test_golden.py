@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Golden tables: one fixed workload for every pair of policies; info block, descriptors, wear and medium to the letter.
+"""Golden tables: one fixed workload for each pair of policies; info block, descriptors, wear and medium to the letter.
 
 A difference means that the format, or where bytes go, or what wears, is no longer what it was.  If it should be so:
 
@@ -15,8 +15,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pairs import PAIRS
 
-from pmem_core import geometry, image, infoblock, layout, leveling, placement, upkeep
+from pmem_core import geometry, image, infoblock, layout, leveling, upkeep
 from pmem_core.device import Device
 from pmem_core.errors import UsageError
 
@@ -42,8 +43,7 @@ def variants(name):
 
 CASES = {
     f"{placing}-{levelling}{variant}": (placing, levelling, parameters)
-    for placing in placement.family.modules
-    for levelling in leveling.family.modules
+    for placing, levelling in PAIRS
     for variant, parameters in variants(levelling).items()
 }
 

@@ -217,6 +217,10 @@ def fields_of(dtype) -> list[tuple[int, str, str]]:
         ("none", geometry.placement.family.modules["none"].STATE),
         ("No leveling", geometry.leveling.family.modules["none"].STATE),
         ("start_gap", geometry.leveling.family.modules["start_gap"].STATE),
+        ("optane", geometry.leveling.family.modules["optane"].STATE),
+        ("security_refresh", geometry.leveling.family.modules["security_refresh"].STATE),
+        ("table_swap", geometry.leveling.family.modules["table_swap"].STATE),
+        ("sampled_swap", geometry.leveling.family.modules["sampled_swap"].STATE),
     ],
 )
 def test_document_has_every_field(heading, dtype):

@@ -12,9 +12,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from pairs import PAIRS
 from planted import AT_KILLS
 
-from pmem_core import leveling, placement
+from pmem_core import leveling
 
 HERE = Path(__file__).resolve().parent
 SEED = os.environ.get("PMEM_NBD_SEED", "20150507")
@@ -40,8 +41,7 @@ def kill(level: str, place: str, *arguments: object) -> tuple[int, str]:
 
 
 @pytest.mark.timeout(SECONDS_MAX)
-@pytest.mark.parametrize("place", placement.family.modules)
-@pytest.mark.parametrize("level", leveling.family.modules)
+@pytest.mark.parametrize(("place", "level"), PAIRS)
 def test_promises_hold_at_every_store(level, place):
     """Promises 2, 4 and 5; every file is stored to, and under every leveling that moves at all frames do move."""
     every = ["--every", "--rounds", -(-KILLS // 1000)] if KILLS else []

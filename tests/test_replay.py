@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: MIT
 """A replay wears the very lines that a device wears, and its figures follow from the counters."""
 
-import itertools
 import random
 
 import numpy as np
 import pytest
+from pairs import PAIRS, THOROUGH
 
-from pmem_core import geometry, image, leveling, offline, placement, tracescan
+from pmem_core import geometry, image, leveling, offline, tracescan
 from pmem_core.counters import KINDS as LINE_KINDS
 from pmem_core.device import Device
 from pmem_core.errors import UsageError
@@ -62,7 +62,7 @@ def perform(device, request):
         device.flush()
 
 
-CASES = list(itertools.product(placement.family.modules, leveling.family.modules, ("each", "coalesced")))
+CASES = [(*pair, writes) for pair in PAIRS for writes in ("each", "coalesced")[: 1 + (pair[1] in THOROUGH)]]
 
 
 @pytest.mark.parametrize(("placing", "levelling", "writes"), CASES)
@@ -101,7 +101,7 @@ def test_whole_pages_are_written_alike_one_way_and_the_other(levelling):
     plan = plan_of("interleaved", levelling)
     pages = np.random.default_rng(3).integers(0, plan.info.page_count, 500)
     one, other = Memory(plan, NEVER), Memory(plan, NEVER)
-    assert offline.write_pages(one.handle, pages, 0, 1) == len(pages)
+    assert offline.write_pages(one.handle, pages, 0, 1, 0) == len(pages)
     kinds = np.full(len(pages), tracescan.WRITE)
     offline.replay(other.handle, kinds, pages * PAGE, np.full(len(pages), PAGE), 0, 1)
     assert np.array_equal(one.counters(), other.counters())
@@ -115,7 +115,7 @@ def test_first_death_is_the_write_that_reaches_the_endurance():
     plan = geometry.plan(32 * PAGE, placement_name="none", leveling_name="none")
     memory = Memory(plan, Endurance(5), deaths=3)
     pages = np.array([1, 2, 2, 3, 2, 2, 1, 2, 2, 1])
-    assert offline.write_pages(memory.handle, pages, 0, 1) == 8
+    assert offline.write_pages(memory.handle, pages, 0, 1, 0) == 8
     first = 2 * PAGE // plan.info.line_bytes + 2 * PAGE // plan.info.line_bytes
     assert memory.deaths() == [{"page_writes": 7, "line": first + line} for line in range(3)]
     assert memory.dead == PAGE // plan.info.line_bytes
@@ -131,7 +131,7 @@ def test_lines_die_at_their_own_endurance(kind):
     pages = np.random.default_rng(1).integers(0, plan.info.page_count, 400)
     expected, dead = [], np.zeros(plan.line_count, bool)
     for number in range(len(pages)):
-        offline.write_pages(memory.handle, pages[number : number + 1], 0, 1 << 30)
+        offline.write_pages(memory.handle, pages[number : number + 1], 0, 1 << 30, 0)
         now = memory.counters() >= survives
         expected += [line for line in np.flatnonzero(now & ~dead).tolist() if line >= 8]
         dead |= now
@@ -192,6 +192,16 @@ def test_birthday_stays_on_a_page_for_its_residence():
 # ---- whole lives ----
 
 
+@pytest.mark.parametrize(("unit", "ratio"), [(4096, "32.50"), (256, "3.82"), (64, "1.00")])
+def test_hottest_over_mean_is_that_of_the_layout(unit, ratio):
+    """Each page written once: 64 descriptors share a page of 4096 bytes, 4 a line of 256, none a line of 64."""
+    plan = geometry.plan(8192 + 65 * PAGE * 4, placement_name="interleaved", leveling_name="none", line_bytes=unit)
+    source = lives.Synthetic("sequential", {}, plan, 1)
+    life = lives.live(plan, source, NEVER, page_writes_max=plan.info.page_count)
+    wear = lives.figures(life, source, NEVER)["wear"]["all"]
+    assert f"{wear['max'] / wear['mean']:.2f}" == ratio
+
+
 def test_life_repeats_to_the_last_digit_and_changes_with_the_seed():
     plan = plan_of("interleaved", "start_gap")
 
@@ -234,7 +244,7 @@ def test_life_says_what_ended_it(ends):
         source = lives.Synthetic("uniform", {}, plan, 1)
     life = lives.live(plan, source, Endurance(1 << 20), page_writes_max=100 if ends == "writes" else 0, watch=watch)
     assert life.ended == ends
-    assert life.memory.page_writes == (3 if ends == "source" else workloads.BATCH)
+    assert life.memory.page_writes == {"source": 3, "writes": 100, "interrupted": workloads.BATCH}[ends]
     assert lives.figures(life, source, Endurance(1 << 20))["extrapolated"]
 
 

@@ -372,6 +372,11 @@ def test_life_is_that_of_the_journal(tmp_path):
     assert left["mean"][1] == pytest.approx([0, *(many / lines for many in worn)])
 
 
+def test_share_of_ideal_life_is_that_of_stats(worn):
+    rows = next(one for one in disk.report(worn).sections if one.anchor == "life").tables[0].rows
+    assert rows[-1][-1] == words.percent(stats.collect(worn)["normalized_life"], "high")
+
+
 def test_history_of_an_image_that_is_served(tmp_path):
     made = make(tmp_path / "a.pmem")
     with Device(made) as device:

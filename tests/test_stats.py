@@ -27,7 +27,7 @@ SMALL = {"start_gap": {"region_frames": 64, "gap_frames": 3, "interval": 3}, "no
 
 def make(path, size, **options):
     """Create an image of small regions and return its path."""
-    options.setdefault("parameters", SMALL[options.get("leveling_name", "start_gap")])
+    options.setdefault("parameters", SMALL.get(options.get("leveling_name", "start_gap"), {}))
     image.create(path, geometry.plan(size, **options))
     return path
 
@@ -516,3 +516,18 @@ def test_a_damaged_state_file_costs_nothing(tmp_path):
     after = stats.collect(path)
     assert after["wear"] == before["wear"] and after["host"] == before["host"]
     assert infoblock.valid_copies(path / "media") == [True, True]
+
+
+def test_stalls_are_accounted_where_the_leveling_knows_of_them(tmp_path):
+    """51.84 µs a migration; each moves two blocks."""
+    path = make(tmp_path / "a.pmem", 8 << 20, leveling_name="optane", parameters={"threshold": 32, "spare_blocks": 1})
+    with Device(path) as device:
+        assert stats.collect(path)["leveling"]["stall_seconds"] == 0
+        for _ in range(100):
+            device.write(bytes(PAGE), 0)
+        live = stats.collect(path)["leveling"]
+    migrations = live["moves"] / 32
+    assert migrations >= 20 and live["stall_seconds"] == pytest.approx(migrations * 51.84e-6)
+    assert stats.collect(path)["leveling"] == live
+    other = make(tmp_path / "b.pmem", 4 << 20)
+    assert "stall_seconds" not in stats.collect(other)["leveling"]

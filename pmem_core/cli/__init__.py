@@ -36,6 +36,7 @@ VERBS = {
     "stats": ("pmem_core.cli.stats:stats", "Show the wear, of an image that is served too."),
     "replay": ("pmem_core.cli.replay:replay", "Wear a device out without data, and say how long it lived."),
     "policies": ("pmem_core.cli.policies:policies", "List the policies, or test one of your own."),
+    "study": ("pmem_core.cli.study:study", "Compare levelings: placement, unit, descriptor writes, workload."),
     "report": ("pmem_core.cli.report:report", "Write the wear of an image as an HTML page with figures."),
     "check": ("pmem_core.cli.check:check", "Look for damage in an image, and repair it if told to."),
     "log": ("pmem_core.cli.log:log", "List a log of writes, or put a mark into it."),

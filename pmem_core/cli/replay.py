@@ -49,6 +49,7 @@ def _count(context: click.Context, parameter: click.Parameter, value: str) -> in
     help="Which pages are written.  [default: uniform]",
 )
 @click.option("--with", "workload_parameters", metavar="NAME=VALUE", multiple=True, help="A parameter of the workload.")
+@click.option("--flush-every", callback=_count, default="0", help="Flush after so many pages.  [default: never]")
 @click.option(
     "-t",
     "--trace",
@@ -138,9 +139,9 @@ def _source(plan: "Geometry", options: dict[str, Any]) -> Iterator["Source"]:
             if options[name]:
                 raise UsageError(f"--{name.replace('_', '-')}", "there is no trace", "--trace FILE beside it")
         chosen = parse_parameters(options["workload_parameters"], "--with")
-        yield lives.Synthetic(options["workload"] or "uniform", chosen, plan, options["seed"])
+        yield lives.Synthetic(options["workload"] or "uniform", chosen, plan, options["seed"], options["flush_every"])
         return
-    if options["workload"] or options["workload_parameters"]:
+    if options["workload"] or options["workload_parameters"] or options["flush_every"]:
         raise UsageError("--trace", "there is a workload too", "one or the other")
     from pmem_core import traces
 

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: MIT
 """The verb report: the wear of an image as a page to send to somebody."""
 
+import json
 import os
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -32,8 +34,9 @@ from pmem_core.errors import HostError, MissingProgram, UsageError
 @click.option("--format", "kind", type=click.Choice(["svg", "png"]), help="The format of these files (default: svg).")
 @policy_file_option
 def report(image: Path, output: Path, force: bool, by: str, over: str, folder: Path | None, kind: str | None) -> None:
-    """Write the wear of an image as one HTML file: what the image is, its key figures, a heat map with the stripe's
-    columns side by side, Lorenz curves, a histogram, life over time. It loads nothing from the network.
+    """Write the wear of IMAGE as one HTML file: what the image is, its key figures, a heat map with the columns of the
+    stripe side by side, Lorenz curves, a histogram, life over time. It loads nothing from the network. IMAGE may be the
+    folder of a study instead: its figures, every life, and the answer.
 
     A server that has the image open is not disturbed.
 
@@ -42,6 +45,7 @@ def report(image: Path, output: Path, force: bool, by: str, over: str, folder: P
       pmem-nbd report disk.pmem -o disk.html
       pmem-nbd report disk.pmem -o disk.html --force --by mean
       pmem-nbd report disk.pmem -o disk.html --figures figures --format png
+      pmem-nbd report study -o study.html
     """
     if kind and folder is None:
         raise UsageError("--format", "no figures are written", "--figures DIR beside it")
@@ -53,10 +57,11 @@ def report(image: Path, output: Path, force: bool, by: str, over: str, folder: P
     with working(f"reading {image}") as say:
         # First: whoever lacks them shall not wait for the reading.
         try:
-            from pmem_core.report import disk, page
+            from pmem_core.report import disk, page, studied
         except ModuleNotFoundError as error:
             raise MissingProgram(f"module {error.name}", "is missing", "pip install 'pmem-nbd[plot]'") from None
-        made = disk.report(image, by=by, over=over)
+        rows = _rows_of(image)
+        made = disk.report(image, by=by, over=over) if rows is None else studied.report(rows, str(image))
         say("drawing")
         kind = kind or "svg"
         files = {}
@@ -75,6 +80,28 @@ def report(image: Path, output: Path, force: bool, by: str, over: str, folder: P
     )
 
 
+def _rows_of(folder: Path) -> list[dict[str, Any]] | None:
+    """The rows of a study; None where `folder` is not that of one.  UsageError, HostError, DamagedImage."""
+    from pmem_core.errors import DamagedImage
+    from pmem_core.host import host_errors
+
+    path = folder / "study.json"
+    if not path.is_file():
+        return None
+    context = click.get_current_context()
+    for name in ("by", "over"):
+        if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
+            raise UsageError(f"--{name}", f"{folder} is a study", "an image")
+    try:
+        with host_errors(path):
+            rows: list[dict[str, Any]] = json.loads(path.read_text())
+        if not rows or not all("normalized_life" in row for row in rows):
+            raise ValueError
+    except (ValueError, TypeError):
+        raise DamagedImage(path, "holds no rows of a study", "'pmem-nbd study' writes it anew") from None
+    return rows
+
+
 def _checked(path: Path, image: Path, force: bool, is_made: bool = False) -> Path:
     """Refuse a file that cannot be written or must not be; the path without symlinks.  is_made: its parent will be."""
     if os.path.lexists(path):
@@ -83,7 +110,7 @@ def _checked(path: Path, image: Path, force: bool, is_made: bool = False) -> Pat
         if not force:
             raise UsageError(path, "exists already", "a new name, or --force")
     whole = path.resolve()
-    if image.resolve() in whole.parents:
+    if image.resolve() in whole.parents and not (image / "study.json").is_file():
         raise UsageError(path, "is inside of the image", "a file elsewhere")
     if not is_made:
         _require_parent(path)

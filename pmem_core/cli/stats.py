@@ -145,6 +145,8 @@ def render(figures: dict[str, Any], by: str, console: "Console") -> Iterator["Re
         f"host                  {host['writes']} writes, {written}; {host['reads']} reads; {host['trims']} trims"
     )
     yield Text(f"write amplification   {_number(figures['write_amplification'])}, {level['moves']} frames moved")
+    if "stall_seconds" in level:
+        yield Text(f"stalls (modelled)     {level['stall_seconds']:.3g} s")
     life = figures["normalized_life"]
     yield Text(f"share of ideal life   {'-' if life is None else f'{life:.2%}'}, if wear goes on as it did so far")
     yield from _warnings(figures)

@@ -23,7 +23,7 @@ SOURCE = "Zhou et al., ISCA 2009"
 MOVES = True
 PARAMETERS = {
     "interval": (1000, 1, 1 << 30, "stores to a block between two exchanges of it"),
-    "block_frames": (16, 1, 1 << 20, "frames a block, a power of two"),
+    "block_frames": (16, 1, 1 << 20, "frames a block, a power of two; more on a large medium"),
     "candidates": (1, 1, 1 << 10, "blocks drawn; the least worn of them is the other one"),
     "spare_blocks": (128, 1, 1 << 20, "free blocks in each of two rings; less on a small medium"),
 }
@@ -31,9 +31,8 @@ STATE = np.dtype([*frametable.FIELDS, ("interval", "<i8"), ("candidates", "<i8")
 
 
 def suited(medium_frames, given):
-    """Fewer spares on a small medium."""
-    block_frames = given.get("block_frames", PARAMETERS["block_frames"][0])
-    return {"spare_blocks": frametable.suited_spares(medium_frames, block_frames)}
+    """Fewer spares on a small medium, larger blocks on a large one."""
+    return frametable.suited(medium_frames, given, PARAMETERS["block_frames"][0])
 
 
 def plan(medium_frames, parameters, seed):
@@ -77,19 +76,10 @@ def _other(state, run, block):
     first = frametable.turn(state, run) * state["candidates"]
     found = _drawn(state, first, block)
     if state["candidates"] > 1:
-        least = _block_wear(state, run, found)
+        least = frametable.block_wear(state, run, found)
         for i in range(1, state["candidates"]):
             drawn = _drawn(state, first + i, block)
-            wear = _block_wear(state, run, drawn)
+            wear = frametable.block_wear(state, run, drawn)
             if wear < least:
                 found, least = drawn, wear
     return found
-
-
-@hot
-def _block_wear(state, run, block):
-    shift, hottest = state["block_shift"], 0
-    first = translate(state, run, block << shift)
-    for frame in range(first, first + (1 << shift)):
-        hottest = max(hottest, media.frame_wear(run, frame))
-    return hottest

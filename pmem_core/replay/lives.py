@@ -25,31 +25,40 @@ class Source(Protocol):
         """What it is, for the figures."""
         ...
 
-    def run(self, memory: Memory, goal: int) -> bool:
-        """Perform a part, or stop when `goal` lines have died."""
+    def run(self, memory: Memory, goal: int, most: int) -> bool:
+        """Perform a part, of whole pages at most `most` (0: any number); stop when `goal` lines have died."""
         ...
 
 
 class Synthetic:
-    """Workload `name` with `given` parameters over its defaults: whole pages.  UsageError."""
+    """Workload `name` with `given` parameters over its defaults: whole pages, and a flush behind each flush_every.
 
-    def __init__(self, name: str, given: dict[str, int], plan: Geometry, seed: int) -> None:
+    UsageError.
+    """
+
+    def __init__(self, name: str, given: dict[str, int], plan: Geometry, seed: int, flush_every: int = 0) -> None:
         module = policy(workloads.family, "workload", name)
         self._parameters = parameters_of(module, given, name)
-        self._name, self._seed = name, seed
+        self._name, self._seed, self._flush_every = name, seed, flush_every
         random = np.random.default_rng([seed, plan.info.page_count])
         self._batches: Iterator[np.ndarray] = module.pages(plan.info.page_count, self._parameters, random)
         self._batch, self._at = np.zeros(0, np.int64), 0
 
     def describe(self) -> dict[str, Any]:
         """See Source."""
-        return {"name": self._name, "parameters": self._parameters, "seed": self._seed}
+        return {
+            "name": self._name,
+            "parameters": self._parameters,
+            "seed": self._seed,
+            "flush_every": self._flush_every,
+        }
 
-    def run(self, memory: Memory, goal: int) -> bool:
+    def run(self, memory: Memory, goal: int, most: int) -> bool:
         """See Source: one batch."""
         if self._at == len(self._batch):
             self._batch, self._at = next(self._batches).astype(np.int64, copy=False), 0
-        self._at = int(offline.write_pages(memory.handle, self._batch, self._at, goal))
+        batch = self._batch[: self._at + most] if most else self._batch
+        self._at = int(offline.write_pages(memory.handle, batch, self._at, goal, self._flush_every))
         return True
 
 
@@ -69,8 +78,8 @@ class Recorded:
         """See Source."""
         return {"name": self._name, "passes": self._begun, "requests": self.requests, "beyond_device": self.beyond}
 
-    def run(self, memory: Memory, goal: int) -> bool:
-        """See Source: one array of requests."""
+    def run(self, memory: Memory, goal: int, most: int) -> bool:
+        """See Source: one array of requests, whatever `most` is."""
         if self._at == len(self._columns[0]) and not self._next():
             return False
         at = self._at
@@ -114,7 +123,7 @@ def live(
     seed: int = 0,
     watch: Watch = lambda share, memory: None,
 ) -> Life:
-    """Run `source` until `deaths` lines have died, or page_writes_max pages are written (0: no limit; to a batch).
+    """Run `source` until `deaths` lines have died, or page_writes_max pages are written (0: no limit).
 
     watch is told, after each part, about how much of it is done (0 to 1) and the device.  KeyboardInterrupt ends the
     run, not the program: the figures are those so far.
@@ -124,7 +133,7 @@ def live(
     try:
         goal = 1
         while memory.dead < deaths:
-            if not source.run(memory, goal):
+            if not source.run(memory, goal, max(0, page_writes_max - memory.page_writes)):
                 ended = "source"
                 break
             if memory.dead and goal == 1:

@@ -168,7 +168,10 @@ def _method() -> Section:
         ["Gini", "Σ Σ |x − y| ÷ (2 n² mean): 0 where all lines are worn alike"],
         ["Jain", "(Σ x)² ÷ (n Σ x²): 1 where all lines are worn alike"],
         ["write amplification", "line writes for host, descriptors and moves ÷ those for the host’s data"],
-        ["share of ideal life", "the host’s line writes ÷ (lines × hottest): the device ends with its first line"],
+        [
+            "share of ideal life",
+            "line writes for host and descriptors ÷ (lines × hottest): it ends with its first line",
+        ],
     ]
     text = (
         f"Made by pmem-nbd {__version__}. Every line is counted; nothing is a sample or an estimate. Digits that are "

@@ -170,7 +170,8 @@ def life(found: dict[str, Any], history: list[dict[str, Any]] | str, over: str) 
         most, middle = float(hottest[place]), float(mean[place])
         when = words.when(samples[place]["time_ns"] / 1e9)
         ratio = number(most / middle if middle else None, "low")
-        ideal = percent(float(worn["host"][place]) / (lines * most) if most else None, "high")
+        by_host = float(worn["host"][place] + worn["descriptor"][place])  # as stats counts it
+        ideal = percent(by_host / (lines * most) if most else None, "high")
         written = words.size(samples[place]["written_bytes"]).partition(" (")[0]
         rows.append([when, written, number(most), number(middle, "low"), ratio, ideal])
     head = ["when", "host wrote", "hottest", "mean", "hottest ÷ mean", "share of ideal life"]

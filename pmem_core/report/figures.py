@@ -260,3 +260,21 @@ def bars_by_group(groups: dict[str, dict[str, float | None]], *, label: str, mos
         if names:
             axis.legend()
     return figure
+
+
+def matrix(values: list[list[float | None]], *, rows: list[str], columns: list[str], label: str) -> Figure:
+    """Shares (0 to 1) as coloured cells with their percentages, rounded down; None is left blank."""
+    shown = np.array([[np.nan if value is None else value for value in row] for row in values], float)
+    with _new(2.4 + 0.72 * len(columns), 1.3 + 0.32 * len(rows)) as figure:
+        axis = figure.add_subplot()
+        image = axis.imshow(shown, cmap="viridis", vmin=0, vmax=1, aspect="auto")
+        for (row, column), value in np.ndenumerate(shown):
+            if not np.isnan(value):
+                text = f"{np.floor(value * 1000) / 10:.1f}"
+                axis.annotate(text, (column, row), ha="center", va="center", color="white" if value < 0.6 else "black")
+        axis.set_xticks(np.arange(len(columns)), columns, rotation=30, ha="right")
+        axis.set_yticks(np.arange(len(rows)), rows)
+        axis.tick_params(length=0)
+        bar = figure.colorbar(image, ax=axis, label=f"{label} (cells: %)")
+        bar.outline.set_visible(False)
+    return figure

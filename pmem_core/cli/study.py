@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: MIT
+"""The verb study: placements, levelings, units and workloads against each other."""
+
+import contextlib
+import os
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pmem_core.cli._common import PATH, SIZE, emit, json_option, on_terminal
+from pmem_core.cli._geometry import policies
+
+if TYPE_CHECKING:
+    from pmem_core.study.run import Row, Watch
+
+
+@click.command(short_help="Compare levelings: placement, unit, descriptor writes, workload.")
+@click.option(
+    "-o", "--output", metavar="DIR", type=PATH, default="study", show_default=True, help="Rows, tables, figures."
+)
+@click.option("--placement", "placements", multiple=True, type=click.Choice(policies("placement")), help="Only these.")
+@click.option(
+    "--leveling",
+    "levelings",
+    multiple=True,
+    metavar="NAME[:KEY=VALUE,...]",
+    help="Only these: labels of the default set, or a policy with parameters.",
+)
+@click.option("--line-bytes", "units", multiple=True, type=SIZE, help="Only these units of wear.")
+@click.option(
+    "--descriptor-writes", "writes", multiple=True, type=click.Choice(["each", "coalesced"]), help="Only these."
+)
+@click.option("--workload", "loads", multiple=True, help="Only these: synthetic ones, or recordings that come with it.")
+@click.option("-s", "--size", type=SIZE, help="Size of the medium.  [default: 32.5M]")
+@click.option("-e", "--endurance", type=click.IntRange(1), help="Writes that a line survives, W.  [default: 10000]")
+@click.option("--seed", type=click.IntRange(0), help="[default: 1]")
+@click.option("--jobs", type=click.IntRange(1), help="Processes.  [default: one a core]")
+@click.option("--markdown", metavar="FILE", type=PATH, help="Write the page here too, and its figures beside it.")
+@json_option
+def study(output: Path, as_json: bool, jobs: int | None, markdown: Path | None, **options: Any) -> None:
+    """Run every combination of placement, leveling, unit of wear, descriptor writes and workload until its first line
+    dies, and say what came out: a table as CSV, JSON and Markdown, figures, and the answer to the question that it
+    opens with.
+
+    It uses all cores. Ctrl-C loses nothing that is finished: the same command goes on. A row is run again only where
+    the code that made it has changed.
+
+    \b
+    Examples:
+      pmem-nbd study
+      pmem-nbd study --leveling none --leveling start_gap:interval=10 --workload zipf -o zipf
+      pmem-nbd study --placement interleaved --line-bytes 4096 -j | jq '.[] | [.leveling, .workload, .normalized_life]'
+      pmem-nbd report study -o study.html
+    """
+    from pmem_core.study import answer, cells, run
+
+    common = {key: options.pop(key) for key in ("size", "endurance", "seed")}
+    chosen = cells.cells(**options, **{key: value for key, value in common.items() if value is not None})
+    try:
+        with _watching() as watch:
+            rows = run.study(output, chosen, jobs=jobs or 0, watch=watch)
+    except KeyboardInterrupt:
+        click.echo(f"{output}: interrupted: the same command goes on", err=True)
+        raise
+    command = shlex.join(["pmem-nbd", "study", *_typed()])
+    _write(output, rows, command, output / "study.md")
+    if markdown is not None:
+        _write(None, rows, command, markdown)
+    if as_json:
+        emit(rows)
+        return
+    for text in answer.paragraphs(rows):
+        click.echo(text + "\n")
+    click.echo(
+        f"{output}: {len(rows)} lives; tables and figures are there, and 'pmem-nbd report {output}' makes a page"
+    )
+
+
+def _typed() -> list[str]:
+    """What was typed behind the verb, without where it goes."""
+    context = click.get_current_context()
+    left_out = {"output", "markdown", "jobs", "as_json"}
+    found = []
+    for parameter in context.command.params:
+        value = context.params.get(parameter.name or "")
+        source = context.get_parameter_source(parameter.name or "")
+        if parameter.name in left_out or source is not click.core.ParameterSource.COMMANDLINE:
+            continue
+        for one in value if isinstance(value, tuple) else (value,):
+            found += [parameter.opts[0] if not parameter.opts[-1].startswith("--") else parameter.opts[-1], str(one)]
+    return found
+
+
+def _write(folder: Path | None, rows: list["Row"], command: str, page: Path) -> None:
+    from pmem_core.host import host_errors
+    from pmem_core.study import write
+
+    with host_errors(page):
+        if folder is not None:
+            (folder / "study.csv").write_text(write.as_csv(rows))
+            (folder / "study.json").write_text(write.as_json(rows))
+        figures = _draw(rows, page)
+        page.write_text(write.as_markdown(rows, command, figures))
+
+
+def _draw(rows: list["Row"], page: Path) -> list[tuple[str, str, str]]:
+    """Write the figures into a folder beside the page; path, alternative text and caption of each."""
+    try:
+        from pmem_core.report import page as pages
+        from pmem_core.report import studied
+    except ModuleNotFoundError as error:
+        click.echo(f"no figures: module {error.name} is missing: pip install 'pmem-nbd[plot]'", err=True)
+        return []
+    folder = page.parent / f"{page.stem}-figures"
+    folder.mkdir(exist_ok=True)
+    found = []
+    for drawing in studied.drawings(rows):
+        (folder / f"{drawing.name}.svg").write_bytes(pages.as_file(drawing, "svg"))
+        found.append((f"{folder.name}/{drawing.name}.svg", drawing.alt, drawing.caption))
+    return found
+
+
+@contextlib.contextmanager
+def _watching() -> Iterator["Watch"]:
+    """A bar with the time left on a terminal; elsewhere a line every hundred rows, so that a log shows life."""
+    if not on_terminal():
+
+        def tell(done: int, of: int, row: "Row | None") -> None:
+            if row is not None and (done % 100 == 0 or done == of) and os.environ.get("PMEM_NBD_QUIET") is None:
+                print(f"study: {done} of {of} lives", file=sys.stderr, flush=True)
+
+        yield tell
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("compiling", total=None)
+
+        def watch(done: int, of: int, row: "Row | None") -> None:
+            told = f"{row['placement']}, {row['leveling']}, {row['workload']}" if row else "compiling"
+            bar.update(task, completed=done, total=of, description=told)
+
+        yield watch

@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: MIT
+"""The cells of a study: one device, one workload, one life each."""
+
+import dataclasses
+import hashlib
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+from .. import jit, leveling, placement
+from ..errors import UsageError
+from ..geometry import Geometry, plan, policy
+from ..replay import lives, workloads
+
+RECORDINGS = {path.stem: path for path in sorted((Path(__file__).parent / "workloads").glob("*.rec"))}
+
+# 8192 placed frames of 4096 bytes and Start-Gap's 128 spare ones, behind the info blocks.
+SIZE = 8192 + 4096 * (8192 + 128)
+ENDURANCE = 10_000
+FLUSH_EVERY = 64
+SEED = 1
+UNITS = (64, 256, 4096)
+WRITES = ("each", "coalesced")
+
+# What is compared: a label, the policy, and parameters other than its defaults.
+LEVELINGS: dict[str, tuple[str, dict[str, int]]] = {
+    "none": ("none", {}),
+    "start_gap": ("start_gap", {}),
+    "start_gap randomised": ("start_gap", {"randomize": 1}),
+    "start_gap 512": ("start_gap", {"region_frames": 512}),
+    "security_refresh": ("security_refresh", {"block_frames": 1}),
+    "security_refresh 2": (
+        "security_refresh",
+        {"block_frames": 1, "sub_regions": 16, "interval": 200, "outer_interval": 200},
+    ),
+    "table_swap random": ("table_swap", {}),
+    "table_swap coldest": ("table_swap", {"candidates": 64}),
+    "optane": ("optane", {}),
+    "sampled_swap": ("sampled_swap", {}),
+}
+WORKLOADS: dict[str, dict[str, int]] = {
+    "uniform": {},
+    "zipf": {},
+    "hot_cold": {},
+    "sequential": {},
+    "repeated": {},
+    "birthday": {},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """What is run; `key` names it, and the code that runs it, by content."""
+
+    placement: str
+    label: str
+    leveling: str
+    parameters: tuple[tuple[str, int], ...]
+    line_bytes: int
+    descriptor_writes: str
+    workload: str
+    size: int = SIZE
+    endurance: int = ENDURANCE
+    flush_every: int = FLUSH_EVERY
+    seed: int = SEED
+
+    @property
+    def key(self) -> str:
+        """Sixteen hexadecimal digits."""
+        text = json.dumps([dataclasses.asdict(self), jit.CACHE_FOLDER.name])
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @property
+    def group(self) -> tuple[str, str]:
+        """Cells of one group run the same compiled code."""
+        return self.placement, self.leveling
+
+    def plan(self) -> Geometry:
+        """Its device; the same image each time."""
+        return plan(
+            self.size,
+            placement_name=self.placement,
+            leveling_name=self.leveling,
+            parameters=dict(self.parameters),
+            descriptor_writes=self.descriptor_writes,
+            line_bytes=self.line_bytes,
+            uuid=f"00000000-0000-0000-0000-{self.seed:012x}",
+        )
+
+    def source(self, drawn: Geometry) -> lives.Source:
+        """Its workload."""
+        if self.workload in RECORDINGS:
+            from ..traces import open_trace
+
+            trace = open_trace(RECORDINGS[self.workload])
+            return lives.Recorded(self.workload, lambda: iter(trace), drawn)
+        given = WORKLOADS.get(self.workload, {})
+        return lives.Synthetic(self.workload, given, drawn, self.seed, self.flush_every)
+
+
+def leveling_of(text: str) -> tuple[str, str, tuple[tuple[str, int], ...]]:
+    """Label, policy and parameters: of LEVELINGS, or ``name`` or ``name:key=value,key=value``.  UsageError."""
+    if text in LEVELINGS:
+        name, chosen = LEVELINGS[text]
+        return text, name, tuple(sorted(chosen.items()))
+    name, _, rest = text.partition(":")
+    policy(leveling.family, "leveling", name)
+    found = {}
+    for pair in filter(None, rest.split(",")):
+        key, _, value = pair.partition("=")
+        try:
+            found[key.strip()] = int(value, 0)
+        except ValueError:
+            raise UsageError(f"leveling={text}", f"'{pair}' is no parameter", "name:key=value,key=value") from None
+    return text, name, tuple(sorted(found.items()))
+
+
+def cells(
+    *,
+    placements: tuple[str, ...] = (),
+    levelings: tuple[str, ...] = (),
+    units: tuple[int, ...] = (),
+    writes: tuple[str, ...] = (),
+    loads: tuple[str, ...] = (),
+    **common: Any,
+) -> list[Cell]:
+    """Every combination of what is given; of what is not, all there is.  UsageError for a name that is not known.
+
+    Without descriptors a page's lines are written together, at every unit and whenever descriptors would be: such
+    cells would be the same, and one of them is run.
+    """
+    placements = placements or tuple(placement.family.modules)
+    known = [*workloads.family.modules, *RECORDINGS]
+    for name in loads:
+        if name not in known:
+            raise UsageError(f"workload={name}", "no such workload", f"one of {', '.join(known)}")
+    chosen = [leveling_of(text) for text in levelings or LEVELINGS]
+    found = []
+    for where, (label, name, parameters) in itertools.product(placements, chosen):
+        of_units, of_writes = units or UNITS, writes or WRITES
+        if not policy(placement.family, "placement", where).ON_MEDIUM:
+            of_units, of_writes = (max(of_units),), of_writes[:1]
+        for unit, each, load in itertools.product(of_units, of_writes, loads or (*WORKLOADS, *RECORDINGS)):
+            found.append(Cell(where, label, name, parameters, unit, each, load, **common))
+    return found

@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: MIT
+"""Running cells: on all cores, each row kept as it comes, so that an interrupted study goes on where it was."""
+
+import concurrent.futures
+import json
+import multiprocessing
+import os
+import queue
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from ..errors import DamagedImage
+from ..host import host_errors
+from ..replay import lives
+from ..replay.endurance import Endurance
+from ..replay.memory import Memory
+from .cells import Cell
+
+Row = dict[str, Any]
+Watch = Callable[[int, int, Row | None], None]
+ROWS = "rows.jsonl"
+GROUP_MAX = 40  # cells handed to a process at once
+LIVES_MAX = 2  # ideal lives after which a run is stopped, dead or not
+
+_rows: Any = None
+_stop: Any = None
+
+
+class _Stopped(Exception):
+    """The study was interrupted."""
+
+
+def row_of(cell: Cell, watch: lives.Watch = lambda share, memory: None) -> Row:
+    """Run a cell; its row, flat."""
+    plan = cell.plan()
+    source, endurance = cell.source(plan), Endurance(cell.endurance)
+    page_writes_max = LIVES_MAX * cell.endurance * plan.medium_frames
+    life = lives.live(plan, source, endurance, page_writes_max=page_writes_max, seed=cell.seed, watch=watch)
+    found = lives.figures(life, source, endurance)
+    interval = found["leveling"]["parameters"].get("interval")
+    row = {
+        "key": cell.key,
+        "placement": cell.placement,
+        "leveling": cell.label,
+        "policy": cell.leveling,
+        "parameters": found["leveling"]["parameters"],
+        "line_bytes": cell.line_bytes,
+        "descriptor_writes": found["geometry"]["descriptor_writes"],
+        "workload": cell.workload,
+        "endurance": cell.endurance,
+        "interval": interval,
+        "turns": cell.endurance / interval if interval else None,
+        "frames": found["geometry"]["frames"],
+        "ended": life.ended,
+        "page_writes": found["page_writes"],
+        "normalized_life": found["normalized_life"],
+        "data_life": found["data_life"],
+        "extra_writes": found["extra_writes"],
+        "write_amplification": found["write_amplification"],
+        "first_death": (found["first_death"] or {}).get("kind"),
+        "stall_seconds": found["leveling"].get("stall_seconds"),
+        "seconds": found["seconds"],
+    }
+    for kind in ("all", "data", "descriptor"):
+        wear = found["wear"][kind]
+        row[f"hottest_{kind}"] = wear["max"] if wear["lines"] else None
+        row[f"mean_{kind}"] = wear["mean"]
+        row[f"gini_{kind}"] = wear["gini"]
+    return row
+
+
+def _begin(rows: Any, stop: Any) -> None:
+    global _rows, _stop
+    _rows, _stop = rows, stop
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears of it, and tells us
+
+
+def _run_group(cells: list[Cell]) -> None:
+    def watch(share: float, memory: Memory) -> None:
+        if _stop.is_set():
+            raise _Stopped
+
+    for cell in cells:
+        _rows.put(row_of(cell, watch))
+
+
+def kept_rows(folder: Path) -> dict[str, Row]:
+    """Rows of an earlier run in `folder`, by key; a last line that is not whole is left out.  DamagedImage."""
+    path, found = folder / ROWS, {}
+    if not path.exists():
+        return {}
+    with host_errors(path):
+        lines = path.read_text().splitlines(keepends=True)
+    for number, line in enumerate(lines, 1):
+        if not line.endswith("\n"):
+            break  # it was being written when the study was ended
+        try:
+            row = json.loads(line)
+            found[row["key"]] = row
+        except (ValueError, KeyError, TypeError):
+            raise DamagedImage(path, f"line {number} is no row of a study", "another folder, or none") from None
+    return found
+
+
+def _groups(cells: list[Cell]) -> list[list[Cell]]:
+    """Cells that share compiled code, together; the long groups first."""
+    by_code: dict[tuple[str, str], list[Cell]] = {}
+    for cell in cells:
+        by_code.setdefault(cell.group, []).append(cell)
+    parts = [group[at : at + GROUP_MAX] for group in by_code.values() for at in range(0, len(group), GROUP_MAX)]
+    return sorted(parts, key=len, reverse=True)
+
+
+def study(folder: Path, cells: list[Cell], *, jobs: int = 0, watch: Watch = lambda done, of, row: None) -> list[Row]:
+    """Run the cells that `folder` has no row of, on `jobs` processes (0: one a core); the rows of all, in order.
+
+    KeyboardInterrupt leaves the rows so far in the folder.  HostError, PmemError of a cell.
+    """
+    with host_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    rows = kept_rows(folder)
+    todo = [cell for cell in cells if cell.key not in rows]
+    done = len(cells) - len(todo)
+    watch(done, len(cells), None)
+    if todo:
+        with host_errors(folder / ROWS), (folder / ROWS).open("a") as file:
+            for row in _run(todo, jobs):
+                file.write(json.dumps(row) + "\n")
+                file.flush()
+                rows[row["key"]] = row
+                done += 1
+                watch(done, len(cells), row)
+    return [rows[cell.key] for cell in cells]
+
+
+def _run(todo: list[Cell], jobs: int) -> Iterator[Row]:
+    """Run cells in processes of their own; rows as they come."""
+    context = multiprocessing.get_context("spawn")
+    arriving, stop = context.Queue(), context.Event()
+    groups = _groups(todo)
+    count = min(jobs or len(os.sched_getaffinity(0)), len(groups))
+    with concurrent.futures.ProcessPoolExecutor(count, context, _begin, (arriving, stop)) as pool:
+        running = [pool.submit(_run_group, group) for group in groups]
+        try:
+            seen = 0
+            while seen < len(todo):
+                try:
+                    yield arriving.get(timeout=0.5)
+                    seen += 1
+                except queue.Empty:
+                    for one in running:
+                        if one.done() and arriving.empty():
+                            one.result()  # says why there are fewer rows than cells
+        finally:
+            stop.set()
+            pool.shutdown(wait=False, cancel_futures=True)

@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: MIT
+"""A study's files: CSV and JSON of its rows, and Markdown with tables and the answer."""
+
+import csv
+import io
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from . import answer
+from .answer import hottest_over_mean, percent, select
+from .run import Row
+
+COLUMNS = (
+    *("placement", "leveling", "policy", "parameters", "line_bytes", "descriptor_writes", "workload"),
+    *("endurance", "interval", "turns", "frames", "ended", "page_writes", "normalized_life", "data_life"),
+    *("extra_writes", "write_amplification", "first_death", "stall_seconds"),
+    *("hottest_all", "mean_all", "gini_all", "hottest_data", "mean_data", "gini_data"),
+    *("hottest_descriptor", "mean_descriptor", "gini_descriptor"),
+)
+
+
+def as_csv(rows: Iterable[Row]) -> str:
+    """One line a row; parameters as name=value pairs."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for row in rows:
+        told = row | {"parameters": " ".join(f"{key}={value}" for key, value in row["parameters"].items())}
+        writer.writerow(["" if told[name] is None else told[name] for name in COLUMNS])
+    return out.getvalue()
+
+
+def as_json(rows: Iterable[Row]) -> str:
+    """A list of objects."""
+    return json.dumps([{name: row[name] for name in COLUMNS} for row in rows], indent=1) + "\n"
+
+
+def _table(head: list[str], rows: Iterable[list[str]]) -> list[str]:
+    return [
+        "| " + " | ".join(head) + " |",
+        "| " + " | ".join(["---"] * len(head)) + " |",
+        *("| " + " | ".join(row) + " |" for row in rows),
+        "",
+    ]
+
+
+def _number(value: float | None, digits: int = 2) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def _distinct(rows: Iterable[Row], column: str) -> list[Any]:
+    return list(dict.fromkeys(row[column] for row in rows))
+
+
+def _by_workload(rows: list[Row], placement: str, unit: int, writes: str) -> list[str]:
+    chosen = select(rows, placement=placement, line_bytes=unit, descriptor_writes=writes)
+    if not chosen:
+        return []
+    loads = _distinct(chosen, "workload")
+    lines = []
+    for label in _distinct(chosen, "leveling"):
+        of_label = {row["workload"]: row for row in select(chosen, leveling=label)}
+        lives = [percent(of_label[load]["normalized_life"]) if load in of_label else "–" for load in loads]
+        lines.append([label, *lives])
+    told = "" if placement == "none" else f", descriptors written {writes}, units of {unit} bytes"
+    return [f"### {placement}{told}", "", *_table(["normalised life", *loads], lines)]
+
+
+def _by_unit(rows: list[Row]) -> list[str]:
+    lines = []
+    for row in select(rows, placement="interleaved", descriptor_writes="each", workload="uniform"):
+        ratios = (_number(hottest_over_mean(row, kind)) for kind in ("all", "data", "descriptor"))
+        lines.append(
+            [
+                row["leveling"],
+                str(row["line_bytes"]),
+                percent(row["normalized_life"]),
+                *ratios,
+                f"{row['extra_writes']:.2%}",
+                _number(row["turns"], 0),
+                row["first_death"] or row["ended"],
+            ]
+        )
+    if not lines:
+        return []
+    head = ["leveling", "unit", "life", "hottest / mean", "data", "descriptors", "extra writes", "W / ψ", "died first"]
+    return ["## Hottest units under uniform writes, interleaved, a descriptor at each write", "", *_table(head, lines)]
+
+
+def _parameters(rows: list[Row]) -> list[str]:
+    lines = []
+    for label in _distinct(rows, "leveling"):
+        row = select(rows, leveling=label)[0]
+        told = " ".join(f"{key}={value}" for key, value in row["parameters"].items())
+        lines.append([label, row["policy"], told or "–", _number(row["turns"], 0)])
+    return ["## Levelings and their parameters", "", *_table(["label", "policy", "parameters", "W / ψ"], lines)]
+
+
+def as_markdown(rows: list[Row], command: str, figures: Iterable[tuple[str, str, str]] = ()) -> str:
+    """The study as a page.  command: that made it; figures: path, alternative text and caption of each."""
+    endurances = ", ".join(str(value) for value in _distinct(rows, "endurance"))
+    frames = ", ".join(str(value) for value in _distinct(rows, "frames"))
+    lines = [
+        "# Will wear leveling migrate the hot pages?",
+        "",
+        f"> {answer.SENTENCE}",
+        ">",
+        f"> — {answer.ASKED_BY}",
+        "",
+        f"Made by `{command}`: {len(rows)} lives of a device of {frames} frames of 4096 bytes and 64-byte",
+        f"descriptors, each written until its first line was dead (W = {endurances} writes a line). Normalised life is",
+        "what the host wrote by then, data and descriptors, of what all lines together could have borne; rounded down.",
+        "",
+    ]
+    for path, alternative, caption in figures:
+        lines += [f"![{alternative}]({path})", "", f"*{caption}*", ""]
+    lines += _by_unit(rows)
+    lines += ["## Life by workload", ""]
+    for placement in _distinct(rows, "placement"):
+        of_placement = select(rows, placement=placement)
+        for unit in sorted(_distinct(of_placement, "line_bytes"), reverse=True):
+            for writes in _distinct(of_placement, "descriptor_writes"):
+                lines += _by_workload(rows, placement, unit, writes)
+    lines += _parameters(rows)
+    lines += ["## The answer", ""]
+    for text in answer.paragraphs(rows):
+        lines += [text, ""]
+    return "\n".join(lines).rstrip() + "\n"

@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: MIT
+"""A study: what is run, that it goes on where it was, what it writes, and that its words follow from its rows."""
+
+import csv
+import io
+import json
+import multiprocessing
+import re
+from pathlib import Path
+
+import pytest
+
+from pmem_core import cli
+from pmem_core.errors import DamagedImage, UsageError
+from pmem_core.study import answer, cells, run, write
+
+QUICK = {"size": 8192 + 4096 * 130, "endurance": 60}
+
+
+def quick(**chosen):
+    """A few cells that take a moment each."""
+    return cells.cells(
+        **{"placements": ("interleaved",), "levelings": ("none",), "units": (4096,), "writes": ("each",)} | chosen,
+        **QUICK,
+    )
+
+
+# ---- what is run ----
+
+
+def test_default_set_has_every_combination_once():
+    found = cells.cells()
+    assert len({cell.key for cell in found}) == len(found)
+    of_interleaved = [cell for cell in found if cell.placement == "interleaved"]
+    loads = len(cells.WORKLOADS) + len(cells.RECORDINGS)
+    assert len(of_interleaved) == len(cells.LEVELINGS) * len(cells.UNITS) * len(cells.WRITES) * loads
+    assert {cell.placement for cell in found} == {"interleaved", "linear", "none"}
+
+
+@pytest.mark.parametrize(("unit", "writes"), [(64, "each"), (4096, "coalesced")])
+def test_without_descriptors_unit_and_writes_make_no_difference(unit, writes):
+    """Why such cells are run once."""
+    one, other = (
+        cells.cells(
+            placements=("none",), levelings=("start_gap:interval=5",), units=(u,), writes=(w,), loads=("zipf",), **QUICK
+        )
+        for u, w in ((unit, writes), (1024, "each"))
+    )
+    first, second = run.row_of(one[0]), run.row_of(other[0])
+    assert first["page_writes"] == second["page_writes"]
+    assert first["normalized_life"] == pytest.approx(second["normalized_life"])
+
+
+def test_leveling_is_a_label_or_a_policy_with_parameters():
+    assert cells.leveling_of("start_gap randomised") == ("start_gap randomised", "start_gap", (("randomize", 1),))
+    assert cells.leveling_of("start_gap:interval=7,gap_frames=1")[2] == (("gap_frames", 1), ("interval", 7))
+
+
+@pytest.mark.parametrize("text", ["stop_gap", "start_gap:interval", "start_gap:interval=x"])
+def test_leveling_that_is_none_is_refused(text):
+    with pytest.raises(UsageError):
+        cells.leveling_of(text)
+
+
+def test_every_default_label_can_be_planned():
+    for label in cells.LEVELINGS:
+        (cell,) = cells.cells(
+            placements=("interleaved",), levelings=(label,), units=(256,), writes=("each",), loads=("uniform",)
+        )
+        assert cell.plan().placed_frames > 8000
+
+
+# ---- running ----
+
+
+def test_rows_are_those_of_the_cells_one_by_one(tmp_path):
+    chosen = quick(levelings=("none", "start_gap:interval=5"), loads=("uniform", "zipf"))
+    found = run.study(tmp_path, chosen, jobs=2)
+    alone = [run.row_of(cell) for cell in chosen]
+    for row in (*found, *alone):
+        row.pop("seconds")
+    assert found == alone
+
+
+def test_study_goes_on_where_it_was(tmp_path):
+    chosen = quick(loads=("uniform", "zipf", "sequential"))
+    rows = run.study(tmp_path, chosen[:2], jobs=1)
+    kept = (tmp_path / run.ROWS).read_text()
+    # Its last line was being written when it was killed.
+    (tmp_path / run.ROWS).write_text(kept[: kept.index("\n") + 20])
+    ran = []
+    again = run.study(tmp_path, chosen, jobs=1, watch=lambda done, of, row: ran.append(row and row["workload"]))
+    assert ran == [None, "zipf", "sequential"]
+    assert again[0] == rows[0] and [row["workload"] for row in again] == ["uniform", "zipf", "sequential"]
+    assert run.study(tmp_path, chosen) == again
+
+
+def test_other_code_or_choice_is_another_row():
+    keys = [quick(loads=("uniform",), units=(unit,))[0].key for unit in (256, 4096)]
+    assert len(set(keys)) == 2
+
+
+def test_rows_that_are_none_are_named(tmp_path):
+    (tmp_path / run.ROWS).write_text('{"key": "x"}\nnonsense\n')
+    with pytest.raises(DamagedImage, match="line 2"):
+        run.study(tmp_path, quick(loads=("uniform",)))
+
+
+def test_interrupted_study_leaves_no_process(tmp_path):
+    def interrupt(done, of, row):
+        if row:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run.study(tmp_path, quick(loads=("uniform", "zipf", "sequential")), jobs=1, watch=interrupt)
+    assert len(run.kept_rows(tmp_path)) == 1
+    for process in multiprocessing.active_children():
+        process.join(60)
+        assert not process.is_alive()
+
+
+# ---- what it writes ----
+
+
+@pytest.fixture(scope="module")
+def rows():
+    """Rows of a small study of everything that the answer speaks of."""
+    chosen = cells.cells(
+        levelings=("none", "start_gap:interval=4", "start_gap:interval=4,randomize=1"),
+        units=(256, 4096),
+        loads=("uniform", "zipf"),
+        **QUICK,
+    )
+    return [run.row_of(cell) for cell in chosen]
+
+
+def test_csv_and_json_say_the_same(rows):
+    table = list(csv.DictReader(io.StringIO(write.as_csv(rows))))
+    assert len(table) == len(rows)
+    for told, row in zip(table, json.loads(write.as_json(rows)), strict=True):
+        assert float(told["normalized_life"]) == row["normalized_life"]
+        assert told["leveling"] == row["leveling"]
+
+
+def test_page_opens_with_the_question_and_closes_with_the_answer(rows):
+    text = write.as_markdown(rows, "pmem-nbd study")
+    assert text.index(answer.SENTENCE) < text.index("## Life by workload") < text.index("## The answer")
+    assert text.rstrip().endswith(answer.paragraphs(rows)[-1])
+
+
+def test_words_follow_from_the_rows(rows):
+    """Every share in the answer is that of a row, rounded down; other rows give other words."""
+    told = " ".join(answer.paragraphs(rows))
+    lives = {answer.percent(row["normalized_life"]) for row in rows}
+    kept = {
+        answer.percent(answer.kept(rows, row["leveling"], row["line_bytes"], "each", row["workload"])) for row in rows
+    }
+    shares = set(re.findall(r"\d[\d.]* %", told))
+    assert shares <= lives | kept | {answer.percent(answer.PROPERLY)}
+    without_descriptors = [{**row, "normalized_life": 1.0} for row in rows]
+    assert "Yes" in " ".join(answer.paragraphs(without_descriptors))
+    hot = [{**row, "normalized_life": 0.1 if row["placement"] == "interleaved" else 1.0} for row in rows]
+    assert "No, not with any" in " ".join(answer.paragraphs(hot))
+
+
+@pytest.mark.parametrize(
+    ("share", "text"), [(0.95999, "95 %"), (0.0299, "2.9 %"), (0.00129, "0.12 %"), (1.0, "100 %"), (None, "–")]
+)
+def test_shares_are_never_rounded_up(share, text):
+    assert answer.percent(share) == text
+
+
+def test_command_writes_tables_figures_and_a_report(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    arguments = [
+        "--leveling",
+        "none",
+        "--placement",
+        "interleaved",
+        "--workload",
+        "uniform",
+        "--size",
+        str(QUICK["size"]),
+    ]
+    assert cli.main(["study", "-o", "out", *arguments, "-e", "40", "--markdown", "page.md"]) == 0
+    out = capsys.readouterr().out
+    assert "**Without leveling" in out and "6 lives" in out
+    for name in ("rows.jsonl", "study.csv", "study.json", "study.md"):
+        assert (tmp_path / "out" / name).stat().st_size
+    page = Path("page.md").read_text()
+    figures = re.findall(r"\]\((page-figures/[^)]+)\)", page)
+    assert figures and all(Path(figure).read_text().startswith("<?xml") for figure in figures)
+    assert "pmem-nbd study --placement interleaved --leveling none --workload uniform" in page
+    assert cli.main(["report", "out", "-o", "out.html"]) == 0
+    html = Path("out.html").read_text()
+    assert "The answer" in html and "<strong>Without leveling" in html and "://" not in html.split("<script")[0]
+    assert cli.main(["report", "out", "-o", "out.html", "--force", "--by", "mean"]) == 2
+    Path("out/study.json").write_text("[]")
+    assert cli.main(["report", "out", "-o", "other.html"]) == 1
+    assert "study.json: holds no rows" in capsys.readouterr().err
