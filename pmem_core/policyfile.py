@@ -29,7 +29,11 @@ COLD = {
     "spare_frames": ("state", "table"),
     "table_is_sane": ("state", "table"),
 }
-OPTIONAL = {"suited": ("medium_frames", "given"), "finish": ("state", "table")}
+OPTIONAL = {
+    "suited": ("medium_frames", "given"),
+    "finish": ("state", "table"),
+    "stall_nanoseconds": ("state", "table"),
+}
 
 
 def paths() -> list[Path]:

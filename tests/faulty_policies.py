@@ -158,6 +158,17 @@ FAULTS = {
         "    return OK\n    table = media",
         r"MOVES is True, and \d+ writes moved no frame: .*",
     ),
+    "counts_down": ("[0] += 1", "[0] -= 1", "at write 1 tick word 0 is -1: 0 to .*, the line writes so far .*"),
+    "eager": (
+        "    ticks = media.ticks_of(run)\n    if",
+        "    ticks = media.ticks_of(run)\n    ticks[0] += ticks[0] > 0\n    if",
+        "to settle a frame twice gives another map: at write .* frame .*: a map that depends on the stores alone .*",
+    ),
+    "stalled": (
+        "@hot\ndef _free",
+        "def stall_nanoseconds(state, table):\n    return -1\n\n\n@hot\ndef _free",
+        "stall_nanoseconds gives -1.0 at write 1: 0 or more .*",
+    ),
     "moody": (
         'state["hop_interval"]:\n',
         'state["hop_interval"] + np.random.randint(3):\n',
@@ -166,7 +177,7 @@ FAULTS = {
     "nosy": (
         'state["hop_interval"]:\n',
         'state["hop_interval"] + (_free(media.durable_table_of(run)) != _free(media.table_of(run))):\n',
-        "a checkpoint changes the map: at write .* frame .* is on medium frame .*: a map that depends on the .*",
+        "a checkpoint gives another map: at write .* frame .* is on medium frame .*: a map that depends on the .*",
     ),
 }
 

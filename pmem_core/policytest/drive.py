@@ -3,6 +3,7 @@
 
 import contextlib
 import hashlib
+import itertools
 import random
 import sys
 import types
@@ -109,11 +110,13 @@ def drive(one: Drive, workload: str, writes: int) -> None:
     for number in range(writes):
         one.use(*next(stores), checked=one.check)
         one.check()
+        rules.require_ticks(one.memory, one.when)
         if draw.random() < 1 / 16:
             one.memory.checkpoint()
         if number % 16 == 0:
             one.where.at("table_is_sane", one.write)
             rules.require_sane(one.memory, one.when)
+            rules.require_stall(one.memory, one.when)
         if number in (writes // 2, writes * 3 // 4):
             one.memory.cut()
             one.memory.finish()
@@ -121,24 +124,31 @@ def drive(one: Drive, workload: str, writes: int) -> None:
 
 
 def compare(make: Callable[[], Drive], writes: int) -> str:
-    """The same writes three times, once with a checkpoint after each; returns a digest of all the maps."""
-    first, again, often = make(), make(), make()
-    stores, digest = frames_of(WORKLOADS[0], first.memory.frames, random.Random(4)), hashlib.sha256()
-    for _ in range(writes):
-        frame, lines = next(stores)
-        for one in (first, again, often):
+    """The same writes four times: as they are, again, with a checkpoint after each, with each settled twice.
+
+    Returns a digest of the maps.
+    """
+    first = make()
+    stores = list(itertools.islice(frames_of(WORKLOADS[0], first.memory.frames, random.Random(4)), writes))
+    maps = []
+    for frame, lines in stores:
+        first.use(frame, lines)
+        maps.append(first.places())
+    for why in ("the same writes give", "a checkpoint gives", "to settle a frame twice gives"):
+        one = make()
+        for places, (frame, lines) in zip(maps, stores, strict=True):
+            if why.startswith("to settle"):
+                one.settle(frame)
             one.use(frame, lines)
-        often.memory.checkpoint()
-        places = first.places()
-        digest.update(places.tobytes())
-        for one, why in ((again, "the same writes give another map"), (often, "a checkpoint changes the map")):
+            if why.startswith("a checkpoint"):
+                one.memory.checkpoint()
             found = one.places()
             for other in np.flatnonzero(found != places).tolist():
-                what = f"{why}: {one.when} frame {other} is on medium frame {places[other]}, and on {found[other]}"
-                raise Fault(what, "a map that depends on the stores alone")
-            if not np.array_equal(one.memory.wear, first.memory.wear):
-                raise Fault(f"{why.replace('map', 'wear')}: {one.when}", "wear that depends on the stores alone")
-    return digest.hexdigest()[:16]
+                where = f"{one.when} frame {other} is on medium frame {places[other]}, and on {found[other]}"
+                raise Fault(f"{why} another map: {where}", "a map that depends on the stores alone")
+        if not np.array_equal(one.memory.wear, first.memory.wear):
+            raise Fault(f"{why} other wear: after {writes} writes", "wear that depends on the stores alone")
+    return hashlib.sha256(np.array(maps).tobytes()).hexdigest()[:16]
 
 
 def try_nonsense(one: Drive, count: int) -> None:

@@ -154,6 +154,25 @@ def require_durable(memory: Memory, when: str) -> None:
         raise Fault(what, "CHECKPOINT before a move onto what the durable table still points to")
 
 
+def require_ticks(memory: Memory, when: str) -> None:
+    """An open refuses tick words that no stores made."""
+    worn = int(memory.core["tally"]["worn"][0].sum())
+    for word in np.flatnonzero((memory.ticks < 0) | (memory.ticks > worn)).tolist():
+        raise Fault(f"{when} tick word {word} is {memory.ticks[word]}", f"0 to {worn}, the line writes so far")
+
+
+def require_stall(memory: Memory, when: str) -> None:
+    """`stall_nanoseconds`, where there is one, gives a time."""
+    if not hasattr(memory.module, "stall_nanoseconds"):
+        return
+    try:
+        stall = float(memory.module.stall_nanoseconds(memory.state, memory.table.copy()))
+    except Exception as error:
+        raise Fault(f"stall_nanoseconds: fails {when}", told(error, None)) from None
+    if not 0 <= stall < float("inf"):
+        raise Fault(f"stall_nanoseconds gives {stall} {when}", "0 or more")
+
+
 def require_sane(memory: Memory, when: str) -> None:
     """The policy accepts a table of its own."""
     if not asked_sane(memory, memory.table, f"its own table {when}"):
