@@ -1,6 +1,12 @@
 # SPDX-License-Identifier: MIT
 """A small policy that keeps the contract, and what is changed in it so that it breaks one rule."""
 
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 RIGHT = '''
 """Every `interval` stores the frame that is about to be written moves into the one free frame.
 
@@ -187,3 +193,37 @@ def faulty(name: str) -> str:
     old, new, _ = FAULTS[name]
     assert RIGHT.count(old) >= 1, name
     return RIGHT.replace(old, new, 1).lstrip()
+
+
+# Tries every policy of a folder out, in plain Python and one process: most of a process's time is to import numba.
+PROGRAM = """
+import contextlib, io, json, os, sys, warnings
+from pathlib import Path
+from pmem_core import jit, leveling, policyfile
+from pmem_core.errors import BadPolicy
+from pmem_core.policytest import driven, rules, where
+warnings.simplefilter("ignore")
+place = Path(sys.argv[1]) / "where"
+place.write_bytes(bytes(where.RECORD.size))
+said = {}
+for path in sorted(Path(sys.argv[1]).glob("*.py")):
+    os.environ[policyfile.VARIABLE] = str(path)
+    leveling.family.__dict__.pop("modules", None)
+    try:
+        driven.try_out(path.stem, where.Where(place), lambda **_: None)
+        said[path.stem] = "nothing"
+    except BadPolicy as error:
+        said[path.stem] = f"{error.what}: {error.expected}"
+    except rules.Fault as fault:
+        said[path.stem] = f"{fault.what}: {fault.expected}"
+print(json.dumps(said))
+"""
+
+
+def said_of(folder: Path) -> dict[str, str]:
+    """What plain Python says of each policy in `folder`, by name."""
+    environment = os.environ | {"NUMBA_DISABLE_JIT": "1"}
+    done = subprocess.run([sys.executable, "-c", PROGRAM, folder], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    said: dict[str, str] = json.loads(done.stdout)
+    return said

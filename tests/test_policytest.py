@@ -2,41 +2,14 @@
 """`policies --test` names the rule that a policy breaks, in one sentence, and lets those that keep them all pass."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from faulty_policies import FAULTS, RIGHT, faulty
+from faulty_policies import FAULTS, RIGHT, faulty, said_of
 
 from pmem_core import cli, policyfile
 from pmem_core.policytest import processes
-
-# Tries every policy of a folder out, in plain Python and one process: most of a process's time is to import numba.
-PROGRAM = """
-import contextlib, io, json, os, sys, warnings
-from pathlib import Path
-from pmem_core import jit, leveling, policyfile
-from pmem_core.errors import BadPolicy
-from pmem_core.policytest import driven, rules, where
-warnings.simplefilter("ignore")
-place = Path(sys.argv[1]) / "where"
-place.write_bytes(bytes(where.RECORD.size))
-said = {}
-for path in sorted(Path(sys.argv[1]).glob("*.py")):
-    os.environ[policyfile.VARIABLE] = str(path)
-    leveling.family.__dict__.pop("modules", None)
-    try:
-        driven.try_out(path.stem, where.Where(place), lambda **_: None)
-        said[path.stem] = "nothing"
-    except BadPolicy as error:
-        said[path.stem] = f"{error.what}: {error.expected}"
-    except rules.Fault as fault:
-        said[path.stem] = f"{fault.what}: {fault.expected}"
-print(json.dumps(said))
-"""
 
 
 @pytest.fixture(scope="module")
@@ -46,10 +19,7 @@ def said(tmp_path_factory):
     for name in FAULTS:
         (folder / f"{name}.py").write_text(faulty(name))
     (folder / "right.py").write_text(RIGHT)
-    environment = os.environ | {"NUMBA_DISABLE_JIT": "1"}
-    done = subprocess.run([sys.executable, "-c", PROGRAM, folder], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return said_of(folder)
 
 
 @pytest.mark.parametrize("name", FAULTS)
