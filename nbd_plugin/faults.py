@@ -9,6 +9,7 @@ import traceback
 
 import nbdkit
 
+from pmem_core import policyfile
 from pmem_core.errors import PmemError
 
 
@@ -38,6 +39,23 @@ def reported(callback):
         except Exception as error:
             nbdkit.set_error(errno.EIO)
             raise Refused(f"{callback.__name__}: {error!r}: a bug in pmem-nbd") from None
+
+    return run
+
+
+def or_fail(callback):
+    """Make what goes wrong in `callback`, before the server is up, one line and the end."""
+
+    @functools.wraps(callback)
+    def run():
+        try:
+            return callback()
+        except PmemError as error:
+            fail(error)
+        except Exception as error:
+            if found := policyfile.blamed(error):
+                fail(found)
+            raise
 
     return run
 

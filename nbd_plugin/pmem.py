@@ -30,7 +30,7 @@ _PYTHON = "python{}.{}".format(*sys.version_info)
 sys.path += [str(_ROOT), *map(str, _ROOT.glob(f".venv/lib/{_PYTHON}/site-packages"))]
 try:
     from nbd_plugin import logged, recorded
-    from nbd_plugin.faults import Refused, fail, reported
+    from nbd_plugin.faults import Refused, fail, or_fail, reported
     from pmem_core import (
         __version__,
         datapath,
@@ -77,11 +77,9 @@ def _pin_thread():
 # ---- start ----
 
 
+@or_fail
 def dump_plugin():
-    try:
-        levelings = ",".join(leveling.family.modules)
-    except PmemError as error:
-        fail(error)
+    levelings = ",".join(leveling.family.modules)
     print(f"pmem_version={__version__}")
     print(f"pmem_info_version={layout.VERSION[0]}.{layout.VERSION[1]}.{layout.EXTENSION_VERSION}")
     print(f"pmem_descriptor_format={layout.DESCRIPTOR_FORMAT}")
@@ -111,26 +109,24 @@ def config_complete():
             fail(UsageError(name, f"has nothing to {verb}", "readonly=false"))
 
 
+@or_fail
 def get_ready():
     global _read, _write
-    try:
-        path = Path(_options["image"]).absolute()
-        _options["image"] = str(path)
-        for name, module in (("logwrites", logged), ("record", recorded)):
-            if _options[name]:
-                _options[name] = str(Path(_options[name]).absolute())
-                module.require_new(_options[name], path)
-        plan = image.load_geometry(path, read_only=_read_only())
-        host.Lock(path, read_only=_read_only()).release()
-        started = time.monotonic()
-        if not jit.cache_is_warm():
-            print("pmem-nbd: compiling for the first start, about 20 seconds ...", file=sys.stderr, flush=True)
-        _read, _write = warmup.warm_up(plan)
-        jit.freeze()
-        jit.prune_cache()
-        nbdkit.debug(f"compiled code is ready after {time.monotonic() - started:.2f} s")
-    except PmemError as error:
-        fail(error)
+    path = Path(_options["image"]).absolute()
+    _options["image"] = str(path)
+    for name, module in (("logwrites", logged), ("record", recorded)):
+        if _options[name]:
+            _options[name] = str(Path(_options[name]).absolute())
+            module.require_new(_options[name], path)
+    plan = image.load_geometry(path, read_only=_read_only())
+    host.Lock(path, read_only=_read_only()).release()
+    started = time.monotonic()
+    if not jit.cache_is_warm():
+        print("pmem-nbd: compiling for the first start, about 20 seconds ...", file=sys.stderr, flush=True)
+    _read, _write = warmup.warm_up(plan)
+    jit.freeze()
+    jit.prune_cache()
+    nbdkit.debug(f"compiled code is ready after {time.monotonic() - started:.2f} s")
 
 
 def _read_only():

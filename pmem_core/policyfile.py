@@ -36,6 +36,9 @@ OPTIONAL = {
 }
 
 
+_run_here: list[Path] = []  # files that this process has run
+
+
 def paths() -> list[Path]:
     """The files that the environment names, absolute, each once."""
     named = filter(None, os.environ.get(VARIABLE, "").split(os.pathsep))
@@ -90,6 +93,7 @@ def _run(path: Path, name: str) -> ModuleType:
     assert spec is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
+    _run_here.append(path)
     try:
         exec(compile(source, str(path), "exec"), module.__dict__)
     except SyntaxError as error:
@@ -99,6 +103,17 @@ def _run(path: Path, name: str) -> ModuleType:
         del sys.modules[name]
         raise BadPolicy(shown(path), "fails when it is loaded", told(error, path)) from None
     return module
+
+
+def blamed(error: BaseException) -> BadPolicy | None:
+    """What to tell a user instead of an error that came out of one of the files, or that numba made of it."""
+    passed = {frame.filename for frame in traceback.extract_tb(error.__traceback__)}
+    by_numba = type(error).__module__.startswith("numba.")
+    for path in _run_here:
+        if str(path) in passed or (by_numba and f'{path.name}", line' in str(error)):
+            what = "numba cannot compile it" if by_numba else told(error, path)
+            return BadPolicy(shown(path), what, f"'pmem-nbd policies --test {shown(path)}' tries it out")
+    return None
 
 
 def told(error: BaseException, path: Path | None) -> str:

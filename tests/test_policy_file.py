@@ -154,6 +154,22 @@ def test_file_without_a_part_is_refused_by_every_process(command, tmp_path):
         assert err.endswith("mine.py: MOVES is missing: True, or False where no frame ever moves\n"), err
 
 
+def test_policy_that_fails_while_it_is_used_is_one_line(command, tmp_path):
+    """Also where the command's own code called it; and without pages of numba's."""
+    source = RIGHT.lstrip()
+    (tmp_path / "mine.py").write_text(source.replace("frames = max", "frames = parameters['psi'] + max"))
+    create = ("create", "disk.pmem", "--size", "16M", "--leveling", "mine", "--policy-file", "mine.py")
+    tries = "'pmem-nbd policies --test mine.py' tries it out\n"
+    assert command(*create) == (1, "", f"mine.py: KeyError: 'psi' (line 25): {tries}")
+    (tmp_path / "mine.py").write_text(
+        source.replace("return media.table_of(run)[frame]", "return max([frame], key=abs)")
+    )
+    assert command(*create)[0] == 0
+    for verb in ("replay", "serve"):
+        status, out, err = command(verb, "disk.pmem", "--policy-file", "mine.py")
+        assert (status, out) == (1, "") and err.endswith(f"mine.py: numba cannot compile it: {tries}"), err
+
+
 def test_policies_lists_those_of_files_with_their_parameters(command):
     status, out, _ = command("policies", "leveling", "--policy-file", "mine.py")
     assert status == 0

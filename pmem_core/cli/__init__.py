@@ -17,7 +17,7 @@ from typing import Any
 
 import click
 
-from pmem_core import __version__
+from pmem_core import __version__, policyfile
 from pmem_core.errors import PmemError, UsageError
 
 PROGRAM = "pmem-nbd"
@@ -141,6 +141,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _report(error: Exception) -> int:
     """Say in one line what went wrong; return the exit status."""
     status = 1
+    if not isinstance(error, PmemError | click.ClickException):
+        error = policyfile.blamed(error) or error
     if isinstance(error, click.exceptions.NoArgsIsHelpError):
         click.echo(error.format_message(), err=True)  # the help
         return 2

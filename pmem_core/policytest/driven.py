@@ -8,8 +8,10 @@ cache by them, and compile again what is the same for every policy.
 
 import contextlib
 import dataclasses
+import inspect
 import json
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable
@@ -20,6 +22,7 @@ PLAIN_WRITES, WRITES = 120, 1000
 COMPARED_WRITES = 150  # in both tiers
 KILLED_WRITES, KILLED_MOVES = 60, 2
 NONSENSE = 60
+SAID_MAX = 300  # characters of what numba says
 
 
 @dataclasses.dataclass
@@ -117,38 +120,29 @@ def compile_all(module: Any) -> None:
         return
     except Exception as error:
         whole = error
+    # Compiled by itself a function's error is about the function, not about who calls it.
     record = {"state": numba.from_dtype(module.STATE), "run": numba.from_dtype(layout.RUN)}
     record["core"] = numba.from_dtype(core.dtype)
-    for name, wanted in {"translate": "state run frame", "tick": "state run frame lines"}.items():
-        types = tuple(record.get(parameter, numba.int64) for parameter in wanted.split())
+    for name in ("translate", "tick", "settle"):
+        function = getattr(module, name)
+        types = tuple(record.get(one, numba.int64) for one in inspect.signature(function.py_func).parameters)
         try:
-            getattr(module, name).compile(types)
+            function.compile(types)
         except Exception as error:
-            raise rules.Fault(f"{name}: numba cannot compile it", compiler_said(error, module)) from None
-    raise rules.Fault("settle: numba cannot compile it", compiler_said(whole, module)) from None
+            raise rules.Fault(f"{name}: numba cannot compile it", compiler_said(str(error), module)) from None
+    raise rules.Fault("settle: numba cannot compile it", compiler_said(str(whole), module)) from None
 
 
-def compiler_said(error: Exception, module: Any) -> str:
-    """The line of numba's message that says what is wrong, and the last line of the file that it names."""
-    text = str(error)
-    file = Path(module.__file__).name
-    places = [line.split("line ")[-1].strip(" :)") for line in text.splitlines() if f'{file}", line' in line]
-    noise = (
-        "Failed in",
-        "During:",
-        "There are",
-        "Overload",
-        "- Of which",
-        "- Resolution",
-        "File ",
-        "No implementation",
-    )
-    said = [
-        line.strip(" >") for line in text.splitlines() if line.strip(" >") and not line.strip(" >").startswith(noise)
-    ]
-    at = next((i for i, line in enumerate(said) if ": " in line or line.endswith(".")), 0)
-    line = f" (line {places[-1]})" if places else ""
-    return (said[at].rstrip(".:") if said else type(error).__name__) + line
+def compiler_said(text: str, module: Any) -> str:
+    """What numba has against it, out of pages of `text`, and the line of the policy's file."""
+    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("Failed in")]
+    what = lines[0] if lines else "it does not say why"
+    if what.startswith("No implementation of function"):
+        called = next((line for line in lines if line.startswith(">>> ")), what)
+        what = f"it has no {called.removeprefix('>>> ')}"
+    file = re.escape(Path(module.__file__).name)
+    places = re.findall(rf'^File "[^"]*{file}", line (\d+):', text, re.MULTILINE)
+    return what[:SAID_MAX] + (f" (line {places[-1]})" if places else "")
 
 
 def main(name: str, files: str, where_path: str) -> int:

@@ -94,7 +94,7 @@ def _tier(name: str, subject: str, files: str, tier: dict[str, str], watch: Watc
         if answer["status"] < 0:
             sent = signal.Signals(-answer["status"]).name
             raise BadPolicy(subject, f"{doing}: crashes{place}, {sent}", "indexes that are inside of their arrays")
-        last = (errors.read_text(errors="replace").strip().splitlines() or ["it said nothing"])[-1]
+        last = (errors.read_text(errors="replace").strip().splitlines() or [f"status {answer['status']}"])[-1]
         raise ServerError(subject, f"{doing}: the process that tries it out ended{place}", last)
 
 
