@@ -40,8 +40,9 @@ STATE = np.dtype([*frametable.FIELDS, ("threshold", "<i8"), ("migration_key", "<
 
 
 def suited(medium_frames, given):
-    """Fewer spares on a small medium, larger blocks on a large one."""
-    return frametable.suited(medium_frames, given, PARAMETERS["block_frames"][0])
+    """Fewer spares on a small medium, larger blocks where the table would be too large."""
+    least = frametable.suited_block(medium_frames, PARAMETERS["block_frames"][0], frametable.BLOCKS_MAX)
+    return frametable.suited(medium_frames, {"block_frames": least} | given, least)
 
 
 def plan(medium_frames, parameters, seed):

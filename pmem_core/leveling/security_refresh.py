@@ -60,7 +60,7 @@ OUTER, INNER = 0, 1  # pointers: the outer one, and the first of the inner ones
 
 
 def suited(medium_frames, given):
-    """Fewer spares on a small medium, larger blocks on a large one."""
+    """Fewer spares on a small medium, larger blocks where the table would be too large."""
     return frametable.suited(medium_frames, given, PARAMETERS["block_frames"][0])
 
 

@@ -5,13 +5,17 @@ import dataclasses
 import hashlib
 import itertools
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from .. import jit, leveling, placement
 from ..errors import UsageError
 from ..geometry import Geometry, plan, policy
 from ..replay import lives, workloads
+from ..traces import open_trace
 
 RECORDINGS = {path.stem: path for path in sorted((Path(__file__).parent / "workloads").glob("*.rec"))}
 
@@ -91,12 +95,15 @@ class Cell:
     def source(self, drawn: Geometry) -> lives.Source:
         """Its workload."""
         if self.workload in RECORDINGS:
-            from ..traces import open_trace
-
-            trace = open_trace(RECORDINGS[self.workload])
-            return lives.Recorded(self.workload, lambda: iter(trace), drawn)
+            path = RECORDINGS[self.workload]
+            return lives.Recorded(self.workload, lambda: _requests(path), drawn)
         given = WORKLOADS.get(self.workload, {})
         return lives.Synthetic(self.workload, given, drawn, self.seed, self.flush_every)
+
+
+def _requests(path: Path) -> Iterator[np.ndarray]:
+    with open_trace(path) as trace:
+        yield from trace
 
 
 def leveling_of(text: str) -> tuple[str, str, tuple[tuple[str, int], ...]]:

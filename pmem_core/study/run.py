@@ -87,15 +87,16 @@ def _run_group(cells: list[Cell]) -> None:
 
 
 def kept_rows(folder: Path) -> dict[str, Row]:
-    """Rows of an earlier run in `folder`, by key; a last line that is not whole is left out.  DamagedImage."""
+    """Rows of an earlier run in `folder`, by key; a last line that is not whole is cut off.  DamagedImage."""
     path, found = folder / ROWS, {}
     if not path.exists():
         return {}
     with host_errors(path):
-        lines = path.read_text().splitlines(keepends=True)
-    for number, line in enumerate(lines, 1):
-        if not line.endswith("\n"):
-            break  # it was being written when the study was ended
+        data = path.read_bytes()
+        whole = data.rfind(b"\n") + 1
+        if whole < len(data):
+            os.truncate(path, whole)  # the last line was being written when the study was ended
+    for number, line in enumerate(data[:whole].splitlines(), 1):
         try:
             row = json.loads(line)
             found[row["key"]] = row
