@@ -12,6 +12,7 @@ import inspect
 import json
 import os
 import re
+import resource
 import sys
 import warnings
 from collections.abc import Callable
@@ -22,6 +23,7 @@ PLAIN_WRITES, WRITES = 120, 1000
 COMPARED_WRITES = 150  # in both tiers
 KILLED_WRITES, KILLED_MOVES = 60, 2
 NONSENSE = 60
+MEMORY_MAX = 8 << 30  # a `plan` that takes all of the machine's is a fault too
 SAID_MAX = 300  # characters of what numba says
 
 
@@ -149,6 +151,8 @@ def main(name: str, files: str, where_path: str) -> int:
     """Try it out and say so; the exit status."""
     out: TextIO = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what the policy prints is nobody's answer
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_MAX, MEMORY_MAX))
     warnings.simplefilter("ignore")  # of numpy, where plain integers wrap as compiled ones do
 
     def say(**what: Any) -> None:
