@@ -11,7 +11,6 @@ import argparse
 import itertools
 import re
 import statistics
-import time
 from pathlib import Path
 
 from pmem_core import geometry
@@ -50,8 +49,8 @@ def main() -> None:
         for key, plan in plans.items():
             seen[key].append(seconds(plan))
     rows = [
-        f"Million page writes a second on one core, medians of {chosen.rounds} alternating runs of {PAGE_WRITES} uniform",
-        "page writes, by the size of the medium:",
+        f"Million page writes a second on one core, medians of {chosen.rounds} alternating runs of {PAGE_WRITES}",
+        "uniform page writes, by the size of the medium:",
         "",
         "| leveling | placement | line | " + " | ".join(SIZES) + " |",
         "| --- | --- | --- |" + " --- |" * len(SIZES),
