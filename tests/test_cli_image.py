@@ -102,7 +102,7 @@ REFUSED = {
     "words for a size": (["--size", "big"], "is not a size"),
     "too small": (["--size", "4K"], "too small"),
     "unknown placement": (["--size", "1G", "--placement", "diagonal"], "'interleaved', 'linear', 'none'"),
-    "unknown leveling": (["--size", "1G", "--leveling", "wishful"], "one of none, start_gap"),
+    "unknown leveling": (["--size", "1G", "--leveling", "wishful"], "no such policy: one of none, "),
     "unknown parameter": (["--size", "1G", "--set", "foo=1"], "one of interval, region_frames, gap_frames"),
     "parameter of nothing": (["--size", "1G", "--leveling", "none", "--set", "foo=1"], "no parameters"),
     "parameter without value": (["--size", "1G", "--set", "interval"], "name=value"),
