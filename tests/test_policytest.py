@@ -11,6 +11,9 @@ from faulty_policies import FAULTS, RIGHT, faulty, said_of
 from pmem_core import cli, policyfile
 from pmem_core.policytest import processes
 
+# One worker makes the fixture `said`, not each.
+pytestmark = pytest.mark.xdist_group("policytest")
+
 
 @pytest.fixture(scope="module")
 def said(tmp_path_factory):
