@@ -206,6 +206,11 @@ class Exchanging:
         """The medium frames that hold nothing."""
         return [place * self.size + i for place in self.young + self.old for i in range(self.size)]
 
+    def other(self, block, number):
+        """The draw of this number among the blocks that are not `block`."""
+        found = draw(self.key, number, self.blocks - 1)
+        return found if found < block else found + 1
+
     def wear(self, block):
         """The writes of the most worn line where `block` is."""
         return max(self.device.frame_wear(self.place[block] * self.size + i) for i in range(self.size))
@@ -238,10 +243,9 @@ class TableSwap(Exchanging):
         block = frame // self.size
         if self.ticks[block] < self.interval:
             return
-        others = [other for other in range(self.blocks) if other != block]
-        if others:
+        if self.blocks > 1:
             numbers = range(self.exchanges * self.candidates, (self.exchanges + 1) * self.candidates)
-            drawn = [others[draw(self.key, number, len(others))] for number in numbers]
+            drawn = [self.other(block, number) for number in numbers]
             yield from self.exchange(block, min(drawn, key=self.wear))
         self.ticks[block] = 0
 
@@ -350,9 +354,8 @@ class Optane(Exchanging):
         if self.writes[block] < self.threshold:
             return
         self.writes[block] = 0
-        others = [other for other in range(self.blocks) if other != block]
-        if others:
-            yield from self.exchange(block, others[draw(self.key, self.exchanges, len(others))])
+        if self.blocks > 1:
+            yield from self.exchange(block, self.other(block, self.exchanges))
 
 
 LEVELINGS = {
@@ -397,6 +400,7 @@ class Naive:
         self.medium = bytearray(size)
         self.medium[:INFO_BYTES] = info
         self.wear = dict.fromkeys(range(INFO_BYTES // line_bytes), 1)
+        self.most = 1
         self.worn = dict.fromkeys(CAUSES, 0) | {"info": INFO_BYTES // line_bytes}
         self.moves = self.page_writes = 0
         self.requests = dict.fromkeys(("reads", "writes", "read_bytes", "written_bytes", "flushes"), 0)
@@ -430,6 +434,7 @@ class Naive:
         """One more write of each line that `count` bytes at medium address `at` touch."""
         for line in range(at // self.line_bytes, (at + count - 1) // self.line_bytes + 1):
             self.wear[line] = self.wear.get(line, 0) + 1
+            self.most = max(self.most, self.wear[line])
             self.worn[cause] += 1
 
     def store(self, cause, placed, data):
@@ -457,7 +462,7 @@ class Naive:
 
     def hottest(self):
         """The writes of the most worn line of the medium."""
-        return max(self.wear.values())
+        return self.most
 
     # -- descriptors --
 
