@@ -21,6 +21,7 @@ from .layout import (
 )
 from .tracescan import TRIM, WRITE, ZERO, ZERO_KEEP
 
+GROUP = 64
 AHEAD = 8  # pages between bringing counters near and counting
 FAR_UNITS = 1 << 17  # with fewer, counters stay near by themselves (1 MiB of them)
 
@@ -54,7 +55,8 @@ def _store(run, core, cause, placed, count):
 
 @hot
 def _pending(run):
-    return i64_at(run["pending"], PENDING_SLOTS)
+    """A word a slot, and behind them how many of each GROUP slots are taken, so that a flush need not look at all."""
+    return i64_at(run["pending"], PENDING_SLOTS + PENDING_SLOTS // GROUP)
 
 
 @hot
@@ -75,6 +77,8 @@ def _store_descriptor(run, core, page):
         pending = _pending(run)
         waiting = pending[page % PENDING_SLOTS]
         pending[page % PENDING_SLOTS] = page + 1
+        if waiting == 0:
+            pending[PENDING_SLOTS + page % PENDING_SLOTS // GROUP] += 1
         if waiting == 0 or waiting == page + 1:
             return
         target = waiting - 1
@@ -87,7 +91,15 @@ def drain(device):
     """Store every pending descriptor, as a flush does."""
     run, core = device[0][0], device[1][0]
     pending = _pending(run)
-    for slot in range(pending.size):
+    for group in range(PENDING_SLOTS // GROUP):
+        if pending[PENDING_SLOTS + group]:
+            _drain_group(run, core, pending, group)
+
+
+@hot
+def _drain_group(run, core, pending, group):
+    pending[PENDING_SLOTS + group] = 0
+    for slot in range(group * GROUP, (group + 1) * GROUP):
         if pending[slot]:
             placed = placement.descriptor_at(core["placement"], pending[slot] - 1)
             _settle(run, core, placed, run["descriptor_bytes"])

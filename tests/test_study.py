@@ -67,7 +67,7 @@ def test_every_default_label_can_be_planned():
         (cell,) = cells.cells(
             placements=("interleaved",), levelings=(label,), units=(256,), writes=("each",), loads=("uniform",)
         )
-        assert cell.plan().placed_frames > 8000
+        assert cell.plan().placed_frames > 2000
 
 
 # ---- running ----

@@ -28,7 +28,7 @@ class Memory:
         self._table = plan.table.copy()
         self._deaths = np.zeros((max(1, deaths), 2), np.int64)
         self._survives = endurance.drawn(plan.line_count, seed)
-        self.pending = np.zeros(layout.PENDING_SLOTS if plan.pending_bytes else 1, np.int64)
+        self.pending = np.zeros(2 * layout.PENDING_SLOTS if plan.pending_bytes else 1, np.int64)  # see offline.py
         arrays = {
             "wear": self._own,
             "units": self._units,
