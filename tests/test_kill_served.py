@@ -40,8 +40,8 @@ from pmem_core import attach, geometry, image, launch
 from pmem_core.device import Device
 from pmem_core.errors import PmemError
 
-ROUNDS = max(60, KILLS) // len(CHOICES)  # of a choice
-FILESYSTEM_ROUNDS = max(5, KILLS // 10)
+ROUNDS = max(50, KILLS) // len(CHOICES)  # of a choice
+FILESYSTEM_ROUNDS = max(3, KILLS // 10)
 AT_ONCE = 5
 FIO_BYTES = 2 * MIB
 
