@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 import log_reader
+import numpy as np
 import pytest
 import recording_reader
 from conftest import needs
@@ -15,8 +16,10 @@ from recording_reader import FLUSH, TRIM, WRITE, ZERO, ZERO_KEEP
 from serving import runtime_directory
 from test_plugin import PAGE, make, serving
 
-from pmem_core import cli, server
+from pmem_core import cli, geometry, image, server
 from pmem_core.device import Device
+from pmem_core.replay import lives
+from pmem_core.replay.endurance import Endurance
 from pmem_core.traces import open_trace
 
 SEED = int(os.environ.get("PMEM_NBD_SEED", "20150507"))
@@ -75,6 +78,25 @@ def test_recording_holds_what_a_client_sent(tmp_path):
     with Device(disk) as device:
         # Those of requests with FUA are not counted as flushes, here as there.
         assert device._tally["flushes"] == sum(one[0] == FLUSH for one in found.requests) - found.fua
+
+
+@needs("libnbd")
+@pytest.mark.parametrize("leveling", ["start_gap", "sampled_swap"])
+def test_replay_of_a_served_recording_wears_the_same_lines(tmp_path, leveling):
+    """What nbdkit served and what is replayed without a medium: every counter, to the last one."""
+    plan = geometry.plan(8 << 20, leveling_name=leveling, parameters={"interval": 3}, descriptor_writes="coalesced")
+    disk, random_ = tmp_path / "disk.pmem", random.Random(SEED)
+    image.create(disk, plan)
+    with serving(disk, f"record={tmp_path / 'rec'}") as served:
+        client = served.connect()
+        for _ in range(400):
+            send(client, random_, client.get_size())
+        assert served.stop() == 0 and served.said == ""
+    with open_trace(tmp_path / "rec") as trace:
+        source = lives.Recorded("rec", lambda: iter(trace), plan, passes=1)
+        life = lives.live(plan, source, Endurance(1 << 31))
+    assert life.ended == "source" and life.memory.tally["moves"] > 10
+    assert np.array_equal(life.memory.counters(), np.fromfile(disk / "wear", "<u4"))
 
 
 @needs("libnbd")

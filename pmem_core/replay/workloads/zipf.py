@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The page of rank r, counted from 1, is written in proportion to 1 / r**theta; ranks are scattered over the device.
+"""The page of rank r, counted from 1, is written in proportion to 1 / r**theta; ranks are scattered unless told not to.
 
 Source: the skew of Cooper et al., "Benchmarking Cloud Serving Systems with YCSB", SoCC 2010, whose theta is 0.99.
 Drawn by Walker's alias method (ACM TOMS 3, 1977): exact, and one look into a table a page.
@@ -14,7 +14,10 @@ from ...jit import hot
 from . import BATCH
 
 SOURCE = "Cooper et al., SoCC 2010 (YCSB)"
-PARAMETERS = {"theta": (99, 1, 300, "the exponent, in hundredths")}
+PARAMETERS = {
+    "theta": (99, 1, 300, "the exponent, in hundredths"),
+    "scattered": (1, 0, 1, "0: the page of rank r is page r - 1, so that hot pages are neighbours"),
+}
 PAGES_MAX = 1 << 27  # the tables are 12 bytes a page
 
 
@@ -23,7 +26,9 @@ def pages(page_count: int, parameters: dict[str, int], random: np.random.Generat
     if page_count > PAGES_MAX:
         raise UsageError(f"zipf: {page_count} pages", "too many for its tables", f"at most {PAGES_MAX}")
     weights = np.arange(1, page_count + 1, dtype=np.float64) ** (-parameters["theta"] / 100)
-    share = random.permutation(weights * (page_count / weights.sum()))
+    share = weights * (page_count / weights.sum())
+    if parameters["scattered"]:
+        share = random.permutation(share)
     other = np.arange(page_count)
     _pair_up(share, other, np.empty(page_count, np.int64))
     share = share.astype(np.float32)
