@@ -28,7 +28,7 @@ def _lives(rows: list[Row]) -> tuple[list[str], list[str], list[list[float | Non
 
 def drawings(rows: list[Row]) -> list[Drawing]:
     """The figures; those whose rows were not run are left out."""
-    found = []
+    rows, found = answer.of_first_endurance(rows), []
     interleaved = select(rows, placement="interleaved", descriptor_writes="each")
     for unit in sorted(_distinct(interleaved, "line_bytes"), reverse=True):
         labels, loads, lives = _lives(select(interleaved, line_bytes=unit))

@@ -51,8 +51,14 @@ def _listed(names: list[str]) -> str:
     return ", ".join(f"`{name}`" for name in names) if names else "none of them"
 
 
+def of_first_endurance(rows: list[Row]) -> list[Row]:
+    """The rows without those that are there for their longer life."""
+    return select(rows, endurance=rows[0]["endurance"]) if rows else []
+
+
 def paragraphs(rows: list[Row]) -> list[str]:
     """The answer.  Empty where the rows that it is made from were not run."""
+    every, rows = rows, of_first_endurance(rows)
     units = sorted({row["line_bytes"] for row in rows if row["placement"] == "interleaved"})
     labels = list(dict.fromkeys(row["leveling"] for row in rows))
     loads = list(dict.fromkeys(row["workload"] for row in rows))
@@ -62,6 +68,8 @@ def paragraphs(rows: list[Row]) -> list[str]:
     coarse = units[-1] if units else 0
     if "uniform" in loads and coarse:
         found.append(_with(rows, labels, coarse))
+        found.append(_longer(every))
+        found.append(_data(rows, units))
     if len(loads) > 1 and coarse:
         found.append(_everywhere(rows, labels, loads, units))
     found += _written(rows, coarse)
@@ -107,6 +115,38 @@ def _with(rows: list[Row], labels: list[str], unit: int) -> str:
     )
 
 
+def _longer(rows: list[Row]) -> str:
+    told = []
+    for label in dict.fromkeys(row["leveling"] for row in rows):
+        of_label = select(rows, leveling=label, placement="interleaved", descriptor_writes="each", workload="uniform")
+        unit = max((row["line_bytes"] for row in of_label), default=0)
+        lives = sorted((row["endurance"], row["normalized_life"]) for row in select(of_label, line_bytes=unit))
+        if len(lives) > 1 and lives[0][1] < PROPERLY:
+            told.append(f"`{label}` {', '.join(percent(value) for _, value in lives)}")
+    if not told:
+        return ""
+    endurances = ", ".join(str(value) for value in sorted({row["endurance"] for row in rows}))
+    return (
+        f"**What decides is W / ψ**, how often a policy turns in a life. With W = {endurances} and the same intervals"
+        f" the lives are: {'; '.join(told)}. A device that endures more is levelled better by the same policy."
+    )
+
+
+def _data(rows: list[Row], units: list[int]) -> str:
+    told = []
+    for unit in units:
+        wanted = {"placement": "interleaved", "descriptor_writes": "each", "workload": "uniform", "line_bytes": unit}
+        best = max(select(rows, **wanted), key=lambda row: row["data_life"] or 0, default=None)
+        if best and best["data_life"]:
+            told.append(f"{percent(best['data_life'])} in units of {unit} bytes (`{best['leveling']}`)")
+    if not told:
+        return ""
+    return (
+        "**What descriptors cost in wear is not undone by leveling**: each write of a page is two. Of the ideal life"
+        f" data alone get at most {', '.join(told)}."
+    )
+
+
 def _everywhere(rows: list[Row], labels: list[str], loads: list[str], units: list[int]) -> str:
     worst: dict[str, tuple[float, Row]] = {}
     for row in select(rows, placement="interleaved"):
@@ -132,15 +172,15 @@ def _written(rows: list[Row], unit: int) -> list[str]:
     found = []
     for load in dict.fromkeys(row["workload"] for row in rows):
         common = {"placement": "interleaved", "leveling": "none", "line_bytes": unit, "workload": load}
-        each, rare = life(rows, descriptor_writes="each", **common), life(rows, descriptor_writes="coalesced", **common)
-        if each and rare:
-            found.append((rare / each, load))
+        each, rare = (select(rows, descriptor_writes=writes, **common) for writes in ("each", "coalesced"))
+        if each and rare and each[0]["data_life"]:
+            found.append((rare[0]["data_life"] / each[0]["data_life"], load))
     if not found:
         return []
     most, least = max(found), min(found)
     text = (
-        "**Coalescing descriptor writes until the next flush** multiplies the life without leveling"
-        f" by {least[0]:.2f} ({least[1]}) to {most[0]:.2f} ({most[1]}), in units of {unit} bytes."
+        "**Coalescing descriptor writes until the next flush** multiplies what the host can write without"
+        f" leveling by {least[0]:.2f} ({least[1]}) to {most[0]:.2f} ({most[1]}), in units of {unit} bytes."
     )
     return [text]
 

@@ -24,6 +24,8 @@ RECORDINGS = {path.stem: path for path in sorted((Path(__file__).parent / "workl
 SIZE = 8192 + 4096 * (2048 + 32)
 SIZE_RECORDED = 8192 + 4096 * (8192 + 128)
 ENDURANCE = 10_000
+# W / interval decides, so uniform writes are also run at these, interleaved, in the largest unit.
+ENDURANCES = (20_000, 100_000)
 FLUSH_EVERY = 64
 SEED = 1
 UNITS = (64, 256, 4096)
@@ -134,6 +136,7 @@ def cells(
     writes: tuple[str, ...] = (),
     loads: tuple[str, ...] = (),
     size: int = 0,
+    endurance: int = 0,
     **common: Any,
 ) -> list[Cell]:
     """Every combination of what is given; of what is not, all there is.  UsageError for a name that is not known.
@@ -154,5 +157,16 @@ def cells(
             of_units, of_writes = (max(of_units),), of_writes[:1]
         for unit, each, load in itertools.product(of_units, of_writes, loads or (*WORKLOADS, *RECORDINGS)):
             room = size or (SIZE_RECORDED if load in RECORDINGS else SIZE)
-            found.append(Cell(where, label, name, parameters, unit, each, load, room, **common))
-    return found
+            found.append(Cell(where, label, name, parameters, unit, each, load, room, endurance or ENDURANCE, **common))
+    return found if endurance else found + _longer(found)
+
+
+def _longer(cells: list[Cell]) -> list[Cell]:
+    units = [cell.line_bytes for cell in cells if cell.placement == "interleaved"]
+    base = [
+        cell
+        for cell in cells
+        if (cell.placement, cell.descriptor_writes, cell.workload) == ("interleaved", "each", "uniform")
+        and cell.line_bytes == max(units)
+    ]
+    return [dataclasses.replace(cell, endurance=longer) for longer in ENDURANCES for cell in base]

@@ -88,6 +88,21 @@ def _by_unit(rows: list[Row]) -> list[str]:
     return ["## Hottest units under uniform writes, interleaved, a descriptor at each write", "", *_table(head, lines)]
 
 
+def _by_endurance(rows: list[Row]) -> list[str]:
+    endurances = sorted(_distinct(rows, "endurance"))
+    if len(endurances) < 2:
+        return []
+    unit = max(row["line_bytes"] for row in rows if row["endurance"] == endurances[-1])
+    chosen = select(rows, placement="interleaved", descriptor_writes="each", workload="uniform", line_bytes=unit)
+    lines = []
+    for label in _distinct(chosen, "leveling"):
+        lives = {row["endurance"]: row["normalized_life"] for row in select(chosen, leveling=label)}
+        interval = select(chosen, leveling=label)[0]["interval"]
+        lines.append([label, str(interval or "–"), *(percent(lives.get(value)) for value in endurances)])
+    head = ["leveling", "ψ", *(f"W = {value}" for value in endurances)]
+    return [f"## Life by endurance, uniform writes, interleaved, units of {unit} bytes", "", *_table(head, lines)]
+
+
 def _parameters(rows: list[Row]) -> list[str]:
     lines = []
     for label in _distinct(rows, "leveling"):
@@ -99,8 +114,8 @@ def _parameters(rows: list[Row]) -> list[str]:
 
 def as_markdown(rows: list[Row], command: str, figures: Iterable[tuple[str, str, str]] = ()) -> str:
     """The study as a page.  command: that made it; figures: path, alternative text and caption of each."""
-    endurances = ", ".join(str(value) for value in _distinct(rows, "endurance"))
-    frames = ", ".join(str(value) for value in _distinct(rows, "frames"))
+    every, rows = rows, answer.of_first_endurance(rows)
+    frames = " or ".join(str(value) for value in _distinct(rows, "frames"))
     lines = [
         "# Will wear leveling migrate the hot pages?",
         "",
@@ -108,14 +123,16 @@ def as_markdown(rows: list[Row], command: str, figures: Iterable[tuple[str, str,
         ">",
         f"> — {answer.ASKED_BY}",
         "",
-        f"Made by `{command}`: {len(rows)} lives of a device of {frames} frames of 4096 bytes and 64-byte",
-        f"descriptors, each written until its first line was dead (W = {endurances} writes a line). Normalised life is",
+        f"Made by `{command}`: {len(every)} lives of devices of {frames} frames of 4096 bytes (recordings",
+        "want the larger one) and 64-byte descriptors, each until its first line was dead, W ="
+        f" {rows[0]['endurance']} unless another is said. Normalised life is",
         "what the host wrote by then, data and descriptors, of what all lines together could have borne; rounded down.",
         "",
     ]
     for path, alternative, caption in figures:
         lines += [f"![{alternative}]({path})", "", f"*{caption}*", ""]
     lines += _by_unit(rows)
+    lines += _by_endurance(every)
     lines += ["## Life by workload", ""]
     for placement in _distinct(rows, "placement"):
         of_placement = select(rows, placement=placement)
@@ -124,6 +141,6 @@ def as_markdown(rows: list[Row], command: str, figures: Iterable[tuple[str, str,
                 lines += _by_workload(rows, placement, unit, writes)
     lines += _parameters(rows)
     lines += ["## The answer", ""]
-    for text in answer.paragraphs(rows):
+    for text in answer.paragraphs(every):
         lines += [text, ""]
     return "\n".join(lines).rstrip() + "\n"
