@@ -124,8 +124,8 @@ def as_markdown(rows: list[Row], command: str, figures: Iterable[tuple[str, str,
         f"> — {answer.ASKED_BY}",
         "",
         f"Made by `{command}`: {len(every)} lives of devices of {frames} frames of 4096 bytes (recordings",
-        "want the larger one) and 64-byte descriptors, each until its first line was dead, W ="
-        f" {rows[0]['endurance']} unless another is said. Normalised life is",
+        "want the larger one) and 64-byte descriptors, each until its first line was dead.",
+        f"W, the writes that a line survives, is {rows[0]['endurance']} unless another is said. Normalised life is",
         "what the host wrote by then, data and descriptors, of what all lines together could have borne; rounded down.",
         "",
     ]
