@@ -54,7 +54,7 @@ WORKLOADS: dict[str, dict[str, int]] = {
     "hot_cold": {},
     "sequential": {},
     "repeated": {},
-    "birthday": {},
+    "birthday": {"residence": 1000},
 }
 
 
@@ -69,6 +69,7 @@ class Cell:
     line_bytes: int
     descriptor_writes: str
     workload: str
+    workload_parameters: tuple[tuple[str, int], ...]
     size: int
     endurance: int = ENDURANCE
     flush_every: int = FLUSH_EVERY
@@ -102,8 +103,7 @@ class Cell:
         if self.workload in RECORDINGS:
             path = RECORDINGS[self.workload]
             return lives.Recorded(self.workload, lambda: _requests(path), drawn)
-        given = WORKLOADS.get(self.workload, {})
-        return lives.Synthetic(self.workload, given, drawn, self.seed, self.flush_every)
+        return lives.Synthetic(self.workload, dict(self.workload_parameters), drawn, self.seed, self.flush_every)
 
 
 def _requests(path: Path) -> Iterator[np.ndarray]:
@@ -157,7 +157,9 @@ def cells(
             of_units, of_writes = (max(of_units),), of_writes[:1]
         for unit, each, load in itertools.product(of_units, of_writes, loads or (*WORKLOADS, *RECORDINGS)):
             room = size or (SIZE_RECORDED if load in RECORDINGS else SIZE)
-            found.append(Cell(where, label, name, parameters, unit, each, load, room, endurance or ENDURANCE, **common))
+            given = tuple(WORKLOADS.get(load, {}).items())
+            survives = endurance or ENDURANCE
+            found.append(Cell(where, label, name, parameters, unit, each, load, given, room, survives, **common))
     return found if endurance else found + _longer(found)
 
 
