@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pmem_core.cli._common import PATH, SIZE, emit, json_option, on_terminal
+from pmem_core.cli._common import PATH, SIZE, emit, json_option, on_terminal, policy_file_option
 from pmem_core.cli._geometry import policies
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 
 @click.command(short_help="Compare levelings: placement, unit, descriptor writes, workload.")
+@policy_file_option
 @click.option(
     "-o", "--output", metavar="DIR", type=PATH, default="study", show_default=True, help="Rows, tables, figures."
 )
@@ -54,6 +55,7 @@ def study(output: Path, as_json: bool, jobs: int | None, markdown: Path | None, 
       pmem-nbd study
       pmem-nbd study --leveling none --leveling start_gap:interval=10 --workload zipf -o zipf
       pmem-nbd study --placement interleaved --line-bytes 4096 -j | jq '.[] | [.leveling, .workload, .normalized_life]'
+      pmem-nbd study --policy-file mine.py --leveling mine --leveling start_gap -o mine
       pmem-nbd report study -o study.html
     """
     from pmem_core.study import answer, cells, run
