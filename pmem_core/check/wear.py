@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import recovery
 from ..host import data_ranges
 from .findings import Finding, Kind, Report
 
@@ -57,3 +58,10 @@ def compare(report: Report, tally: Any, measured: Measured) -> list[Finding]:
     if hottest != measured.hottest and not (surplus and hottest < measured.hottest):
         found.append(report.add(Kind.HOTTEST_WRONG, "wear", f"{measured.hottest} counted, {hottest} by the totals"))
     return found
+
+
+def compare_totals(report: Report, core: np.ndarray) -> list[Finding]:
+    """Report where the totals that no counter knows of differ from the sum kept of them (core[1])."""
+    if not recovery.sum_is_wrong(core):
+        return []
+    return [report.add(Kind.TOTALS_WRONG, "state", "one of them, or the sum")]
