@@ -3,6 +3,8 @@
 
 `uncheckpointed` is what the file has more than the totals: what was counted after the last checkpoint before a power
 cut.  It is negative where counters were lost.
+
+And the totals that no counter knows of against the sum kept of them.
 """
 
 import dataclasses
