@@ -389,12 +389,18 @@ def first_that_moves(alternatives: list[Choice], folder: Path, seed: str, number
     raise UsageError(alternatives[0].leveling, "nothing moves", "parameters in killpoints.parameters_of that make it")
 
 
+ROUNDS_MORE = 5  # at most, where no frame moved by chance
+
+
 def kill_everywhere(
     alternatives: list[Choice], folder: Path, seed: str, rounds: range, *, every: bool, only: str = ""
 ) -> str:
     """All rounds of one list of choices; what was done.  Broken tells how to see it again."""
     moves, kills = 0, collections.Counter[str]()
-    for number in rounds:
+    must_move = leveling.family.modules[alternatives[0].leveling].MOVES
+    for number in range(rounds.start, rounds.stop + ROUNDS_MORE):
+        if number >= rounds.stop and (moves or not must_move):
+            break
         choice, work = first_that_moves(alternatives, folder, seed, number)
         round_ = Round(folder, choice, seed, number, every=every, only=only)
         try:
@@ -409,7 +415,7 @@ def kill_everywhere(
             if work.device.mapping.maps:
                 work.device.abandon()
         kills, moves = kills + round_.kills, moves + round_.moves
-    if leveling.family.modules[choice.leveling].MOVES and not moves:
+    if must_move and not moves:
         raise Broken(f"{choice}: no frame moved while it was looked at")
     told = ", ".join(f"{count} at {name}" for name, count in sorted(kills.items()))
     return f"{choice}: {kills.total()} kills ({told}), {moves} moves"

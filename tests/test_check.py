@@ -187,13 +187,10 @@ EVERY = [
     pytest.param("interleaved", "start_gap", "coalesced", 256, marks=pytest.mark.contract),
     ("interleaved", "start_gap", "each", 4096),
     ("interleaved", "start_gap", "coalesced", 65536),
-    ("interleaved", "none", "each", 256),
-    ("interleaved", "none", "coalesced", 4096),
+    ("interleaved", "none", "coalesced", 256),
     pytest.param("linear", "none", "each", 4096, marks=pytest.mark.contract),
-    ("linear", "start_gap", "coalesced", 4096),
     ("linear", "start_gap", "each", 65536),
     pytest.param("none", "start_gap", "each", 65536, marks=pytest.mark.contract),
-    ("none", "none", "each", 256),
 ]
 
 
