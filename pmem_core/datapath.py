@@ -43,8 +43,10 @@ def read(device, buffer, offset, done):
             return _stopped(done, code)
         done += count
     tally = core["tally"]
+    held = media.begin_count(core)
     tally["reads"] += 1
     tally["read_bytes"] += target.size
+    media.end_count(core, held, 1 + target.size)
     return OK
 
 
@@ -66,8 +68,10 @@ def write(device, buffer, offset, done):
             return _stopped(done, code)
         done += count
     tally = core["tally"]
+    held = media.begin_count(core)
     tally["writes"] += 1
     tally["written_bytes"] += source.size
+    media.end_count(core, held, 1 + source.size)
     # On tmpfs nothing is waited for: quicker done within a request, when it must be, than by two threads with one GIL.
     if run["wanted"] == 1 and not run["tmpfs"]:
         run["wanted"] = 2
@@ -128,7 +132,14 @@ def _punch(run, core, page, last):
 @hot
 def trim(device, offset, end, done):
     """Give back the whole pages within [offset + done, end); parts of pages stay as they are."""
-    return _free(device[0][0], device[1][0], offset, end, done)
+    core = device[1][0]
+    result = _free(device[0][0], core, offset, end, done)
+    if result == OK:
+        held = media.begin_count(core)
+        core["tally"]["trims"] += 1
+        core["tally"]["trimmed_bytes"] += end - offset
+        media.end_count(core, held, 1 + end - offset)
+    return result
 
 
 @hot
@@ -153,6 +164,10 @@ def zero(device, offset, end, may_trim, done):
             if code:
                 return _stopped(done, code)
         done += count
+    held = media.begin_count(core)
+    core["tally"]["zeros"] += 1
+    core["tally"]["zeroed_bytes"] += end - offset
+    media.end_count(core, held, 1 + end - offset)
     return OK
 
 

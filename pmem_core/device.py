@@ -80,6 +80,7 @@ class Device:
         recovery.require_sane(self.mapping, self.plan)
         if not found:
             recovery.require_agreement(self.mapping, self.plan, self.journal)
+        recovery.know_sum(self.mapping.core)
         self.recovered = recovery.Recovered(found, sections=self.plan.section_count)
         self._durability = Durability(self.path, self.plan, self.mapping, self.journal, self._drain)
         if found:
@@ -147,8 +148,6 @@ class Device:
         """Give back the whole pages in the range; they read as zeros afterwards."""
         self._require(count, offset)
         self._complete(datapath.trim, offset, offset, offset + count)
-        self._tally["trims"] += 1
-        self._tally["trimmed_bytes"] += count
         if fua:
             self.flush(counted=False)
 
@@ -156,8 +155,6 @@ class Device:
         """Make the range read as zeros; with `may_trim` whole pages are given back."""
         self._require(count, offset)
         self._complete(datapath.zero, offset, offset, offset + count, may_trim)
-        self._tally["zeros"] += 1
-        self._tally["zeroed_bytes"] += count
         if fua:
             self.flush(counted=False)
 
@@ -223,7 +220,7 @@ class Device:
         if self.read_only:
             return
         if counted:
-            self._tally["flushes"] += 1
+            upkeep.count_flush(self.handle)
         self._drain()
         if self._durability.has_moves:
             self.checkpoint()

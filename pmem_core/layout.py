@@ -160,6 +160,10 @@ TRIM_FIRST, TRIM_END = 1, 2
 # UNIT describes the run of lines being counted: cause + 1 (0: none), first line, lines, their sum before, the cause's
 # total before.  With it a killed process's totals are made exact again.
 UNIT_CAUSE, UNIT_FIRST, UNIT_LINES, UNIT_SUM, UNIT_TOTAL = range(5)
+# And one more than the sum of the totals in SUMMED, modulo 2**64, which after a kill nothing else can be compared with;
+# 0: not known, for one of them is just being counted, or never was.
+UNIT_TALLY = 5
+SUMMED = tuple(name for name in TALLY.names or () if name not in ("worn", "hottest"))
 UNIT_WORDS = 8
 
 # Bits of a section's byte.

@@ -21,6 +21,7 @@ from .layout import (
     UNIT_FIRST,
     UNIT_LINES,
     UNIT_SUM,
+    UNIT_TALLY,
     UNIT_TOTAL,
 )
 
@@ -52,6 +53,25 @@ def wear_lines(run, core, cause, first, count):
     if hottest >= tally["hottest"]:
         tally["hottest"] = hottest + 1
     publish(unit, UNIT_CAUSE, 0)
+
+
+@hot
+def begin_count(core):
+    """Before any of layout.SUMMED is added to; returns what `end_count` wants.
+
+    The sum is not known meanwhile, which tells a kill in between from a flipped bit.
+    """
+    unit = core["unit"]
+    held = unit[UNIT_TALLY]
+    publish(unit, UNIT_TALLY, 0)
+    return held
+
+
+@hot
+def end_count(core, held, added):
+    """After it: `added` is what was added to all of them together."""
+    if held:
+        publish(core["unit"], UNIT_TALLY, held + added)
 
 
 @hot
@@ -243,7 +263,9 @@ def move(run, core, source, target):
         return code
     media = u8_at(run["media"], run["medium_bytes"])
     store(run, core, CAUSE_MOVE, frame_at(run, target), media, frame_at(run, source), count)
+    held = begin_count(core)
     core["tally"]["moves"] += 1
+    end_count(core, held, 1)
     note_filled(run, target)
     return OK
 

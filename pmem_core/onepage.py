@@ -287,6 +287,14 @@ def judge(run, core, page, placed):
 
 
 @hot
+def count_error(core):
+    """Count a request that is refused because of a checksum."""
+    held = media.begin_count(core)
+    core["tally"]["checksum_errors"] += 1
+    media.end_count(core, held, 1)
+
+
+@hot
 def read(run, core, page, at, target, target_at, count):
     sections, section = section_of(run, page)
     holds = 0
@@ -294,7 +302,7 @@ def read(run, core, page, at, target, target_at, count):
     if sections[section] & (SECTION_TOUCHED | SECTION_DIRTY):
         holds = judge(run, core, page, placed)
     if holds < 0:
-        core["tally"]["checksum_errors"] += 1
+        count_error(core)
         return -holds
     if holds:
         load(run, core, placed + at, target, target_at, count)
@@ -317,7 +325,7 @@ def write(run, core, page, at, source, source_at, count):
         holds = judge(run, core, page, placed)
         if holds < 0:
             publish(core["intent"], 0, 0)
-            core["tally"]["checksum_errors"] += 1
+            count_error(core)
             return -holds
         if not holds:
             # What lies there is not the page's: the rest of it must become zeros.
@@ -330,7 +338,9 @@ def write(run, core, page, at, source, source_at, count):
     if count:
         store(run, core, CAUSE_HOST, placed + at, source, source_at, count)
     tally = core["tally"]
+    held = media.begin_count(core)
     tally["page_writes"] += 1
+    media.end_count(core, held, 1)
     if run["descriptor_bytes"]:
         crc = 0
         if run["checksums"] and count == PAGE_BYTES:

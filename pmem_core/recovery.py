@@ -131,6 +131,22 @@ def finish_count(mapping: Mapping) -> int:
     return int(core["intent"][0]) - 1
 
 
+def tally_sum(core: np.ndarray) -> int:
+    """What UNIT_TALLY of core[1] has to be, by the totals."""
+    return int(np.array([1, *(int(core[0]["tally"][name]) for name in layout.SUMMED)], np.int64).sum())
+
+
+def sum_is_wrong(core: np.ndarray) -> bool:
+    """True where the sum of the totals is known, and they add up to another."""
+    return int(core[0]["unit"][layout.UNIT_TALLY]) not in (0, tally_sum(core))
+
+
+def know_sum(core: np.ndarray) -> None:
+    """Add the totals up where their sum is not known.  One that is wrong stays so, for check to find."""
+    if core[0]["unit"][layout.UNIT_TALLY] == 0:
+        core[0]["unit"][layout.UNIT_TALLY] = tally_sum(core)
+
+
 def complete_state(mapping: Mapping, plan: Geometry, journal: Journal) -> None:
     """After a kill: a move is switched wholly; a section is dirty where either the state or the journal says so."""
     plan.finish_moves(mapping.table)

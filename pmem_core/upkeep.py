@@ -43,6 +43,15 @@ def drain(device, done):
 
 
 @hot
+def count_flush(device):
+    """Count a flush that the client asked for."""
+    core = device[1][0]
+    held = media.begin_count(core)
+    core["tally"]["flushes"] += 1
+    media.end_count(core, held, 1)
+
+
+@hot
 def take_moves(device, table, frames):
     """Copy the leveling's table into `table`, and the frames moved since the last call into `frames` (both int64[]).
 
@@ -111,7 +120,9 @@ def heal(device, page):
         descriptor.clear(run)
     descriptor.note_data(run, page, PG_UPTODATE, crc)
     onepage.store_descriptor(run, core, page)
+    held = media.begin_count(core)
     core["tally"]["healed"] += 1
+    media.end_count(core, held, 1)
     publish(core["intent"], 0, 0)
     return OK
 

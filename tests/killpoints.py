@@ -31,6 +31,7 @@ from cuts import judge, judge_checked, opened
 from oracle import Broken, Oracle
 from planted import AT_KILLS, PLANTED
 from recorded import KIB, content, small
+from tally_reader import kept_and_added
 from tracing import Files, Trace, write_files
 
 from pmem_core import geometry, host, image, layout, leveling, placement, upkeep
@@ -247,6 +248,9 @@ def require_figures(device: Device) -> None:
         raise Broken(f"{int(tally['worn'].sum())} line writes by the totals: {int(wear.sum(dtype=np.int64))} counted")
     if int(tally["hottest"]) != int(wear.max()):
         raise Broken(f"the hottest line has {int(tally['hottest'])} by the totals: {int(wear.max())} counted")
+    kept, added = kept_and_added(device.mapping.core.tobytes())
+    if kept != added:
+        raise Broken(f"{kept} is the sum kept of the totals: {added} is what they add up to")
 
 
 def require_newest(device: Device, oracle: Oracle, pages: set[int]) -> None:

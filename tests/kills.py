@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 from pairs import PAIRS, THOROUGH
+from tally_reader import kept_and_added
 
 from pmem_core import geometry, image, layout, leveling, placement
 from pmem_core.check import check
@@ -198,6 +199,8 @@ def require_exact_totals(device: Device) -> None:
     wear = device.mapping.wear
     assert int(tally["worn"].sum()) == int(wear.sum(dtype=np.int64)), "totals by cause, and the sum of the counters"
     assert int(tally["hottest"]) == int(wear.max()), "the hottest line"
+    kept, added = kept_and_added(device.mapping.core.tobytes())
+    assert kept == added, "the sum kept of the other totals"
 
 
 def judge(

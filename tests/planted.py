@@ -248,6 +248,11 @@ def count_not_described() -> Any:
     return _replaced(media, "publish", publish)
 
 
+def sum_not_withheld() -> Any:
+    """A total is counted, and its sum is believed meanwhile."""
+    return _replaced(media, "begin_count", lambda core: core["unit"][layout.UNIT_TALLY])
+
+
 def holes_forgotten() -> Any:
     """An open after a kill in a trim leaves behind a page what the trim was about to give back."""
     return _replaced(upkeep, "finish_trim", lambda handle: 0)
@@ -255,5 +260,5 @@ def holes_forgotten() -> Any:
 
 AT_KILLS: dict[str, Callable[[], Any]] = {
     function.__name__.replace("_", " "): function
-    for function in (every_move_switches_before_it_copies, count_not_described, holes_forgotten)
+    for function in (every_move_switches_before_it_copies, count_not_described, sum_not_withheld, holes_forgotten)
 }

@@ -285,15 +285,11 @@ def looked(made, repair):
 
 
 def forgiven(whole, part):
-    """Pages that may be read wrong, and totals that may differ, though nothing is found: see docs/crash-consistency.md.
+    """Pages that may be read wrong though nothing is found: see docs/crash-consistency.md.
 
-    After a power cut the section in use is suspect: changed data passes for a write that was not flushed.  After a kill
-    nothing but the state has the totals; those of wear are compared with the counters.
+    After a power cut the section in use is suspect: changed data passes for a write that was not flushed.
     """
-    words_ = part.split()
-    page = {int(words_[-1])} if whole.end == "cut" and part.startswith("data of page") else set()
-    total = {words_[-1]} if whole.end == "killed" and part.startswith("core tally") else set()
-    return page, total - {"worn", "hottest"}
+    return {int(part.split()[-1])} if whole.end == "cut" and part.startswith("data of page") else set()
 
 
 def judge(whole, part, place):
@@ -308,10 +304,10 @@ def judge(whole, part, place):
     read = apart(reading, first)
     if isinstance(read, str):
         return [f"reading {read}", f"check: {found}"]
-    return _complaints(whole, found, read, *forgiven(whole, part)) + _after_repair(second, found, read)
+    return _complaints(whole, found, read, forgiven(whole, part)) + _after_repair(second, found, read)
 
 
-def _complaints(whole, found, read, may_be_wrong, may_differ):
+def _complaints(whole, found, read, may_be_wrong):
     wrong = []
     if set(read.get("wrong", [])) == may_be_wrong != set():
         return wrong
@@ -320,7 +316,7 @@ def _complaints(whole, found, read, may_be_wrong, may_differ):
             wrong.append(f"check is clean, but {read['closed']}")
         else:
             wrong += [f"check is clean, but {name} pages {read[name]}" for name in ("refused", "wrong") if read[name]]
-            changed = [n for n, value in whole.tally.items() if read["tally"][n] != value and n not in may_differ]
+            changed = [n for n, value in whole.tally.items() if read["tally"][n] != value]
             if set(found["all"]) == whole.findings and changed:
                 wrong.append(f"check is clean, but the totals differ: {changed}")
             if read.get("works"):

@@ -83,6 +83,12 @@ class Kind(enum.Enum):
         "the largest wear counter is not what the totals say",
         "corrects it",
     )
+    TOTALS_WRONG = (
+        "totals_wrong",
+        Severity.WRONG,
+        "the totals of requests and moves do not add up to the sum kept of them",
+        "makes the sum anew; one of the totals stays wrong",
+    )
     DESCRIPTOR_DAMAGED = (
         "descriptor_damaged",
         Severity.DAMAGE,

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import checkscan, infoblock, layout, statefile, upkeep
+from .. import checkscan, infoblock, layout, recovery, statefile, upkeep
 from ..device import Device
 from ..errors import PmemError
 from ..geometry import Geometry
@@ -153,7 +153,7 @@ class Mender:
     def totals(self, path: Path) -> None:
         """Note in the totals what the counters have more or less."""
         device = self.device
-        tally = device.mapping.core["tally"][0]
+        tally, unit = device.mapping.core["tally"][0], device.mapping.core["unit"][0]
         measured = wear.measure(path / "wear", 4 * device.plan.line_count)
         off = wear.difference(tally, measured)
         lost = self.report.of(Kind.WEAR_LOST)
@@ -163,9 +163,13 @@ class Mender:
         else:
             for finding in wear.compare(self.report, tally, measured):
                 self.report.done(finding, "noted in the totals")
+        for finding in wear.compare_totals(self.report, device.mapping.core):
+            self.report.done(finding, "added up anew; one of the totals stays wrong")
+        unit[layout.UNIT_TALLY] = 0
         tally["uncheckpointed"] += off
         tally["cuts"] = 0
         tally["hottest"] = measured.hottest
+        recovery.know_sum(device.mapping.core)
 
     def finish(self) -> None:
         """Make all of it durable; then nothing is suspect any more, and the journal says what was done."""

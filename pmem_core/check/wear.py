@@ -3,6 +3,8 @@
 
 `uncheckpointed` is what the file has more than the totals: what was counted after the last checkpoint before a power
 cut.  It is negative where counters were lost.
+
+And the totals that no counter knows of against the sum kept of them.
 """
 
 import dataclasses
@@ -12,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import recovery
 from ..host import data_ranges
 from .findings import Finding, Kind, Report
 
@@ -57,3 +60,10 @@ def compare(report: Report, tally: Any, measured: Measured) -> list[Finding]:
     if hottest != measured.hottest and not (surplus and hottest < measured.hottest):
         found.append(report.add(Kind.HOTTEST_WRONG, "wear", f"{measured.hottest} counted, {hottest} by the totals"))
     return found
+
+
+def compare_totals(report: Report, core: np.ndarray) -> list[Finding]:
+    """Report where the totals that no counter knows of differ from the sum kept of them (core[1])."""
+    if not recovery.sum_is_wrong(core):
+        return []
+    return [report.add(Kind.TOTALS_WRONG, "state", "one of them, or the sum")]
