@@ -27,7 +27,7 @@ hypothesis.settings.register_profile(
     suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
 # For the tiers that run the same tests again, slower.
-hypothesis.settings.register_profile("small", hypothesis.settings.get_profile("ci"), max_examples=20)
+hypothesis.settings.register_profile("small", hypothesis.settings.get_profile("ci"), max_examples=14)
 hypothesis.settings.load_profile("ci")
 
 

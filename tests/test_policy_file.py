@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from faulty_policies import RIGHT
+from serving import runtime_directory
 
 from pmem_core import cli, jit, policyfile
 from pmem_core.cli._geometry import LevelingName, policies
@@ -102,7 +103,7 @@ def test_names_of_files_are_completed(monkeypatch):
 
 @pytest.fixture
 def command(tmp_path):
-    """Run the command in a folder of its own; returns (exit status, stdout, stderr)."""
+    """Run the command in folders of its own; returns (exit status, stdout, stderr)."""
     (tmp_path / "mine.py").write_text(RIGHT.lstrip())
 
     def call(*arguments, **environment):
@@ -111,7 +112,8 @@ def command(tmp_path):
         )
         return done.returncode, done.stdout, done.stderr
 
-    return call
+    with runtime_directory():
+        yield call
 
 
 def test_image_of_an_outside_policy_wants_its_file(command):
