@@ -9,7 +9,6 @@ from typing import Any
 import nbdkit
 
 from nbd_plugin.faults import Refused, reported
-from pmem_core import host
 from pmem_core.device import Device
 from pmem_core.layout import PAGE_BYTES
 from pmem_core.logwrites import record
@@ -20,11 +19,6 @@ VERSION = record.VERSION
 _device: LoggedDevice
 _pin_thread: Callable[[], None]
 _handle: Callable[[], Any]
-
-
-def require_new(path: str, image: Path) -> None:
-    """Raise unless a log of the image can be made there."""
-    host.require_new(Path(path), "a log", image)
 
 
 def begin(device: Device, path: str, pin_thread: Callable[[], None]) -> dict[str, Callable[..., Any]]:

@@ -114,10 +114,10 @@ def get_ready():
     global _read, _write
     path = Path(_options["image"]).absolute()
     _options["image"] = str(path)
-    for name, module in (("logwrites", logged), ("record", recorded)):
+    for name, what in (("logwrites", "a log"), ("record", "a recording")):
         if _options[name]:
             _options[name] = str(Path(_options[name]).absolute())
-            module.require_new(_options[name], path)
+            host.require_new(Path(_options[name]), what, path)
     plan = image.load_geometry(path, read_only=_read_only())
     host.Lock(path, read_only=_read_only()).release()
     started = time.monotonic()

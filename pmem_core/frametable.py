@@ -235,3 +235,13 @@ def draw(key, number, below):
     low = mixed((number & LOW) ^ key)
     high = mixed(low ^ (number >> 31) ^ 0x2545F491)
     return (high << 31 | low) % below
+
+
+@hot
+def draw_other(state, key, number, block):
+    """Draw one of the blocks, of which there are two or more, that are not `block`.
+
+    Were `block` drawn nothing would move, and a number that follows from the exchanges would be drawn for ever.
+    """
+    found = draw(key, number, state["blocks"] - 1)
+    return found + 1 if found >= block else found

@@ -52,6 +52,21 @@ class Geometry:
         """True where descriptors lie on the medium."""
         return bool(self.placement.ON_MEDIUM)
 
+    def for_compiled_code(self) -> dict[str, int]:
+        """The fields of layout.RUN that follow from the geometry alone."""
+        info = self.info
+        return {
+            "medium_bytes": info.size,
+            "line_count": self.line_count,
+            "section_count": self.section_count,
+            "page_count": info.page_count,
+            "frame_shift": info.frame_bytes.bit_length() - 1,
+            "line_shift": info.line_bytes.bit_length() - 1,
+            "section_shift": info.section_pages.bit_length() - 1,
+            "descriptor_bytes": info.descriptor_bytes if self.has_descriptors else 0,
+            "coalesced": int(self.pending_bytes > 0),
+        }
+
     def finish_moves(self, table: np.ndarray) -> None:
         """After a kill: bring the leveling's `table` (changed in place) into line with a move being switched."""
         if hasattr(self.leveling, "finish"):

@@ -111,23 +111,14 @@ def _arrange(plan: Geometry, files: dict[str, int], maps: dict[str, mmap.mmap], 
     }
     for name, array in addresses.items():
         run[name] = array.ctypes.data
-    figures = {
-        "medium_bytes": info.size,
-        "line_count": plan.line_count,
+    figures = plan.for_compiled_code() | {
         "table_words": len(table),
         "tick_words": len(ticks),
-        "section_count": plan.section_count,
         "reserved_count": len(reserved),
         "moved_room": len(moved),
         "media_fd": files["media"],
         "wear_fd": files["wear"],
-        "page_count": info.page_count,
-        "frame_shift": info.frame_bytes.bit_length() - 1,
-        "line_shift": info.line_bytes.bit_length() - 1,
-        "section_shift": info.section_pages.bit_length() - 1,
-        "descriptor_bytes": info.descriptor_bytes if plan.has_descriptors else 0,
         "checksums": int(info.checksums and plan.has_descriptors),
-        "coalesced": int(plan.pending_bytes > 0),
         "read_only": int(read_only),
         "tmpfs": int(host.is_tmpfs(files["media"])),
     }

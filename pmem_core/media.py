@@ -76,7 +76,7 @@ def end_count(core, held, added):
 
 @hot
 def count_bytes(run, core, cause, at, count):
-    """Count one write of each line under `count` bytes at `at`, within a frame, in a replay.
+    """Count one write of each line under `count` bytes at `at`, within a frame, in a replay; how many lines.
 
     A unit is a page, or a frame where that is smaller.  A unit written whole has one counter for all of its lines
     (`units`: that counter, and the largest of the counters of single lines in it); a line's wear is the sum of its own
@@ -102,6 +102,7 @@ def count_bytes(run, core, cause, at, count):
         tally["hottest"] = hottest
     if hottest >= run["weakest"]:
         _note_deaths(run, core, at >> run["line_shift"], lines)
+    return lines
 
 
 @hot
@@ -128,7 +129,7 @@ def _note_deaths(run, core, first, count):
 
 @hot
 def lines_under(run, at, count):
-    """How many lines `count` bytes at `at` touch; placed and medium addresses are alike in this."""
+    """How many lines `count` bytes at `at` touch."""
     return ((at + count - 1) >> run["line_shift"]) - (at >> run["line_shift"]) + 1
 
 
@@ -219,9 +220,11 @@ def load(run, at, target, target_at, count):
 
 @hot
 def store(run, core, cause, at, source, source_at, count):
-    """Copy source[source_at : source_at + count] to `at` and wear the lines it touches."""
+    """Copy source[source_at : source_at + count] to `at` and wear the lines it touches; how many."""
     copy_bytes(u8_at(run["media"], run["medium_bytes"]), at, source, source_at, count)
-    wear_lines(run, core, cause, at >> run["line_shift"], lines_under(run, at, count))
+    lines = lines_under(run, at, count)
+    wear_lines(run, core, cause, at >> run["line_shift"], lines)
+    return lines
 
 
 @hot

@@ -44,8 +44,8 @@ def _store(run, core, cause, placed, count):
     frame_bytes = 1 << run["frame_shift"]
     while count > 0:
         size = min(count, frame_bytes - (placed & (frame_bytes - 1)))
-        media.count_bytes(run, core, cause, _medium_at(run, core, placed), size)
-        leveling.tick(core["leveling"], run, placed >> run["frame_shift"], media.lines_under(run, placed, size))
+        lines = media.count_bytes(run, core, cause, _medium_at(run, core, placed), size)
+        leveling.tick(core["leveling"], run, placed >> run["frame_shift"], lines)
         placed += size
         count -= size
 

@@ -70,8 +70,7 @@ def store(run, core, cause, placed, source, source_at, count):
     done = 0
     while done < count:
         size = piece(run, placed + done, count - done)
-        media.store(run, core, cause, medium_at(run, core, placed + done), source, source_at + done, size)
-        lines = media.lines_under(run, placed + done, size)
+        lines = media.store(run, core, cause, medium_at(run, core, placed + done), source, source_at + done, size)
         leveling.tick(core["leveling"], run, (placed + done) >> run["frame_shift"], lines)
         done += size
 

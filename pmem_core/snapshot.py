@@ -101,12 +101,11 @@ class Look:
 
     def handle(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The `device` of wearscan, on the copied table."""
-        info, run = self.plan.info, np.zeros(1, layout.RUN)
+        run = np.zeros(1, layout.RUN)
         run["table"], run["table_words"] = self.table.ctypes.data, len(self.table)
         run["durable"] = run["ticks"] = self.table.ctypes.data
-        run["medium_bytes"], run["line_count"] = info.size, self.plan.line_count
-        run["frame_shift"] = info.frame_bytes.bit_length() - 1
-        run["line_shift"] = info.line_bytes.bit_length() - 1
+        for name, value in self.plan.for_compiled_code().items():
+            run[name] = value
         return run, self.core["placement"].copy(), self.core["leveling"].copy()
 
 

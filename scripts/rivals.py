@@ -11,7 +11,6 @@ Normalised life = line writes by the host, data and descriptors, at the first de
 """
 
 import argparse
-import dataclasses
 import itertools
 import uuid
 from pathlib import Path
@@ -44,9 +43,8 @@ def life(label, workload, line_bytes, frames, endurance, seed):
     """(normalised life, extra writes) of one device of `frames` frames."""
     name, parameters = CHOICES[label]
     size = layout.FRAMES_AT + frames * layout.PAGE_BYTES
-    plan = geometry.plan(size, leveling_name=name, parameters=parameters, line_bytes=line_bytes)
-    # The keys come from the uuid.
-    plan = geometry.derive(dataclasses.replace(plan.info, uuid=str(uuid.UUID(int=seed))))
+    keys = str(uuid.UUID(int=seed))  # policies draw theirs from it
+    plan = geometry.plan(size, leveling_name=name, parameters=parameters, line_bytes=line_bytes, uuid=keys)
     given = {"residence": 1000} if workload == "birthday" else {}
     source, survives = lives.Synthetic(workload, given, plan, seed), Endurance(endurance)
     found = lives.figures(lives.live(plan, source, survives, seed=seed), source, survives)

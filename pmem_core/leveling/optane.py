@@ -73,9 +73,7 @@ def settle(state, run, core, frame):
     if ticks[block] << max(0, run["line_shift"] - WRITE_SHIFT) < state["threshold"]:
         return OK
     if state["blocks"] > 1:
-        other = frametable.draw(state["migration_key"], frametable.turn(state, run), state["blocks"] - 1)
-        if other >= block:  # any block but itself
-            other += 1
+        other = frametable.draw_other(state, state["migration_key"], frametable.turn(state, run), block)
         code = frametable.exchange(state, run, core, block, other, -1, 0)
         if code:
             return code

@@ -65,20 +65,13 @@ def settle(state, run, core, frame):
 
 
 @hot
-def _drawn(state, number, block):
-    """A block that is not `block`: were it drawn, nothing would move, and the next draw would be the same."""
-    found = frametable.draw(state["swap_key"], number, state["blocks"] - 1)
-    return found + 1 if found >= block else found
-
-
-@hot
 def _other(state, run, block):
     first = frametable.turn(state, run) * state["candidates"]
-    found = _drawn(state, first, block)
+    found = frametable.draw_other(state, state["swap_key"], first, block)
     if state["candidates"] > 1:
         least = frametable.block_wear(state, run, found)
         for i in range(1, state["candidates"]):
-            drawn = _drawn(state, first + i, block)
+            drawn = frametable.draw_other(state, state["swap_key"], first + i, block)
             wear = frametable.block_wear(state, run, drawn)
             if wear < least:
                 found, least = drawn, wear

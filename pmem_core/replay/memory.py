@@ -49,20 +49,11 @@ class Memory:
         if self._survives is not None:
             run["endurance"] = self._survives.ctypes.data
             weakest = int(self._survives.min())
-        figures = {
-            "medium_bytes": info.size,
-            "line_count": plan.line_count,
+        figures = plan.for_compiled_code() | {
             "unit_count": len(self._units),
             "unit_shift": unit_shift,
             "table_words": len(self._table),
             "tick_words": plan.tick_words,
-            "section_count": plan.section_count,
-            "page_count": info.page_count,
-            "frame_shift": info.frame_bytes.bit_length() - 1,
-            "line_shift": info.line_bytes.bit_length() - 1,
-            "section_shift": info.section_pages.bit_length() - 1,
-            "descriptor_bytes": info.descriptor_bytes if plan.has_descriptors else 0,
-            "coalesced": int(plan.pending_bytes > 0),
             "weakest": weakest,
             "deaths_room": len(self._deaths),
         }

@@ -8,20 +8,16 @@ from markupsafe import Markup
 
 from .. import __version__
 from ..study import answer
-from ..study.answer import hottest_over_mean, percent, select
+from ..study.answer import distinct, hottest_over_mean, percent, select
 from . import figures, words
 from .page import Drawing, Key, Page, Section, Table
 
 Row = dict[str, Any]
 
 
-def _distinct(rows: list[Row], column: str) -> list[Any]:
-    return list(dict.fromkeys(row[column] for row in rows))
-
-
 def _lives(rows: list[Row]) -> tuple[list[str], list[str], list[list[float | None]]]:
     """Levelings, workloads, and the life of each pair; None where it was not run."""
-    labels, loads = _distinct(rows, "leveling"), _distinct(rows, "workload")
+    labels, loads = distinct(rows, "leveling"), distinct(rows, "workload")
     there = {(row["leveling"], row["workload"]): row["normalized_life"] for row in rows}
     return labels, loads, [[there.get((label, load)) for load in loads] for label in labels]
 
@@ -30,7 +26,7 @@ def drawings(rows: list[Row]) -> list[Drawing]:
     """The figures; those whose rows were not run are left out."""
     rows, found = answer.of_first_endurance(rows), []
     interleaved = select(rows, placement="interleaved", descriptor_writes="each")
-    for unit in sorted(_distinct(interleaved, "line_bytes"), reverse=True):
+    for unit in sorted(distinct(interleaved, "line_bytes"), reverse=True):
         labels, loads, lives = _lives(select(interleaved, line_bytes=unit))
         found.append(
             Drawing(
@@ -95,8 +91,8 @@ def report(rows: list[Row], name: str) -> Page:
         sections,
         [
             Key("lives", words.number(len(rows)), "each until the first line died"),
-            Key("levelings", words.number(len(_distinct(rows, "leveling")))),
-            Key("workloads", words.number(len(_distinct(rows, "workload")))),
+            Key("levelings", words.number(len(distinct(rows, "leveling")))),
+            Key("workloads", words.number(len(distinct(rows, "workload")))),
             Key("best life", percent(best["normalized_life"]), f"{best['leveling']}, {best['workload']}"),
         ],
         data={"rows": rows, "version": __version__},

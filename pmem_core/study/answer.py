@@ -2,6 +2,7 @@
 """What a study found, in words: every number in them is out of its rows."""
 
 from collections.abc import Iterable
+from typing import Any
 
 from .run import Row
 
@@ -14,6 +15,11 @@ COST_LITTLE = 0.05  # extra writes that a device can bear
 def select(rows: Iterable[Row], **wanted: object) -> list[Row]:
     """Rows whose columns are as wanted."""
     return [row for row in rows if all(row[name] == value for name, value in wanted.items())]
+
+
+def distinct(rows: Iterable[Row], column: str) -> list[Any]:
+    """The values of a column, each once, in order of appearance."""
+    return list(dict.fromkeys(row[column] for row in rows))
 
 
 def life(rows: Iterable[Row], **wanted: object) -> float | None:
@@ -60,8 +66,8 @@ def paragraphs(rows: list[Row]) -> list[str]:
     """The answer.  Empty where the rows that it is made from were not run."""
     every, rows = rows, of_first_endurance(rows)
     units = sorted({row["line_bytes"] for row in rows if row["placement"] == "interleaved"})
-    labels = list(dict.fromkeys(row["leveling"] for row in rows))
-    loads = list(dict.fromkeys(row["workload"] for row in rows))
+    labels = distinct(rows, "leveling")
+    loads = distinct(rows, "workload")
     found = []
     if "none" in labels and "uniform" in loads and units:
         found.append(_without(rows, units))
@@ -117,7 +123,7 @@ def _with(rows: list[Row], labels: list[str], unit: int) -> str:
 
 def _longer(rows: list[Row]) -> str:
     told = []
-    for label in dict.fromkeys(row["leveling"] for row in rows):
+    for label in distinct(rows, "leveling"):
         of_label = select(rows, leveling=label, placement="interleaved", descriptor_writes="each", workload="uniform")
         unit = max((row["line_bytes"] for row in of_label), default=0)
         lives = sorted((row["endurance"], row["normalized_life"]) for row in select(of_label, line_bytes=unit))
@@ -170,7 +176,7 @@ def _everywhere(rows: list[Row], labels: list[str], loads: list[str], units: lis
 
 def _written(rows: list[Row], unit: int) -> list[str]:
     found = []
-    for load in dict.fromkeys(row["workload"] for row in rows):
+    for load in distinct(rows, "workload"):
         common = {"placement": "interleaved", "leveling": "none", "line_bytes": unit, "workload": load}
         each, rare = (select(rows, descriptor_writes=writes, **common) for writes in ("each", "coalesced"))
         if each and rare and each[0]["data_life"]:

@@ -5,10 +5,9 @@ import csv
 import io
 import json
 from collections.abc import Iterable
-from typing import Any
 
 from . import answer
-from .answer import hottest_over_mean, percent, select
+from .answer import distinct, hottest_over_mean, percent, select
 from .run import Row
 
 COLUMNS = (
@@ -49,17 +48,13 @@ def _number(value: float | None, digits: int = 2) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
 
 
-def _distinct(rows: Iterable[Row], column: str) -> list[Any]:
-    return list(dict.fromkeys(row[column] for row in rows))
-
-
 def _by_workload(rows: list[Row], placement: str, unit: int, writes: str) -> list[str]:
     chosen = select(rows, placement=placement, line_bytes=unit, descriptor_writes=writes)
     if not chosen:
         return []
-    loads = _distinct(chosen, "workload")
+    loads = distinct(chosen, "workload")
     lines = []
-    for label in _distinct(chosen, "leveling"):
+    for label in distinct(chosen, "leveling"):
         of_label = {row["workload"]: row for row in select(chosen, leveling=label)}
         lives = [percent(of_label[load]["normalized_life"]) if load in of_label else "–" for load in loads]
         lines.append([label, *lives])
@@ -89,13 +84,13 @@ def _by_unit(rows: list[Row]) -> list[str]:
 
 
 def _by_endurance(rows: list[Row]) -> list[str]:
-    endurances = sorted(_distinct(rows, "endurance"))
+    endurances = sorted(distinct(rows, "endurance"))
     if len(endurances) < 2:
         return []
     unit = max(row["line_bytes"] for row in rows if row["endurance"] == endurances[-1])
     chosen = select(rows, placement="interleaved", descriptor_writes="each", workload="uniform", line_bytes=unit)
     lines = []
-    for label in _distinct(chosen, "leveling"):
+    for label in distinct(chosen, "leveling"):
         lives = {row["endurance"]: row["normalized_life"] for row in select(chosen, leveling=label)}
         interval = select(chosen, leveling=label)[0]["interval"]
         lines.append([label, str(interval or "–"), *(percent(lives.get(value)) for value in endurances)])
@@ -105,7 +100,7 @@ def _by_endurance(rows: list[Row]) -> list[str]:
 
 def _parameters(rows: list[Row]) -> list[str]:
     lines = []
-    for label in _distinct(rows, "leveling"):
+    for label in distinct(rows, "leveling"):
         row = select(rows, leveling=label)[0]
         told = " ".join(f"{key}={value}" for key, value in row["parameters"].items())
         lines.append([label, row["policy"], told or "–", _number(row["turns"], 0)])
@@ -115,7 +110,7 @@ def _parameters(rows: list[Row]) -> list[str]:
 def as_markdown(rows: list[Row], command: str, figures: Iterable[tuple[str, str, str]] = ()) -> str:
     """The study as a page.  command: that made it; figures: path, alternative text and caption of each."""
     every, rows = rows, answer.of_first_endurance(rows)
-    frames = " or ".join(str(value) for value in _distinct(rows, "frames"))
+    frames = " or ".join(str(value) for value in distinct(rows, "frames"))
     lines = [
         "# Will wear leveling migrate the hot pages?",
         "",
@@ -134,10 +129,10 @@ def as_markdown(rows: list[Row], command: str, figures: Iterable[tuple[str, str,
     lines += _by_unit(rows)
     lines += _by_endurance(every)
     lines += ["## Life by workload", ""]
-    for placement in _distinct(rows, "placement"):
+    for placement in distinct(rows, "placement"):
         of_placement = select(rows, placement=placement)
-        for unit in sorted(_distinct(of_placement, "line_bytes"), reverse=True):
-            for writes in _distinct(of_placement, "descriptor_writes"):
+        for unit in sorted(distinct(of_placement, "line_bytes"), reverse=True):
+            for writes in distinct(of_placement, "descriptor_writes"):
                 lines += _by_workload(rows, placement, unit, writes)
     lines += _parameters(rows)
     lines += ["## The answer", ""]
