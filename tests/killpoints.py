@@ -30,7 +30,7 @@ import numpy as np
 from cuts import judge, judge_checked, opened
 from oracle import Broken, Oracle
 from planted import AT_KILLS, PLANTED
-from recorded import KIB, content, small
+from recorded import KIB, content, do, small
 from tally_reader import kept_and_added
 from tracing import Files, Trace, write_files
 
@@ -123,23 +123,6 @@ def choices(level: str, place: str, *, all_of_them: bool) -> Iterator[list[Choic
 
 
 # ---- the device at work ----
-
-
-def do(device: Device, operation: tuple) -> None:
-    """Do an operation, as recorded.workload has them."""
-    kind = operation[0]
-    if kind == "write":
-        device.write(operation[3], operation[1], fua=operation[4] == "fua")
-    elif kind == "trim":
-        device.trim(operation[2], operation[1], fua=operation[4] == "fua")
-    elif kind == "zero":
-        device.zero(operation[2], operation[1], may_trim=operation[3], fua=operation[4] == "fua")
-    elif kind == "settle":
-        device.checkpoint(settle_sections=True)
-    elif kind == "commit":
-        device.commit_moves()
-    else:
-        getattr(device, kind)()
 
 
 class Work:

@@ -179,6 +179,25 @@ class WatchedLock:
 # ---- the recording ----
 
 
+def do(device: Device, operation: tuple) -> None:
+    """Do an operation, as `workload` has them."""
+    kind = operation[0]
+    if kind == "write":
+        device.write(operation[3], operation[1], fua=operation[4] == "fua")
+    elif kind == "trim":
+        device.trim(operation[2], operation[1], fua=operation[4] == "fua")
+    elif kind == "zero":
+        device.zero(operation[2], operation[1], may_trim=operation[3], fua=operation[4] == "fua")
+    elif kind == "settle":
+        device.checkpoint(settle_sections=True)
+    elif kind == "commit":
+        device.commit_moves()
+    elif kind == "kill":
+        device.abandon()
+    else:
+        getattr(device, kind)()
+
+
 class Recording:
     """Events of one or more sessions of the image at `folder`, from its start (Disk, Oracle) on."""
 
@@ -386,20 +405,7 @@ class Recording:
         self.events.append(("call", request, operation))
         kind, device = operation[0], self.device
         assert device is not None
-        if kind == "write":
-            device.write(operation[3], operation[1], fua=operation[4] == "fua")
-        elif kind == "trim":
-            device.trim(operation[2], operation[1], fua=operation[4] == "fua")
-        elif kind == "zero":
-            device.zero(operation[2], operation[1], may_trim=operation[3], fua=operation[4] == "fua")
-        elif kind == "settle":
-            device.checkpoint(settle_sections=True)
-        elif kind == "commit":
-            device.commit_moves()
-        elif kind in ("close", "kill"):
-            device.close() if kind == "close" else device.abandon()
-        else:
-            getattr(device, kind)()
+        do(device, operation)
         self.look_all()
         self.events.append(("answer", request))
         if kind in ("close", "kill"):
