@@ -158,7 +158,7 @@ PAGES = st.sampled_from([0, 1, 63, 2**32 - 1, 2**32, 2**32 + 5]) | st.integers(0
 def test_descriptor_is_what_the_document_says(size, page, crc, generation, writes):
     scratch = Scratch(size)
     for _ in range(writes):
-        descriptor.note_write(scratch.run[0], page, crc, generation)
+        descriptor.note_write(scratch.run[0], page, crc, generation, 0)
     twin = Descriptors(size)
     twin.fields[page] = (crc, True, writes, generation)
     assert scratch.get() == twin.descriptor(page)
@@ -180,7 +180,7 @@ class Descriptors:
 @pytest.mark.parametrize("size", SIZES)
 def test_every_bit_of_a_descriptor_is_covered(size):
     scratch = Scratch(size)
-    descriptor.note_write(scratch.run[0], 7, 0xDEADBEEF, 9)
+    descriptor.note_write(scratch.run[0], 7, 0xDEADBEEF, 9, 0)
     good = scratch.get()
     # All bits of the format's fields, and some of each word behind them.
     for bit in sorted({*range(8 * min(size, 64)), *range(0, 8 * size, 61)}):
@@ -195,7 +195,7 @@ def test_every_bit_of_a_descriptor_is_covered(size):
 @settings(max_examples=20)
 def test_descriptor_in_the_place_of_another_is_damaged(size, page, other):
     scratch = Scratch(size)
-    descriptor.note_write(scratch.run[0], page, 1, 1)
+    descriptor.note_write(scratch.run[0], page, 1, 1, 0)
     # No device has pages whose numbers agree in the 32 bits that the checksum begins with.
     same = page % 2**32 == other % 2**32
     assert scratch.status(other) == (descriptor.VALID if same else descriptor.DAMAGED)
@@ -211,6 +211,6 @@ def test_zeros_are_a_page_never_written(size, page):
 def test_writes_stay_at_the_largest_count():
     scratch = Scratch(64)
     scratch.bytes[12:16] = 255
-    descriptor.note_write(scratch.run[0], 3, 0, 1)
+    descriptor.note_write(scratch.run[0], 3, 0, 1, 0)
     assert scratch.get()[12:16] == b"\xff" * 4
     assert scratch.status(3) == descriptor.VALID
