@@ -171,8 +171,6 @@ def plan(
         raise UsageError(f"descriptor-writes={descriptor_writes}", "no such choice", "each or coalesced")
     frames = max(size - layout.FRAMES_AT, 0) // frame_bytes
     chosen = parameters_of(policy(leveling.family, "leveling", leveling_name), parameters or {}, leveling_name, frames)
-    # Linux takes a smaller descriptor for one that its struct page does not fit into, and refuses a larger one.
-    linux = placement_name == "linear" and leveling_name == "none" and descriptor_bytes == 64
     info = Info(
         uuid=uuid or str(uuid_.uuid4()),
         size=size,
@@ -188,10 +186,16 @@ def plan(
         page_count=0,
         data_at=0,
         created=int(time.time()),
-        linux=linux,
+        linux=is_linux(placement_name, leveling_name, descriptor_bytes),
         descriptor_format=suited_format(placement_name, descriptor_bytes, descriptor_format),
     )
     return with_sections(derive(info, fresh=True))
+
+
+def is_linux(placement_name: str, leveling_name: str, descriptor_bytes: int) -> bool:
+    """True where Linux can use the medium as it is."""
+    # Linux takes a smaller descriptor for one that its struct page does not fit into, and refuses a larger one.
+    return placement_name == "linear" and leveling_name == "none" and descriptor_bytes == 64
 
 
 def with_sections(made: Geometry) -> Geometry:

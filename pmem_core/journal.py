@@ -250,7 +250,12 @@ class Journal:
             self._put_meta(transaction, "conversion", record)
 
     def put_shape(
-        self, core: bytes, chunks: dict[int, bytes], rows: dict[int, bytes], record: dict[str, Any], event: dict[str, Any]
+        self,
+        core: bytes,
+        chunks: dict[int, bytes],
+        rows: dict[int, bytes],
+        record: dict[str, Any],
+        event: dict[str, Any],
     ) -> None:
         """Commit core, table, sections (all of them anew), how far the conversion is, and that the image is closed."""
         with self._write() as transaction:

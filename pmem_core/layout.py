@@ -273,7 +273,7 @@ assert all(
     for (field, _, offset), (_, _, following) in itertools.pairwise(_INFO_FIELDS)
 )
 assert DESCRIPTOR.itemsize == 64 and _DESCRIPTOR_FIELDS[3][2] + 4 == DESCRIPTOR_BYTES_MIN
-assert all(DESCRIPTOR_2.fields[name] == DESCRIPTOR.fields[name] for name in DESCRIPTOR.names or ())
+assert _DESCRIPTOR_2_FIELDS[: len(_DESCRIPTOR_FIELDS)] == _DESCRIPTOR_FIELDS and _DESCRIPTOR_FIELDS[-1][2] < 64
 assert HEAD.itemsize <= ZONE_BYTES
 
 

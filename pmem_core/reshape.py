@@ -2,14 +2,24 @@
 """The loops of a conversion: pages and their descriptors change places (convert/run.py has the order of steps).
 
 `device` is (RUN[1], core[1]), as for a request: the image as it is.  `target` is the same with the size and format of
-descriptors, and the placement's record, that it is to have; both see the same files.  `held` has a bit a page, set where
-it holds data (uint8[]).  An answer is ``page << STOP_SHIFT | code``, and the loop goes on from that page.
+descriptors, and the placement's record, that it is to have; both see the same files.  `held` (uint8[]) has a bit a
+page, set where it holds data.  An answer is ``page << STOP_SHIFT | code``, and the loop goes on from that page.
 """
 
 from . import descriptor, media, onepage, placement
 from .checkscan import has
 from .jit import copy_bytes, hot, u8_at
-from .layout import BAD_DATA, CAUSE_DESCRIPTOR, CAUSE_INFO, CAUSE_MOVE, INFO_BYTES, OK, PAGE_BYTES, PAGE_SHIFT, STOP_SHIFT
+from .layout import (
+    BAD_DATA,
+    CAUSE_DESCRIPTOR,
+    CAUSE_INFO,
+    CAUSE_MOVE,
+    INFO_BYTES,
+    OK,
+    PAGE_BYTES,
+    PAGE_SHIFT,
+    STOP_SHIFT,
+)
 
 
 @hot
@@ -177,7 +187,7 @@ def sweep_placed(device, in_file, number, last):
 
 @hot
 def verify(target, numbers, held):
-    """Read what lies behind descriptor pages `numbers` as the target has it; the first page that is not right, or -1."""
+    """Read the pages of descriptor pages `numbers` as the target has them; the first that is not right, or -1."""
     run, core = target[0][0], target[1][0]
     each = PAGE_BYTES // run["descriptor_bytes"]
     for i in range(numbers.size):
@@ -185,7 +195,9 @@ def verify(target, numbers, held):
             status = onepage.load_descriptor(run, core, page)
             if status == descriptor.DAMAGED or (status == descriptor.EMPTY and has(held, page)):
                 return page
-            if status == descriptor.VALID and (descriptor.holds_data(run) != has(held, page) or _is_wrong(run, core, page)):
+            if status == descriptor.VALID and (
+                descriptor.holds_data(run) != has(held, page) or _is_wrong(run, core, page)
+            ):
                 return page
     return -1
 

@@ -410,7 +410,7 @@ class Naive:
         self.requests |= dict.fromkeys(("trims", "trimmed_bytes", "zeros", "zeroed_bytes"), 0)
         self.touched, self.dirty, self.recent = set(), set(), set()  # sections: ever, lately, very lately written
         self.fields = {}  # page -> what its descriptor says
-        self.more = {}  # page -> what only format 2 says: lines worn by data and by the descriptor, session, first write
+        self.more = {}  # page -> what only format 2 says: data, descriptor, session, first
         self.pending = {}  # slot -> page
 
     @property

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import recovery
+from .. import layout, recovery
 from ..host import data_ranges
 from .findings import Finding, Kind, Report
 
@@ -67,3 +67,17 @@ def compare_totals(report: Report, core: np.ndarray) -> list[Finding]:
     if not recovery.sum_is_wrong(core):
         return []
     return [report.add(Kind.TOTALS_WRONG, "state", "one of them, or the sum")]
+
+
+def compare_lines(report: Report, tally: Any, lines: np.ndarray) -> None:
+    """Report where descriptors tell of more line writes (int64[2], of data and of descriptors) than the totals have.
+
+    Of less is no fault: a page that a kill interrupted, a descriptor that was built anew.  After a power cut the totals
+    may lack what descriptors have.
+    """
+    if tally["cuts"] or tally["uncheckpointed"]:
+        return
+    for cause, count in zip((layout.CAUSE_HOST, layout.CAUSE_DESCRIPTOR), lines.tolist(), strict=True):
+        if count > tally["worn"][cause]:
+            detail = f"{layout.CAUSES[cause]}: {count} by the descriptors, {tally['worn'][cause]} by the totals"
+            report.add(Kind.LINES_WRONG, "media", detail)

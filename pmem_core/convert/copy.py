@@ -15,7 +15,7 @@ from typing import Any
 from .. import geometry, host, image, layout
 from ..device import Device
 from ..errors import BadData, DoesNotFit, UnsupportedImage, UsageError
-from .run import shape, wanted_shape
+from .steps import shape
 
 CHUNK_BYTES = 4 << 20
 
@@ -49,7 +49,8 @@ def convert_into(
             placement_name=info.placement,
             leveling_name=info.leveling,
             parameters=info.parameters["leveling"],
-            **wanted_shape(info, descriptor_bytes, descriptor_format),
+            descriptor_bytes=descriptor_bytes,
+            descriptor_format=descriptor_format,
             descriptor_writes=info.descriptor_writes,
             checksums=info.checksums,
             frame_bytes=info.frame_bytes,

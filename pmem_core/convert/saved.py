@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The file `conversion` of an image: its descriptors as they are to be, while the medium has them neither here nor there.
+"""The file `conversion` of an image: its descriptors as they are to be, while the medium does not have all of them.
 
 A head of 4096 bytes, then a record for each descriptor page (reshape.gather) that says something: which one it is, and
 its 4096 bytes.  The head is written last, with a checksum of all records, so a file that is not finished is none.
