@@ -14,6 +14,8 @@ from .layout import (
     CAUSE_DESCRIPTOR,
     CAUSE_INFO,
     CAUSE_MOVE,
+    ERRNO_SHIFT,
+    HOST,
     INFO_BYTES,
     OK,
     PAGE_BYTES,
@@ -97,6 +99,20 @@ def batch(device, target, held, page, step, most):
 
 
 @hot
+def _reserve(run, core, placed):
+    """Make sure that the host has room for the page at `placed`, and take no more: it may be a page in a hole."""
+    done = 0
+    while done < PAGE_BYTES:
+        size = onepage.piece(run, placed + done, PAGE_BYTES - done)
+        at = onepage.medium_at(run, core, placed + done)
+        error = media.allocate(run, at, at + size)
+        if error:
+            return error << ERRNO_SHIFT | HOST
+        done += size
+    return OK
+
+
+@hot
 def move(device, target, held, page, end, step):
     """Copy each page with data from `page` to the one before `end`, by `step`, to where the target has it."""
     run, core, there = device[0][0], device[1][0], target[1][0]["placement"]
@@ -106,7 +122,7 @@ def move(device, target, held, page, end, step):
         if has(held, page) and source != placed:
             code = onepage.settle(run, core, placed, PAGE_BYTES)
             if code == OK:
-                code = onepage.reserve(run, core, placed, PAGE_BYTES)
+                code = _reserve(run, core, placed)
             if code:
                 return page << STOP_SHIFT | code
             onepage.load(run, core, source, buffer, 0, PAGE_BYTES)
@@ -126,7 +142,7 @@ def describe(device, target, numbers, pages, done):
         placed = placement.descriptor_at(there, numbers[done] * each)
         code = onepage.settle(run, core, placed, PAGE_BYTES)
         if code == OK:
-            code = onepage.reserve(run, core, placed, PAGE_BYTES)
+            code = _reserve(run, core, placed)
         if code:
             return done << STOP_SHIFT | code
         onepage.store(run, core, CAUSE_DESCRIPTOR, placed, pages, done * PAGE_BYTES, PAGE_BYTES)

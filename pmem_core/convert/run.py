@@ -34,7 +34,7 @@ from ..geometry import Geometry
 from ..infoblock import Info
 from ..journal import Journal
 from . import saved
-from .steps import PHASES, Conversion, Watch, finish, forget, gather, shape, summary, told
+from .steps import PHASES, SHAPED, Conversion, Watch, finish, forget, gather, line_writes, shape, summary, told
 
 
 def planned(old: Geometry, wanted: dict[str, int]) -> Geometry:
@@ -114,12 +114,13 @@ def _begin(path: Path, size: int | None, of_format: int | None, watch: Watch) ->
             raise
         record = {"from": shape(info), "to": wanted, "phase": PHASES[0], "at": None}
         device.journal.put_conversion(record)
+        before = line_writes(device)
         marked = dataclasses.replace(info, generation=info.generation + 1, converting=True)
         block = np.frombuffer(infoblock.pack(marked), np.uint8).copy()
         for at in layout.INFO_OFFSETS:
             checkscan.store_info(device.handle, block, at)
             device.flush(counted=False)
-        return Conversion(device, new, record, watch).run()
+        return Conversion(device, new, record, watch, before).run()
     except BaseException:
         _let_go(device)
         raise
@@ -152,7 +153,7 @@ def _go_on(path: Path, size: int | None, of_format: int | None, watch: Watch) ->
             if other != to or (size is None and of_format not in (None, to["descriptor_format"])):
                 raise UsageError(path, f"a conversion to {told(to)} is under way", "the same options again, or none")
             new = planned(dataclasses.replace(old, info=_before(old.info)), to)
-            if record["phase"] == "finish":
+            if record["phase"] == SHAPED:
                 finish(path, journal, new)
                 return summary(record, old, new)
         finally:
@@ -161,7 +162,7 @@ def _go_on(path: Path, size: int | None, of_format: int | None, watch: Watch) ->
         lock.release()
     device = Device(path, converting=True)
     try:
-        return {**Conversion(device, new, record, watch).run(), "resumed": True}
+        return {**Conversion(device, new, record, watch, line_writes(device)).run(), "resumed": True}
     except BaseException:
         _let_go(device)
         raise

@@ -20,6 +20,7 @@ from . import saved
 BATCH_PAGES = 1 << 14  # most pages of a batch: 64 MiB
 BAD_SHOWN = 20
 PHASES = ("move", "describe", "sweep", "verify", "finish")
+SHAPED = "shaped"  # the journal has the new shape; what is left is to make files of it
 Watch = Callable[[float], None]
 
 
@@ -76,15 +77,20 @@ def gather(device: Device, new: Geometry, writer: saved.Writer, watch: Watch) ->
     writer.finish()
 
 
-class Conversion:
-    """One that is under way, in an opened device."""
+def line_writes(device: Device) -> np.ndarray:
+    """The totals of line writes by cause, int64[4]."""
+    return np.array(device.mapping.core["tally"][0]["worn"])
 
-    def __init__(self, device: Device, new: Geometry, record: dict[str, Any], watch: Watch) -> None:
+
+class Conversion:
+    """One that is under way, in an opened device.  before: the line writes by cause when this run began, int64[4]."""
+
+    def __init__(self, device: Device, new: Geometry, record: dict[str, Any], watch: Watch, before: np.ndarray) -> None:
         self.device, self.new, self.record, self.watch = device, new, record, watch
         info = new.info
         self.saved = saved.Saved(device.path, info.uuid, info.descriptor_bytes, info.page_count)
         self.target = target_of(device, new)
-        self._worn = device.mapping.core["tally"][0]["worn"].copy()
+        self._before = before
 
     def run(self) -> dict[str, Any]:
         """Do what is left to be done; the summary."""
@@ -167,7 +173,7 @@ class Conversion:
         device, new = self.device, self.new
         for at in layout.INFO_OFFSETS:
             reshape.count_info(device.handle, at)
-        worn = (device.mapping.core["tally"][0]["worn"] - self._worn).tolist()
+        worn = (line_writes(device) - self._before).tolist()
         self.summary = {
             **summary(self.record, device.plan, new),
             "pages_with_data": int(np.unpackbits(self.saved.held).sum()),
@@ -181,7 +187,7 @@ class Conversion:
         sections = self.saved.sections(new.section_count, new.info.section_pages)
         event = {"event": "converted", "from": told(self.record["from"]), "to": told(self.record["to"])}
         chunks, rows = dict(statefile.table_chunks(table)), dict(statefile.section_rows(sections))
-        device.journal.put_shape(core.tobytes(), chunks, rows, {**self.record, "phase": "finish"}, event)
+        device.journal.put_shape(core.tobytes(), chunks, rows, {**self.record, "phase": SHAPED}, event)
         try:
             finish(device.path, device.journal, new, ticks)
         finally:
