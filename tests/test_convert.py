@@ -6,6 +6,7 @@ import os
 import random
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from unittest import mock
 
@@ -21,9 +22,17 @@ from pmem_core.errors import BadData, DoesNotFit, HostFull, ImageBusy, Unsupport
 HERE = Path(__file__).resolve().parent
 SEED = os.environ.get("PMEM_NBD_SEED", "20150507")
 CUTS = int(os.environ.get("PMEM_NBD_CONVERSIONS", "24"))
+MEMORY = Path("/dev/shm")
 PAGE = layout.PAGE_BYTES
 ENOSPC = 28
 BUSY = {"leveling_name": "start_gap", "parameters": {"interval": 3, "region_frames": 64}}
+
+
+@pytest.fixture
+def tmp_path(tmp_path):
+    """In memory where that can be: a conversion waits for the disk several times a batch."""
+    with tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else tmp_path) as folder:
+        yield Path(folder)
 
 
 def make(path: Path, size: int = 1 << 20, pages: int = 60, seed: int = 1, **options) -> bytes:
@@ -122,8 +131,8 @@ def test_what_is_free_is_given_back(tmp_path):
     with Device(path) as device:
         device.trim(500 * PAGE, 0)
     convert.convert(path, 256)
-    # 100 pages and what describes them, and the info blocks.
-    assert (path / "media").stat().st_blocks * 512 <= (100 + 100 // 16 + 4) * PAGE + 65536
+    # 100 pages, the descriptors of all that were ever written, and the info blocks.
+    assert (path / "media").stat().st_blocks * 512 <= (100 + -(-600 // 16) + 4) * PAGE
 
 
 def test_conversion_to_what_it_is_changes_nothing(tmp_path):
@@ -263,7 +272,7 @@ def test_every_verb_says_that_one_is_under_way(halfway, capsys, monkeypatch, ver
     assert cli.main([name, "disk.pmem", *options]) == 1
     told = capsys.readouterr()
     assert told.out == ""
-    assert told.err == "disk.pmem: a conversion is under way: finish it with 'pmem-nbd convert disk.pmem'\n"
+    assert told.err.replace(f"{path.parent}/", "") == "disk.pmem: a conversion is under way: finish it with 'pmem-nbd convert disk.pmem'\n"
 
 
 def test_full_host_is_one_line_and_it_goes_on_afterwards(tmp_path):

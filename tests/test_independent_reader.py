@@ -213,8 +213,6 @@ def fields_of(dtype) -> list[tuple[int, str, str]]:
         ("The descriptor, format 1", layout.DESCRIPTOR),
         ("The descriptor, format 2", layout.DESCRIPTOR_2),
         ("The file of a conversion", saved.HEAD),
-        ("The descriptor, format 2", layout.DESCRIPTOR_2),
-        ("The file of a conversion", saved.HEAD),
         ("Head", layout.HEAD),
         ("Tally", layout.TALLY),
         ("interleaved", geometry.placement.family.modules["interleaved"].STATE),
