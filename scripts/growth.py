@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: MIT
 """What larger descriptors cost, in room and in wear: the tables of docs/converting.md.
 
-    .venv/bin/python scripts/growth.py               print them
-    .venv/bin/python scripts/growth.py --write-docs  and put them into the document
+.venv/bin/python scripts/growth.py               print them
+.venv/bin/python scripts/growth.py --write-docs  and put them into the document
 """
 
 import argparse
 import contextlib
 import io
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -25,7 +26,10 @@ WORKLOAD = ["--size", "8M", "--workload", "uniform", "--endurance", "20000", "--
 
 def room() -> list[str]:
     """What the client sees of 8 GiB."""
-    rows = ["| descriptor | interleaved | linear | of 8 GiB the client sees, interleaved |", "| --- | --- | --- | --- |"]
+    rows = [
+        "| descriptor | interleaved | linear | of 8 GiB the client sees, interleaved |",
+        "| --- | --- | --- | --- |",
+    ]
     for size in SIZES:
         shares, seen = [], 0
         for place in ("interleaved", "linear"):
@@ -73,9 +77,10 @@ def main() -> int:
     for name, table in (("room", room()), ("wear", wear())):
         print("\n".join(table) + "\n")
         if given.write_docs:
-            begin, end, text = f"<!-- {name} -->\n", f"\n<!-- end of {name} -->", DOCUMENT.read_text()
-            before, _, rest = text.partition(begin)
-            DOCUMENT.write_text(before + begin + "\n".join(table) + end + rest.partition(end)[2])
+            begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->"
+            text = "\n".join(table)
+            page = re.sub(f"{begin}.*{end}", f"{begin}{text}\n{end}", DOCUMENT.read_text(), flags=re.DOTALL)
+            DOCUMENT.write_text(page)
     return 0
 
 

@@ -272,7 +272,10 @@ def test_every_verb_says_that_one_is_under_way(halfway, capsys, monkeypatch, ver
     assert cli.main([name, "disk.pmem", *options]) == 1
     told = capsys.readouterr()
     assert told.out == ""
-    assert told.err.replace(f"{path.parent}/", "") == "disk.pmem: a conversion is under way: finish it with 'pmem-nbd convert disk.pmem'\n"
+    assert (
+        told.err.replace(f"{path.parent}/", "")
+        == "disk.pmem: a conversion is under way: finish it with 'pmem-nbd convert disk.pmem'\n"
+    )
 
 
 def test_full_host_is_one_line_and_it_goes_on_afterwards(tmp_path):
