@@ -11,7 +11,7 @@ import pytest
 from independent_reader import Reader
 from naive import crc32c_raw
 
-from pmem_core import cli, convert, geometry, image, infoblock, layout
+from pmem_core import cli, convert, geometry, host, image, infoblock, layout
 from pmem_core.check import check
 from pmem_core.device import Device
 from pmem_core.errors import UnsupportedImage, UsageError
@@ -173,6 +173,19 @@ def test_check_finds_what_cannot_be(path, fields, words):
     change(path, 0, **fields)
     report = check(path)
     assert not report.clean and words in str(report.findings[0])
+
+
+def test_totals_that_a_power_cut_set_back_are_no_fault(path):
+    """The descriptors know of writes that the totals of the last checkpoint do not."""
+    with mock.patch.object(host, "witness", return_value={"boot": "0", "mount": 1, "device": 1, "inode": 1}):
+        device = Device(path)
+        device.write(b"a" * PAGE, 0, fua=True)
+        device.abandon()
+    with Device(path) as device:
+        assert device.recovery == "power cut"
+    for _ in range(2):
+        assert "lines_wrong" not in check(path, repair=True).as_dict()["counts"]
+    assert check(path).clean
 
 
 def test_info_shows_the_descriptor_of_a_page(path, capsys):
