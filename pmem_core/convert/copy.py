@@ -43,7 +43,9 @@ def convert_into(
         if source.recovery:
             raise UnsupportedImage(path, "it was not closed properly", f"'pmem-nbd check --repair {path}' first")
         if not source.plan.has_descriptors:
-            raise UnsupportedImage(path, f"placement {info.placement} has no descriptors", "interleaved or linear")
+            raise UnsupportedImage(
+                path, f"placement {info.placement} has no descriptors on the medium", "interleaved or linear"
+            )
         plan = geometry.plan(
             size or info.size,
             placement_name=info.placement,

@@ -77,6 +77,7 @@ def convert(
 
 
 def wanted_shape(info: Info, size: int, of_format: int | None) -> dict[str, int]:
+    """The shape that is asked for, of an image of `info`.  UsageError where there is none such."""
     geometry.check_descriptor_bytes(size)
     return {
         "descriptor_bytes": size,
@@ -88,7 +89,9 @@ def _begin(path: Path, size: int | None, of_format: int | None, watch: Watch) ->
     found = snapshot.look(path)
     old, info = found.plan, found.plan.info
     if not old.has_descriptors:
-        raise UnsupportedImage(path, f"placement {info.placement} has no descriptors", "interleaved or linear")
+        raise UnsupportedImage(
+            path, f"placement {info.placement} has no descriptors on the medium", "interleaved or linear"
+        )
     if size is None:
         raise UsageError(path, "no conversion is under way", "--descriptor-bytes, to begin one")
     wanted = wanted_shape(info, size, of_format)

@@ -35,6 +35,7 @@ def told(of: dict[str, int]) -> str:
 
 
 def summary(record: dict[str, Any], old: Geometry, new: Geometry) -> dict[str, Any]:
+    """What every conversion says of itself when it is done; sizes in bytes."""
     sizes = {"device_bytes_before": old.device_bytes, "device_bytes": new.device_bytes}
     return {"from": record["from"], "to": record["to"], "changed": True, **sizes}
 
