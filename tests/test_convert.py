@@ -21,7 +21,7 @@ from pmem_core.errors import BadData, DoesNotFit, HostFull, ImageBusy, Unsupport
 
 HERE = Path(__file__).resolve().parent
 SEED = os.environ.get("PMEM_NBD_SEED", "20150507")
-CUTS = int(os.environ.get("PMEM_NBD_CONVERSIONS", "24"))
+CUTS = int(os.environ.get("PMEM_NBD_CONVERSIONS", "12"))
 MEMORY = Path("/dev/shm")
 PAGE = layout.PAGE_BYTES
 ENOSPC = 28
