@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
 """The loops that time page maps.  All are one compiled function, so that each map is compiled once.
 
-A loop takes its page numbers from an array.  What it finds is summed up and returned, so that no lookup can be left out
-as useless; where lookups shall wait for each other, the place of the next page number is made to depend on what the last
-one found, which no compiler can know to add nothing.
+A loop takes its page numbers from an array.  What it finds is summed up and returned, so that no lookup can be left
+out as useless; where lookups shall wait for each other, the place of the next page number is made to depend on what the
+last one found, which no compiler can know to add nothing.
 """
 
 from . import pagemaps
@@ -35,7 +35,7 @@ def _waiting(state, pages, read):
 def perform(states, what, pages, extents, held):
     """Do `what` for each page of `pages` (int64[n]) or extent of `extents` (int64[n, 2]: first page, pages).
 
-    states: STATE[1] of a page map.  held: int64[n], the descriptors that GET and BEGIN answer and PUT and END give back.
+    states: STATE[1] of a page map.  held: int64[n], descriptors: GET and BEGIN answer them, PUT and END give them back.
     Returns the sum of the addresses (WHERE, LATENCY, READ, GET, BEGIN, IO), the pages brought up (BRING_UP: the next
     pages[0] ones), or how many extents there was room for (MAP).
     """

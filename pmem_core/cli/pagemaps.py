@@ -119,12 +119,15 @@ def _draw(result: dict[str, Any], page: Path) -> list[tuple[str, str, str]]:
 
 @contextlib.contextmanager
 def _watching() -> "Iterator[Watch]":
-    """A bar with what is being measured on a terminal; elsewhere a line a step, so that a log shows life."""
+    """A bar with what is being measured on a terminal; elsewhere a line a stage, so that a log shows life."""
     if not on_terminal():
+        told = set()
 
         def tell(done: int, of: int, text: str) -> None:
-            if os.environ.get("PMEM_NBD_QUIET") is None:
-                print(f"pagemaps: {done} of {of}: {text}", file=sys.stderr, flush=True)
+            stage = text.partition(":")[0]
+            if stage not in told and os.environ.get("PMEM_NBD_QUIET") is None:
+                told.add(stage)
+                print(f"pagemaps: {stage}" + (f", {done * 100 // of} %" if of else ""), file=sys.stderr, flush=True)
 
         yield tell
         return

@@ -6,11 +6,13 @@ from collections.abc import Iterable
 from typing import Any
 
 from ..study.answer import ASKED_BY
+from .measure import IN_FLIGHT, PATTERNS
 from .words import (
     HOW,
     INTRO,
     MODES,
     QUESTION,
+    SERVES,
     SERVING,
     bytes_of,
     measured,
@@ -40,8 +42,8 @@ def of_size(result: Result, size: int) -> list[Row]:
 
 
 def _ns(row: Row, pattern: str, mode: str) -> str:
-    found = row["lookups"].get(pattern)
-    return number(found[mode]["ns"]) if found else "–"
+    found = row["lookups"][pattern][mode]
+    return number(found["ns"]) if found else "–"
 
 
 def overview(result: Result) -> list[str]:
@@ -49,48 +51,57 @@ def overview(result: Result) -> list[str]:
     size = max(result["sizes"])
     lines = []
     for row in of_size(result, size):
-        known = result["maps"][row["map"]]
+        first, io, place = row["initialise"], row["first_io"], row["space"]
         lines.append(
             [
                 f"`{row['map']}`",
                 verdict(result["sharing"][row["map"]]),
                 _ns(row, "random", "latency"),
                 _ns(row, "fragmented", "latency"),
-                measured(bytes_of(row["space"]["ram_bytes"]), row["space"]["measured"]),
-                measured(percent(row["space"]["medium_share"]), True),
-                measured(bytes_of(row["initialise"]["bytes"]), row["initialise"]["measured"]),
-                bytes_of(row["first_page"]["bytes"]),
-                known["serves"] or "no",
+                bytes_of(place["ram_bytes"]),
+                bytes_of(place["mapped_ram_bytes"]),
+                percent(place["medium_share"]),
+                measured(bytes_of(first["bytes"]), first["measured"]),
+                measured(seconds(first["seconds"]), first["measured"]),
+                bytes_of(io["bytes"]),
+                number(row["io"]["descriptor_writes"]),
             ]
         )
-    head = ["map", "one descriptor a page, for all", "ns, random", "ns, fragmented", "RAM, all mapped", "of the medium"]
-    head += ["written before first use", "written for one page", "`create`"]
-    return [f"## All maps, a device of {bytes_of(size)}", "", *table(head, lines)]
+    head = ["map", "one descriptor a page, for all", "ns a lookup, random", "fragmented", "RAM, idle"]
+    head += ["RAM, file mapped", "of the medium", "written before first use", "takes", "written for a first I/O"]
+    head += ["descriptor writes an I/O"]
+    mapping = result["rows"][-1]["mapping"]
+    about = (
+        f"Lookups wait for each other. The file that is mapped has {number(mapping['pages'])} pages in"
+        f" {number(mapping['extents'])} extents. ~ is worked out from a part that was run."
+    )
+    kinds = [f"| `{name}` | {known['title']} | {known['source']} |" for name, known in result["maps"].items()]
+    named = ["| map | what it is | whose idea |", "| --- | --- | --- |", *kinds, ""]
+    return [f"## All maps, a device of {bytes_of(size)}", "", about, "", *table(head, lines), *named]
 
 
 def sharing(result: Result) -> list[str]:
     """What the stress counted."""
     lines = []
     for name, found in result["sharing"].items():
-        counts = ("shared", "differed", "without", "updates", "lost_updates", "moved_in_use", "never_written")
+        counts = ("shared", "differed", "without", "updates", "lost_updates", "moved_in_use", "forgotten")
         lines.append([f"`{name}`", verdict(found), *(number(found[count]) for count in counts)])
     head = ["map", "verdict", "pages with two at work", "two descriptors", "no descriptor", "updates", "lost updates"]
-    head += ["moved in use", "dirty and not written"]
+    head += ["moved in use", "dirty bits forgotten"]
     return ["## Does everybody see the same descriptor?", "", SERVING["stress"], "", *table(head, lines)]
 
 
 def lookups(result: Result) -> list[str]:
     """Nanoseconds, a table a mode."""
-    patterns = ("sequential", "random", "fragmented")
     lines = ["## Nanoseconds a lookup", ""]
     for mode, about in MODES.items():
         head = ["map"]
         for size in result["sizes"]:
-            head += [f"{bytes_of(size)}, {pattern}" for pattern in patterns]
+            head += [f"{bytes_of(size)}, {pattern}" for pattern in PATTERNS]
         found = []
         for name in result["maps"]:
             of_map = [row for size in result["sizes"] for row in of_size(result, size) if row["map"] == name]
-            found.append([f"`{name}`", *(_ns(row, pattern, mode) for row in of_map for pattern in patterns)])
+            found.append([f"`{name}`", *(_ns(row, pattern, mode) for row in of_map for pattern in PATTERNS)])
         found.append(["*the loop alone*", *(number(result["loop"][mode]) for _ in head[1:])])
         lines += [f"### {about}", "", *table(head, found)]
     return lines
@@ -98,79 +109,69 @@ def lookups(result: Result) -> list[str]:
 
 def space(result: Result) -> list[str]:
     """RAM and medium by size."""
-    head, found = ["map"], []
-    for size in result["sizes"]:
-        head += [f"RAM, {bytes_of(size)}", "medium", "share"]
-    for name in result["maps"]:
-        line = [f"`{name}`"]
-        for size in result["sizes"]:
-            row = next(row for row in of_size(result, size) if row["map"] == name)["space"]
-            line += [measured(bytes_of(row["ram_bytes"]), row["measured"]), bytes_of(row["medium_bytes"])]
-            line.append(percent(row["medium_share"]))
-        found.append(line)
-    return ["## Space, with all of the device mapped", "", *table(head, found)]
-
-
-def initialisation(result: Result) -> list[str]:
-    """What has to be made before the first use, and for the first page."""
     lines = []
     for row in result["rows"]:
-        whole, first = row["initialise"], row["first_page"]
+        place, mapping = row["space"], row["mapping"]
+        more = place["mapped_ram_bytes"] - place["ram_bytes"]
         lines.append(
             [
                 f"`{row['map']}`",
                 bytes_of(row["size"]),
+                bytes_of(place["ram_bytes"]),
+                bytes_of(place["mapped_ram_bytes"]),
+                number(more / mapping["pages"]),
+                bytes_of(place["medium_bytes"]),
+                percent(place["medium_share"]),
+            ]
+        )
+    head = ["map", "device", "RAM, idle", "RAM, file mapped", "more, bytes a mapped page", "of the medium", "share"]
+    return ["## Space", "", *table(head, lines)]
+
+
+def initialisation(result: Result) -> list[str]:
+    """What has to be made before the first use, and for a first I/O."""
+    lines = []
+    for row in result["rows"]:
+        whole, first = row["initialise"], row["first_io"]
+        lines.append(
+            [
+                f"`{row['map']}`",
+                bytes_of(row["size"]),
+                number(whole["pages"]),
                 measured(number(whole["descriptors"]), whole["measured"]),
                 measured(bytes_of(whole["bytes"]), whole["measured"]),
                 measured(seconds(whole["seconds"]), whole["measured"]),
                 number(first["descriptors"]),
                 bytes_of(first["bytes"]),
+                bytes_of(first["ram_bytes"]),
                 seconds(first["seconds"]),
             ]
         )
-    head = ["map", "device", "descriptors made", "bytes", "time", "for one page", "bytes", "time"]
-    return ["## Initialisation, and the first page", "", *table(head, lines)]
+    head = ["map", "device", "pages brought up", "descriptors made", "bytes written", "takes"]
+    head += ["for a first I/O: descriptors", "bytes written", "RAM", "takes"]
+    about = (
+        "Before the device can be used; and then for the first I/O on a page, each on a page far from the others,"
+        f" {number(IN_FLIGHT)} in flight at once: the mean."
+    )
+    return ["## Initialisation, and a first I/O", "", about, "", *table(head, lines)]
 
 
 def mapping(result: Result) -> list[str]:
-    """What mmap() and munmap() of a fragmented file cost."""
+    """What mmap() and munmap() of a fragmented file cost, and an I/O on one of its pages."""
     lines = []
     for row in result["rows"]:
-        cost = row["mapping"]
-        if cost is None:
-            continue
-        lines.append(
-            [
-                f"`{row['map']}`",
-                bytes_of(row["size"]),
-                number(cost["extents"]),
-                number(cost["pages"]),
-                number(cost["map_ns_extent"]),
-                number(cost["map_ns_page"]),
-                number(cost["unmap_ns_extent"]),
-                number(cost["unmap_ns_page"]),
-            ]
-        )
+        cost, io = row["mapping"], row["io"]
+        ways = [cost[f"{way}_ns_{of}"] for way in ("map", "unmap") for of in ("extent", "page")]
+        counts = [number(cost["extents"]), number(cost["pages"])]
+        of_io = [number(io["ns"]), number(io["descriptor_writes"])]
+        lines.append([f"`{row['map']}`", bytes_of(row["size"]), *counts, *map(number, ways), *of_io])
     head = ["map", "device", "extents", "pages", "map, ns an extent", "ns a page", "unmap, ns an extent", "ns a page"]
-    return ["## Map and unmap a fragmented file", "", *table(head, lines)]
-
-
-def ios(result: Result) -> list[str]:
-    """What an I/O costs."""
-    lines = []
-    for row in of_size(result, max(result["sizes"])):
-        io = row["io"]
-        lines.append(
-            [
-                f"`{row['map']}`",
-                number(io["ns"]),
-                number(io["descriptor_writes"]),
-                bytes_of(io["ram_bytes_outstanding"]),
-            ]
-        )
-    head = ["map", "ns to begin and end", "descriptors written to the medium", "RAM for each page in flight"]
-    size = bytes_of(max(result["sizes"]))
-    return [f"## One I/O of a page, a device of {size}", "", *table(head, lines)]
+    head += ["an I/O, ns", "descriptor writes"]
+    about = (
+        "Nanoseconds to map and unmap the fragmented file, and to begin and end an I/O on a page of it whose descriptor"
+        " was used before; and how many stores to descriptors on the medium that makes."
+    )
+    return ["## Map and unmap a fragmented file, and I/O on it", "", about, "", *table(head, lines)]
 
 
 def claims(result: Result) -> list[str]:
@@ -183,8 +184,9 @@ def claims(result: Result) -> list[str]:
 def serving(result: Result) -> list[str]:
     """Which maps a served device can have, and why the others are not offered."""
     lines = []
-    for name, known in result["maps"].items():
-        lines.append([f"`{name}`", known["serves"] or "–", known["why"]])
+    for name in result["maps"]:
+        option, why = SERVES.get(name, ("", "–"))
+        lines.append([f"`{name}`", option or "no", why])
     rows = table(["map", "`pmem-nbd create`", "why"], lines)
     rows[1] = "| --- | --- | --- |"
     return ["## Which of them can serve a device", "", SERVING["device"], "", *rows]
@@ -198,10 +200,9 @@ def as_markdown(result: Result, figures: Iterable[tuple[str, str, str]] = ()) ->
         "",
         *(f"> {line}".rstrip() for line in (*QUESTION, "", f"— {ASKED_BY}")),
         "",
-        f"Made by `{result['command']}`, in {result['seconds']:.0f} s, of which {result['compile_seconds']:.0f} went into"
-        " compiling.",
-        f"Parameters: seed {result['seed']}, medians of {result['rounds']} rounds, {number(result['touched'])} pages"
-        " touched for each size and pattern, the same for all maps.",
+        f"Made by `{result['command']}` in {result['seconds']:.0f} s, compiling took {result['compile_seconds']:.0f}.",
+        f"Parameters: seed {result['seed']}; medians of {result['rounds']} rounds; for each size and pattern",
+        f"{number(result['touched'])} pages are looked up, the same for all maps.",
         f"Machine: {machine}. Date: {result['date']}.",
         "",
         *INTRO,
@@ -210,7 +211,7 @@ def as_markdown(result: Result, figures: Iterable[tuple[str, str, str]] = ()) ->
     ]
     for path, alternative, caption in figures:
         parts += [f"![{alternative}]({path})", "", f"*{caption}*", ""]
-    for section in (claims, sharing, lookups, space, initialisation, mapping, ios, serving):
+    for section in (claims, sharing, lookups, space, initialisation, mapping, serving):
         parts += section(result)
     parts += ["## How it was measured", "", *HOW]
     return re.sub(r"\n{3,}", "\n\n", "\n".join(parts)).rstrip() + "\n"

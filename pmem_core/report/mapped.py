@@ -71,8 +71,8 @@ def by_size(curves: dict[str, dict[int, float]], *, y_label: str) -> Figure:
 
 
 def _value(row: dict[str, Any], pattern: str, mode: str) -> float | None:
-    found = row["lookups"].get(pattern)
-    return found[mode]["ns"] if found else None
+    found = row["lookups"][pattern][mode]
+    return found["ns"] if found else None
 
 
 def drawings(result: dict[str, Any]) -> list[Drawing]:
@@ -88,13 +88,17 @@ def drawings(result: dict[str, Any]) -> list[Drawing]:
     patterns = ("sequential", "random", "fragmented")
     lookups = {name: {p: _value(largest[name], p, "latency") for p in patterns} for name in names}
     space = {
-        name: {"RAM": largest[name]["space"]["ram_bytes"], "medium": largest[name]["space"]["medium_bytes"]}
+        name: {
+            "RAM, idle": largest[name]["space"]["ram_bytes"],
+            "RAM, file mapped": largest[name]["space"]["mapped_ram_bytes"],
+            "medium": largest[name]["space"]["medium_bytes"],
+        }
         for name in names
     }
     first = {
         name: {
-            "first use of the device": largest[name]["initialise"]["bytes"],
-            "one page of I/O": largest[name]["first_page"]["bytes"],
+            "before first use": largest[name]["initialise"]["bytes"],
+            "for a first I/O": largest[name]["first_io"]["bytes"],
         }
         for name in names
     }
@@ -119,17 +123,17 @@ def drawings(result: dict[str, Any]) -> list[Drawing]:
     found.append(
         Drawing(
             "space",
-            dots(space, x_label=f"bytes held for a device of {size}, all of it mapped", in_bytes=True),
+            dots(space, x_label=f"bytes held for a device of {size}", in_bytes=True),
             f"bytes of RAM and of the medium that each map holds for a device of {size}",
-            f"What a device of {size} costs when all of it is mapped; no dot is no byte.",
+            f"What the descriptors of a device of {size} take; no dot is no byte.",
         )
     )
     found.append(
         Drawing(
             "initialisation",
             dots(first, x_label=f"bytes of descriptors written, {size}", in_bytes=True),
-            f"bytes of descriptors that are written before the first use of a device of {size}, and for one page",
-            f"Bytes written before a device of {size} can be used, and for the first page that is; no dot is no byte.",
+            f"bytes of descriptors that are written before the first use of a device of {size}, and for a first I/O",
+            f"Bytes written before a device of {size} can be used, and for a first I/O on a page; no dot is no byte.",
         )
     )
     return found
