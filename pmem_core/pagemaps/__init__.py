@@ -32,6 +32,7 @@ SHARED: as long as somebody holds a page's descriptor, everybody who asks gets t
     plan(page_count, parameters, arena)
                         the state (STATE[1]) of a device that is just discovered; every parameter given; memory from
                         `arena` (arena.Arena), which has to outlive it.  page_count: 1 to PAGES_MAX
+    figures(states)     name -> number: what else is to be told of it now, beyond FIELDS
 
 What is "on the medium" is anonymous memory here, standing for it: the figures are about time, bytes and stores.
 """

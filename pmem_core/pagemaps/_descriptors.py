@@ -122,6 +122,13 @@ def put(state, descriptor, medium):
 
 
 @hot
+def nothing_to_bring_up(state, pages):
+    """`bring_up` where discovery makes nothing."""
+    state["covered"] = min(state["covered"] + pages, state["page_count"])
+    return state["covered"]
+
+
+@hot
 def next_pages(state, pages):
     """The pages that are to be brought up now: the first, and one beyond the last."""
     first = state["covered"]
