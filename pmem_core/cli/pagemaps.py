@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pmem_core.cli._common import PATH, emit, json_option, on_terminal, parse_size
+from pmem_core.cli._figures import draw
 
 if TYPE_CHECKING:
     from pmem_core.pagebench.run import Watch
@@ -77,17 +78,20 @@ def _typed() -> list[str]:
 
 def _print(result: dict[str, Any]) -> None:
     from rich.console import Console
-    from rich.markdown import Markdown
+    from rich.table import Table
 
-    from pmem_core.pagebench import write
+    from pmem_core.pagebench import answer, words, write
 
-    console = Console(width=None if sys.stdout.isatty() else 200)
-    for section in (write.overview, write.claims, write.sharing):
-        text = "\n".join(section(result))
-        if sys.stdout.isatty():
-            console.print(Markdown(text))
-        else:
-            click.echo(text)
+    if sys.stdout.isatty():
+        shown = Table(*write.OVERVIEW, title=f"{words.bytes_of(max(result['sizes']))}, pages that hold data")
+        for row in write.overview(result):
+            shown.add_row(*(cell.strip("`*") for cell in row))
+        Console().print(shown)
+    else:
+        for section in (write.maps, write.claims, write.sharing):
+            click.echo("\n".join(section(result)))
+    for text in answer.paragraphs(result):
+        click.echo(text.replace("`", "").replace("**", "") + "\n")
 
 
 def _write(folder: Path, result: dict[str, Any]) -> None:
@@ -97,24 +101,7 @@ def _write(folder: Path, result: dict[str, Any]) -> None:
     with host_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         page = folder / PAGE
-        page.write_text(write.as_markdown(result, _draw(result, page)))
-
-
-def _draw(result: dict[str, Any], page: Path) -> list[tuple[str, str, str]]:
-    """Write the figures into a folder beside the page; path, alternative text and caption of each."""
-    try:
-        from pmem_core.report import mapped
-        from pmem_core.report import page as pages
-    except ModuleNotFoundError as error:
-        click.echo(f"no figures: module {error.name} is missing: pip install 'pmem-nbd[plot]'", err=True)
-        return []
-    folder = page.parent / f"{page.stem}-figures"
-    folder.mkdir(exist_ok=True)
-    found = []
-    for drawing in mapped.drawings(result):
-        (folder / f"{drawing.name}.svg").write_bytes(pages.as_file(drawing, "svg"))
-        found.append((f"{folder.name}/{drawing.name}.svg", drawing.alt, drawing.caption))
-    return found
+        page.write_text(write.as_markdown(result, draw(page, "mapped", result)))
 
 
 @contextlib.contextmanager

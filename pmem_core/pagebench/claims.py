@@ -5,6 +5,7 @@ from typing import Any
 
 from ..layout import FRAMES_AT
 from ..placement import interleaved, linear
+from .answer import listed, ratio, rows_of_largest
 from .words import bytes_of, number, percent
 
 Result = dict[str, Any]
@@ -12,12 +13,6 @@ Claim = dict[str, Any]
 
 CACHEMISS_RATIO = 50  # what "cachemiss country" is taken for: so many times a lookup of the modulo's
 NODES = 1_000_000
-
-
-def _row(result: Result, name: str) -> dict[str, Any] | None:
-    """The row of a map at the largest size."""
-    size = max(result["sizes"])
-    return next((row for row in result["rows"] if (row["map"], row["size"]) == (name, size)), None)
 
 
 def _claim(claim: str, claimed: str, measured: str, how: str, **values: Any) -> Claim:
@@ -36,14 +31,14 @@ def _lost(result: Result) -> list[Claim]:
             "1.5 %",
             f"interleaved {percent(shares['interleaved'])}, linear {percent(shares['linear'])}",
             f"what `create` takes of {bytes_of(max(result['sizes']))}: 1/65; and in Linux's own layout, which"
-            " has descriptors of its descriptors' pages too, 1/64",
+            " has descriptors of its descriptors' pages too and begins its data at a multiple of 2 MiB, 1/64",
             **shares,
         )
     ]
 
 
 def _tree(result: Result) -> list[Claim]:
-    tree, modulo = _row(result, "interval_tree"), _row(result, "interleaved")
+    tree, modulo = (rows_of_largest(result).get(name) for name in ("interval_tree", "interleaved"))
     if tree is None:
         return []
     found = []
@@ -73,10 +68,11 @@ def _tree(result: Result) -> list[Claim]:
         return found
     parts, ratios = [], {}
     for mode, text in (("where", "throughput"), ("latency", "latency"), ("read", "with the descriptor's first read")):
-        one, other = (row["lookups"]["fragmented"][mode] for row in (tree, modulo))
-        if one and other:
-            ratios[mode] = one["ns"] / other["ns"]
-            parts.append(f"{text} {number(one['ns'])} ns to {number(other['ns'])} ns, {ratios[mode]:.1f} times")
+        times = ratio(tree, modulo, "fragmented", mode)
+        if times:
+            ratios[mode] = times
+            of_tree, of_modulo = (number(row["lookups"]["fragmented"][mode]["ns"]) for row in (tree, modulo))
+            parts.append(f"{text} {of_tree} ns to {of_modulo} ns, {times:.1f} times")
     found.append(
         _claim(
             "“cachemiss country for even simple lookups”",
@@ -96,14 +92,14 @@ def _hotplug(result: Result) -> list[Claim]:
         ("hotplug_subsection", "the same by sub-sections of 2 MiB (Linux 5.3)", "–"),
         ("temporary", "a page of I/O, descriptors in a page of their own", "4096 bytes"),
     ):
-        row = _row(result, name)
+        row = rows_of_largest(result).get(name)
         if row is not None:
             io = row["first_io"]
             found.append(
                 _claim(
                     what,
                     claimed,
-                    f"{bytes_of(io['ram_bytes'])} of memory, {number(io['descriptors'])} descriptors",
+                    f"{bytes_of(io['ram_bytes'])} of memory, descriptors: {number(io['descriptors'])}",
                     f"`{name}`, I/Os in flight on pages far from each other",
                     ram_bytes=io["ram_bytes"],
                     descriptors=io["descriptors"],
@@ -113,7 +109,7 @@ def _hotplug(result: Result) -> list[Claim]:
 
 
 def _bootup(result: Result) -> list[Claim]:
-    every, buddy = _row(result, "interleaved"), _row(result, "buddy")
+    every, buddy = (rows_of_largest(result).get(name) for name in ("interleaved", "buddy"))
     if every is None or buddy is None:
         return []
     one, other = every["initialise"], buddy["initialise"]
@@ -136,14 +132,14 @@ def _shared(result: Result) -> list[Claim]:
     if "temporary" not in verdicts:
         return []
     found = result["sharing"]["temporary"]
+    others = [name for name, verdict in verdicts.items() if verdict != "same" and name != "temporary"]
     return [
         _claim(
             "with temporary ones “most of the synchronization properties are lost”",
             "lost",
             f"{number(found['differed'])} of {number(found['shared'])} pages seen by two descriptors at a moment,"
             f" {number(found['lost_updates'])} of {number(found['updates'])} updates lost",
-            "`temporary` in the stress; of the others: "
-            + ", ".join(f"`{name}` {verdict}" for name, verdict in verdicts.items() if name != "temporary"),
+            f"`temporary` in the stress, and of the others it fails {listed(others) or 'none'}",
             **verdicts,
         )
     ]

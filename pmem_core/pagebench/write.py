@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from ..study.answer import ASKED_BY
+from . import answer
 from .measure import IN_FLIGHT, PATTERNS
 from .words import (
     HOW,
@@ -26,11 +27,11 @@ Result = dict[str, Any]
 Row = dict[str, Any]
 
 
-def table(head: list[str], rows: Iterable[list[str]]) -> list[str]:
-    """A table of Markdown; the first column is text, the others stand to the right."""
+def table(head: list[str], rows: Iterable[list[str]], text: int = 1) -> list[str]:
+    """A table of Markdown; the first `text` columns are text, the others stand to the right."""
     return [
         "| " + " | ".join(head) + " |",
-        "| " + " | ".join(["---", *["---:"] * (len(head) - 1)]) + " |",
+        "| " + " | ".join([*["---"] * text, *["---:"] * (len(head) - text)]) + " |",
         *("| " + " | ".join(row) + " |" for row in rows),
         "",
     ]
@@ -46,12 +47,16 @@ def _ns(row: Row, pattern: str, mode: str) -> str:
     return number(found["ns"]) if found else "–"
 
 
-def overview(result: Result) -> list[str]:
-    """Each map in one line, at the largest size."""
-    size = max(result["sizes"])
+OVERVIEW = ["map", "one descriptor a page, for all", "ns a lookup, random", "fragmented", "RAM, idle"]
+OVERVIEW += ["RAM, file mapped", "of the medium", "written before first use", "takes", "written for a first I/O"]
+OVERVIEW += ["descriptor writes an I/O"]
+
+
+def overview(result: Result) -> list[list[str]]:
+    """Each map in one line, at the largest size; its columns are OVERVIEW."""
     lines = []
-    for row in of_size(result, size):
-        first, io, place = row["initialise"], row["first_io"], row["space"]
+    for row in of_size(result, max(result["sizes"])):
+        first, place = row["initialise"], row["space"]
         lines.append(
             [
                 f"`{row['map']}`",
@@ -63,21 +68,29 @@ def overview(result: Result) -> list[str]:
                 percent(place["medium_share"]),
                 measured(bytes_of(first["bytes"]), first["measured"]),
                 measured(seconds(first["seconds"]), first["measured"]),
-                bytes_of(io["bytes"]),
+                bytes_of(row["first_io"]["bytes"]),
                 number(row["io"]["descriptor_writes"]),
             ]
         )
-    head = ["map", "one descriptor a page, for all", "ns a lookup, random", "fragmented", "RAM, idle"]
-    head += ["RAM, file mapped", "of the medium", "written before first use", "takes", "written for a first I/O"]
-    head += ["descriptor writes an I/O"]
+    return lines
+
+
+def maps(result: Result) -> list[str]:
+    """The overview, and what each map is."""
     mapping = result["rows"][-1]["mapping"]
     about = (
         f"Lookups wait for each other. The file that is mapped has {number(mapping['pages'])} pages in"
         f" {number(mapping['extents'])} extents. ~ is worked out from a part that was run."
     )
-    kinds = [f"| `{name}` | {known['title']} | {known['source']} |" for name, known in result["maps"].items()]
-    named = ["| map | what it is | whose idea |", "| --- | --- | --- |", *kinds, ""]
-    return [f"## All maps, a device of {bytes_of(size)}", "", about, "", *table(head, lines), *named]
+    kinds = [[f"`{name}`", known["title"], known["source"]] for name, known in result["maps"].items()]
+    return [
+        f"## All maps, a device of {bytes_of(max(result['sizes']))}",
+        "",
+        about,
+        "",
+        *table(OVERVIEW, overview(result)),
+        *table(["map", "what it is", "whose idea"], kinds, 3),
+    ]
 
 
 def sharing(result: Result) -> list[str]:
@@ -178,7 +191,7 @@ def claims(result: Result) -> list[str]:
     """The mail's figures beside ours."""
     lines = [[one["claim"], one["claimed"], one["measured"], one["how"]] for one in result["claims"]]
     head = ["the mail", "says", "measured", "how"]
-    return ["## What the mail says, and what was measured", "", *table(head, lines)]
+    return ["## What the mail says, and what was measured", "", *table(head, lines, 4)]
 
 
 def serving(result: Result) -> list[str]:
@@ -187,8 +200,7 @@ def serving(result: Result) -> list[str]:
     for name in result["maps"]:
         option, why = SERVES.get(name, ("", "–"))
         lines.append([f"`{name}`", option or "no", why])
-    rows = table(["map", "`pmem-nbd create`", "why"], lines)
-    rows[1] = "| --- | --- | --- |"
+    rows = table(["map", "`pmem-nbd create`", "why"], lines, 3)
     return ["## Which of them can serve a device", "", SERVING["device"], "", *rows]
 
 
@@ -207,7 +219,8 @@ def as_markdown(result: Result, figures: Iterable[tuple[str, str, str]] = ()) ->
         "",
         *INTRO,
         "",
-        *overview(result),
+        *(line for text in answer.paragraphs(result) for line in (text, "")),
+        *maps(result),
     ]
     for path, alternative, caption in figures:
         parts += [f"![{alternative}]({path})", "", f"*{caption}*", ""]
