@@ -34,11 +34,11 @@ def _sharing(result: Result) -> str:
     if by_verdict["same"]:
         parts.append(f"Yes with {listed(by_verdict['same'])}.")
     for name in by_verdict["differ"]:
-        found = result["sharing"][name]
+        found = {key: number(value) for key, value in result["sharing"][name].items() if key != "verdict"}
         parts.append(
-            f"No with `{name}`: of the {number(found['shared'])} pages that two were at work on {number(found['differed'])}"
-            f" had two descriptors at one moment; {number(found['lost_updates'])} updates were lost, since each saw a lock"
-            f" bit of its own, and {number(found['moved_in_use'])} times a page was moved that somebody held."
+            f"No with `{name}`: of the {found['shared']} pages that two were at work on {found['differed']} had two"
+            f" descriptors at one moment; {found['lost_updates']} updates were lost, for each saw a lock of its own, and"
+            f" {found['moved_in_use']} times a page was moved that somebody held."
         )
     for name in by_verdict["none"]:
         lost = result["sharing"][name]["lost_updates"]

@@ -41,7 +41,7 @@ def choose(*, sizes: list[int] | None, maps: list[str] | None, quick: bool, seed
     known = list(pagemaps.family.modules)
     for name in maps or []:
         if name not in known:
-            raise UsageError(f"--maps {name}", "no such page map", f"one of {', '.join(known)}")
+            raise UsageError(f"--maps {name or repr(name)}", "no such page map", f"one of {', '.join(known)}")
     for size in sizes or []:
         if size % PAGE_BYTES or not PAGE_BYTES <= size <= pagemaps.PAGES_MAX * PAGE_BYTES:
             most = pagemaps.PAGES_MAX * PAGE_BYTES >> 40
