@@ -37,8 +37,8 @@ def _sharing(result: Result) -> str:
         found = {key: number(value) for key, value in result["sharing"][name].items() if key != "verdict"}
         parts.append(
             f"No with `{name}`: of the {found['shared']} pages that two were at work on {found['differed']} had two"
-            f" descriptors at one moment; {found['lost_updates']} updates were lost, for each saw a lock of its own, and"
-            f" {found['moved_in_use']} times a page was moved that somebody held."
+            f" descriptors at one moment; {found['lost_updates']} updates were lost, for each saw a lock of its own,"
+            f" and {found['moved_in_use']} times a page was moved that somebody held."
         )
     for name in by_verdict["none"]:
         lost = result["sharing"][name]["lost_updates"]
