@@ -246,6 +246,7 @@ def test_what_is_worked_out_is_what_would_be_run(monkeypatch):
     whole = measure.first_use("interleaved", 4096)
     monkeypatch.setattr(measure, "BRING_UP_PAGES", 64)
     monkeypatch.setattr(measure, "BRING_UP_BYTES", 1 << 15)
+    monkeypatch.setattr(measure, "BRING_UP_LITTLE", 0)
     part = measure.first_use("interleaved", 4096)
     assert (whole["measured"], part["measured"]) == (True, False) and part["pages"] < 4096
     assert part["descriptors"] == whole["descriptors"] == 4096

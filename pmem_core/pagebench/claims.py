@@ -67,7 +67,11 @@ def _tree(result: Result) -> list[Claim]:
     if modulo is None:
         return found
     parts, ratios = [], {}
-    for mode, text in (("where", "throughput"), ("latency", "latency"), ("read", "with the descriptor's first read")):
+    for mode, text in (
+        ("latency", "latency"),
+        ("where", "throughput"),
+        ("read", "latency up to the descriptor's first word"),
+    ):
         times = ratio(tree, modulo, "fragmented", mode)
         if times:
             ratios[mode] = times

@@ -70,12 +70,12 @@ MODES = {
 
 HOW = """\
 * A lookup is compiled code that takes a page number to the address of its descriptor, while somebody holds the page.
-  The time is that of the whole loop, reading the page numbers from an array included; *the loop alone* does the same
-  without a lookup, and is not subtracted. Each figure is a median over rounds in which all maps take turns, each on
-  memory of its own that is made anew, so that what disturbs the machine disturbs all of them alike. Of a round's passes
-  over the pages the first is not counted. The sum of all addresses comes out of the loop, so that no lookup can be left
-  out; where lookups wait for each other, the place of the next page number depends on what the last one found. Where
-  they do not, and arithmetic is enough, the compiler has the processor work on several pages at once.
+  The time is the processor's for the whole loop, reading the page numbers from an array included; *the loop alone* does
+  the same without a lookup, and is not subtracted. Each figure is a median over rounds in which all maps take turns,
+  each on memory of its own that is made anew, so that what disturbs the machine disturbs all of them alike. Of a
+  round's passes over the pages the first is not counted. The sum of all addresses comes out of the loop, so that no
+  lookup can be left out; where lookups wait for each other, the place of the next page number depends on what the last
+  one found. Where they do not, and arithmetic is enough, the compiler has the processor work on several pages at once.
 * *Sequential*: adjacent pages of one extent. *Random*: pages at random of 16 extents of 128 MiB. *Fragmented*: pages at
   random of a file whose extents are those of a used filesystem: a device filled with files of log-normal sizes of up to
   64 pages, a random half of them deleted, the file written to the holes in order, in 64 zones all over the device; at
