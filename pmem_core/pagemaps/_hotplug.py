@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Memory hotplug: the descriptors of a run of 1 << shift pages, a *plug*, appear at its first use and go with its last.
 
-`table` is the address of two words a plug: the address of its descriptors (0: none), and its users, which are the
+A plug has two words in the table: the address of its descriptors (0: none), and its users, which are the
 references held in it and, with `mapping_pins`, the extents mapped in it.  Its arithmetic is that of Linux's SPARSEMEM:
 a table's entry, and an index into the array found there.
 """
@@ -13,16 +13,17 @@ from ..layout import OK
 from . import _descriptors as d
 from . import _pool as pool
 
-FIELDS = [("mapping_pins", "<i8"), ("blocks", pool.POOL)]
-PARAMETERS = {"mapping_pins": (0, 0, 1, "1: a mapped extent is a user of what it covers; 0: only a reference is")}
+FIELDS = [("shift", "<i8"), ("mapping_pins", "<i8"), ("table", "<i8"), ("blocks", pool.POOL)]
+PINS = (0, 0, 1, "1: a mapped extent is a user of what it covers; 0: only a reference is")
 
 
-def plan(dtype, table_field, shift, page_count, parameters, arena):
+def plan(dtype, page_count, parameters, arena):
     """The state (dtype[1])."""
+    shift = parameters["shift"]
     plugs = -(-page_count >> shift)
     states = np.zeros(1, dtype)
     states["page_count"], states["mapping_pins"] = page_count, parameters["mapping_pins"]
-    states[table_field] = arena.take(16 * plugs)
+    states["shift"], states["table"] = shift, arena.take(16 * plugs)
     states["structure_bytes"] = 16 * plugs
     pool.plan(states[0]["blocks"], d.BYTES << shift, plugs, arena)
     return states
@@ -34,15 +35,15 @@ def figures(states):
 
 
 @hot
-def entry_of(table, shift, page):
+def entry_of(state, page):
     """The two words of the plug of `page`."""
-    return i64_at(table + ((page >> shift) << 4), 2)
+    return i64_at(state["table"] + ((page >> state["shift"]) << 4), 2)
 
 
 @hot
-def use(state, table, shift, page):
+def use(state, page):
     """One user more of the plug of `page`: its descriptors appear if it is the first.  NO_ROOM is not possible."""
-    entry = entry_of(table, shift, page)
+    shift, entry = state["shift"], entry_of(state, page)
     if entry[1] == 0:
         first = (page >> shift) << shift
         entry[0] = pool.take(state["blocks"])
@@ -52,47 +53,49 @@ def use(state, table, shift, page):
 
 
 @hot
-def leave(state, table, shift, page):
+def leave(state, page):
     """One user less; the last one's going takes the descriptors along."""
-    entry = entry_of(table, shift, page)
+    entry = entry_of(state, page)
     entry[1] -= 1
     if entry[1] == 0:
         pool.give(state["blocks"], entry[0])
         entry[0] = 0
-        state["descriptor_bytes"] -= d.BYTES << shift
+        state["descriptor_bytes"] -= d.BYTES << state["shift"]
 
 
 @hot
-def map_extent(state, table, shift, first, count):
+def map_extent(state, first, count):
+    shift = state["shift"]
     if state["mapping_pins"]:
         for plug in range(first >> shift, ((first + count - 1) >> shift) + 1):
-            use(state, table, shift, plug << shift)
+            use(state, plug << shift)
     return OK
 
 
 @hot
-def unmap_extent(state, table, shift, first, count):
+def unmap_extent(state, first, count):
+    shift = state["shift"]
     if state["mapping_pins"]:
         for plug in range(first >> shift, ((first + count - 1) >> shift) + 1):
-            leave(state, table, shift, plug << shift)
+            leave(state, plug << shift)
 
 
 @hot
-def lookup(table, shift, page):
-    at = entry_of(table, shift, page)[0]
-    return at + ((page & ((1 << shift) - 1)) << d.BYTES_SHIFT) if at else d.NONE
+def lookup(state, page):
+    at = entry_of(state, page)[0]
+    return at + ((page & ((1 << state["shift"]) - 1)) << d.BYTES_SHIFT) if at else d.NONE
 
 
 @hot
-def get_page(state, table, shift, page):
-    use(state, table, shift, page)
-    descriptor = lookup(table, shift, page)
+def get_page(state, page):
+    use(state, page)
+    descriptor = lookup(state, page)
     d.hold(descriptor)
     return descriptor
 
 
 @hot
-def put_page(state, table, shift, page, descriptor):
+def put_page(state, page, descriptor):
     if descriptor > 0:
         d.release(descriptor)
-        leave(state, table, shift, page)
+        leave(state, page)

@@ -8,49 +8,25 @@ the two words here stand for both.
 
 import numpy as np
 
-from ..jit import hot
 from . import _descriptors as d
 from . import _hotplug as hotplug
 
 TITLE = "hotplug by sub-section, 2 MiB"
 SOURCE = "Linux f1eca35a0dc7, v5.3"
 WHERE, SHARED = "memory", True
-PARAMETERS = hotplug.PARAMETERS
-SHIFT = 9  # SUBSECTION_SHIFT (21) less PAGE_SHIFT
-STATE = np.dtype([*d.FIELDS, *hotplug.FIELDS, ("subsections", "<i8")])
+PARAMETERS = {
+    "shift": (9, 0, 20, "pages of a sub-section, as a power of two: Linux has 2 MiB"),
+    "mapping_pins": hotplug.PINS,
+}
+STATE = np.dtype([*d.FIELDS, *hotplug.FIELDS, ("of_subsections", "<i8")])
 
 bring_up = d.nothing_to_bring_up
 figures = hotplug.figures
+map_extent, unmap_extent = hotplug.map_extent, hotplug.unmap_extent
+lookup, get_page, put_page = hotplug.lookup, hotplug.get_page, hotplug.put_page
+begin_io, end_io = get_page, put_page
 
 
 def plan(page_count, parameters, arena):
     """See the package."""
-    return hotplug.plan(STATE, "subsections", SHIFT, page_count, parameters, arena)
-
-
-@hot
-def map_extent(state, first, count):
-    return hotplug.map_extent(state, state["subsections"], SHIFT, first, count)
-
-
-@hot
-def unmap_extent(state, first, count):
-    hotplug.unmap_extent(state, state["subsections"], SHIFT, first, count)
-
-
-@hot
-def lookup(state, page):
-    return hotplug.lookup(state["subsections"], SHIFT, page)
-
-
-@hot
-def get_page(state, page):
-    return hotplug.get_page(state, state["subsections"], SHIFT, page)
-
-
-@hot
-def put_page(state, page, descriptor):
-    hotplug.put_page(state, state["subsections"], SHIFT, page, descriptor)
-
-
-begin_io, end_io = get_page, put_page
+    return hotplug.plan(STATE, page_count, parameters, arena)
