@@ -59,6 +59,7 @@ class Outcome:
 
     pages: int = 0  # that were used
     shared: int = 0  # on which two parties were at work at one moment
+    described: int = 0  # for which somebody was given a descriptor
     without: int = 0  # for which somebody was told that there is no descriptor
     differed: int = 0  # of which two parties saw different descriptors at one moment
     updates: int = 0  # additions to contents
@@ -70,7 +71,7 @@ class Outcome:
     @property
     def verdict(self) -> str:
         """``same``: everybody saw one descriptor, and it did what it is for; ``none``: there was none; ``differ``."""
-        if self.without and self.without == self.pages:
+        if self.without and not self.described:
             return "none"
         harmed = self.lost_updates or self.moved_in_use or self.waits_given_up
         return "differ" if self.differed or self.without or harmed else "same"
@@ -86,6 +87,7 @@ class _Run:
         self.present: list[dict[int, int]] = [{} for _ in range(page_count)]  # page -> party -> what it saw
         self.used: set[int] = set()
         self.shared: set[int] = set()
+        self.described: set[int] = set()
         self.without: set[int] = set()
         self.differed: set[int] = set()
         self.outcome = Outcome()
@@ -96,8 +98,7 @@ class _Run:
         self.parties += 1
         there = self.present[page]
         self.used.add(page)
-        if address < 0:
-            self.without.add(page)
+        (self.described if address >= 0 else self.without).add(page)
         if there:
             self.shared.add(page)
             if any(other != address for other in there.values()):
@@ -211,6 +212,7 @@ def run(seen: Seen, *, page_count: int = 512, rounds: int = 500, seed: int = 1) 
         seen.unmap(*mapping)
     found = state.outcome
     found.pages, found.shared = len(state.used), len(state.shared)
+    found.described = len(state.described)
     found.without, found.differed = len(state.without), len(state.differed)
     found.lost_updates = found.updates - sum(state.contents)
     found.forgotten = sum(1 for page in state.used if state.durable[page] != state.contents[page])
