@@ -403,8 +403,8 @@ def test_choice_keeps_each_size_and_map_once():
 # ---- the documents ----
 
 
-def test_every_map_says_whether_it_can_serve():
-    assert set(words.SERVES) == set(pagemaps.family.modules)
+def test_maps_that_can_serve_are_maps():
+    assert set(words.SERVES) <= set(pagemaps.family.modules)
 
 
 def test_document_is_of_every_map():

@@ -92,7 +92,7 @@ def _tree(result: Result) -> list[Claim]:
 def _hotplug(result: Result) -> list[Claim]:
     found = []
     for name, what, claimed in (
-        ("hotplug_section", "a page of I/O, by hotplug of a section of 128 MiB", "2 MiB"),
+        ("hotplug_section", "a page of I/O, by hotplug of a memory section of 128 MiB", "2 MiB"),
         ("hotplug_subsection", "the same by sub-sections of 2 MiB (Linux 5.3)", "–"),
         ("temporary", "a page of I/O, descriptors in a page of their own", "4096 bytes"),
     ):

@@ -34,7 +34,8 @@ SHARED: as long as somebody holds a page's descriptor, everybody who asks gets t
                         `arena` (arena.Arena), which has to outlive it.  page_count: 1 to PAGES_MAX
     figures(states)     name -> number: what else is to be told of it now, beyond FIELDS
 
-What is "on the medium" is anonymous memory here, standing for it: the figures are about time, bytes and stores.
+What is "on the medium" is anonymous memory here, standing for it: the figures are about time, bytes and stores.  One
+thread uses a state; what locks would cost is not seen.
 """
 
 from ..jit import hot

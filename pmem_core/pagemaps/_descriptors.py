@@ -69,7 +69,7 @@ def initialise_run(state, descriptor, page, count):
 
 @hot
 def refcount_of(descriptor):
-    """How many references are held."""
+    """How many references are held; of an address, not of NONE or NO_ROOM."""
     return i64_at(descriptor, WORDS)[COUNT_WORD] & COUNT_MASK
 
 

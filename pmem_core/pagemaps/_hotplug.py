@@ -3,7 +3,8 @@
 
 A plug has two words in the table: the address of its descriptors (0: none), and its users, which are the
 references held in it and, with `mapping_pins`, the extents mapped in it.  Its arithmetic is that of Linux's SPARSEMEM:
-a table's entry, and an index into the array found there.
+a table's entry, and an index into the array found there.  What else hotplug does, page tables, zones and locks, is not
+done, so what a plug costs here is the least that it can cost.
 """
 
 import numpy as np

@@ -8,6 +8,8 @@ Intervals may overlap.
 A node is a number from 1 on; 0 is nobody, whom every search ends at and who is black.  Nodes keep their numbers.
 """
 
+# long: insertion, deletion and searches share every word of a node, and are read together.
+
 import numpy as np
 
 from ..jit import hot, i64_at

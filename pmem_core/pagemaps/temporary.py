@@ -4,7 +4,8 @@
 Source: Dave Hansen, linux-kernel, 7 May 2015: "just allocating PAGE_SIZE worth of 'struct page' (which is 64) and
 mapping it in to vmemmap[]. The worst case is that you'll eat 1 page of space for each outstanding page of I/O."  What
 Ingo Molnar said to it shows too: "not just the temporary IO instance".  Two I/Os on one page see two descriptors, so
-nothing can be agreed on by them, and outside of an I/O there is none to hold.
+nothing can be agreed on by them, and outside of an I/O there is none to hold.  The page is not mapped anywhere: what
+page tables would cost is not seen here.
 """
 
 import numpy as np

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: MIT
 """One descriptor for 2 MiB, and the 512 small ones only where a mapping wants them.
 
-Source: Rik van Riel's answer in the thread of Ingo Molnar's mail (linux-kernel, May 2015): a struct page for 2 MiB, the
-small ones when it is split.
+Source: Rik van Riel, linux-kernel, 8 May 2015, answering Ingo Molnar's mail: "allocating one struct page for every PMD /
+THP sized area (2MB on x86), and dynamically allocating struct pages for the 4kB pages inside only if the area gets
+split. They can be freed again when the area is not being accessed in 4kB chunks."
 
-An area is 512 pages.  A mapped extent that covers an area in part wants it split.  An area is split once somebody wants
-that and nobody holds a reference in it, and merged once nobody wants it split and nobody holds one: Linux, too, puts
-the split of a large page off while it is held (deferred_split_folio).  So whoever holds a page's descriptor has the one
-that everybody else gets.
+A mapped extent that covers an area in part wants it split.  An area is split once somebody wants that and nobody holds
+a reference in it, and merged once nobody wants it split and nobody holds one: Linux, too, does not split a large page
+that somebody holds.  So whoever holds a page's descriptor has the one that everybody else gets.
 """
 
 import numpy as np
@@ -18,7 +18,7 @@ from . import _descriptors as d
 from . import _pool as pool
 
 TITLE = "two levels: 2 MiB, split on demand"
-SOURCE = "van Riel, May 2015"
+SOURCE = "van Riel, 8 May 2015"
 WHERE, SHARED = "memory", True
 PARAMETERS = {}
 STATE = np.dtype([*d.FIELDS, ("large", "<i8"), ("small", pool.POOL)])
