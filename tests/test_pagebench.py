@@ -411,7 +411,7 @@ def test_document_is_of_every_map():
     page = (ROOT / "docs" / "page-maps.md").read_text()
     for name in pagemaps.family.modules:
         assert f"`{name}`" in page
-    for line in words.INTRO + words.HOW:
+    for line in words.INTRO + words.how(run.EXTENTS_MAX):
         assert line in page, "written anew by: pmem-nbd pagemaps -o docs"
     for figure in re.findall(r"\]\((page-maps-figures/[^)]+)\)", page):
         assert (ROOT / "docs" / figure).is_file()

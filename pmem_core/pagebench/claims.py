@@ -3,7 +3,7 @@
 
 from typing import Any
 
-from ..layout import FRAMES_AT
+from ..layout import DESCRIPTOR, FRAMES_AT, PAGE_BYTES
 from ..placement import interleaved, linear
 from .answer import listed, ratio, rows_of_largest
 from .words import bytes_of, number, percent
@@ -23,8 +23,8 @@ def _lost(result: Result) -> list[Claim]:
     size = max(result["sizes"]) - FRAMES_AT
     shares = {}
     for module in (interleaved, linear):
-        pages = module.plan(size, 64)[1]
-        shares[module.__name__.rpartition(".")[2]] = 1 - pages * 4096 / size
+        pages = module.plan(size, DESCRIPTOR.itemsize)[1]
+        shares[module.__name__.rpartition(".")[2]] = 1 - pages * PAGE_BYTES / size
     return [
         _claim(
             "space lost",
@@ -70,7 +70,7 @@ def _tree(result: Result) -> list[Claim]:
     for mode, text in (
         ("latency", "latency"),
         ("where", "throughput"),
-        ("read", "latency up to the descriptor's first word"),
+        ("read", "latency up to a word of the descriptor"),
     ):
         times = ratio(tree, modulo, "fragmented", mode)
         if times:

@@ -157,6 +157,7 @@ def compare(chosen: Choice, watch: Watch = lambda done, of, text: None) -> dict[
         "quick": chosen.quick,
         "rounds": chosen.rounds,
         "touched": chosen.touched,
+        "extents_max": chosen.extents_max,
         "sizes": list(chosen.sizes),
         "seconds": round(time.perf_counter() - begin, 1),
         "compile_seconds": round(compiling, 1),

@@ -65,10 +65,10 @@ SERVES = {
 MODES = {
     "where": "Only where it is, one lookup after the other without waiting (throughput)",
     "latency": "Only where it is, each lookup waiting for the one before (latency)",
-    "read": "Where it is and its first word read, each lookup waiting for the one before",
+    "read": "Where it is, and a word of it read, each lookup waiting for the one before",
 }
 
-HOW = """\
+_HOW = """\
 * A lookup is compiled code that takes a page number to the address of its descriptor, while somebody holds the page.
   The time is the processor's for the whole loop, reading the page numbers from an array included; *the loop alone* does
   the same without a lookup, and is not subtracted. Each figure is a median over rounds in which all maps take turns,
@@ -79,11 +79,17 @@ HOW = """\
 * *Sequential*: adjacent pages of one extent. *Random*: pages at random of 16 extents of 128 MiB. *Fragmented*: pages at
   random of a file whose extents are those of a used filesystem: a device filled with files of log-normal sizes of up to
   64 pages, a random half of them deleted, the file written to the holes in order, in 64 zones all over the device; at
-  most 1 048 576 extents. `tests/test_pagebench.py` does the same to a real ext4 and compares the holes.
+  most EXTENTS extents. `tests/test_pagebench.py` does the same to a real ext4 and compares the holes.
 * Memory is reserved for all of the device and touched where pages are. What stands for the medium is memory too: the
   figures are about time, bytes and stores. Bytes are what each map counts as its own.
 * ~ marks what was worked out, not run: the pages that were brought up, scaled to all pages.
-* Not measured: the kernel's own locks, several processors at once, NUMA, and other machines.""".splitlines()
+* Not measured: the kernel's own locks, several processors at once, NUMA, and other machines."""
+
+
+def how(extents_max: int) -> list[str]:
+    """How it was measured, in lines."""
+    return _HOW.replace("EXTENTS", number(extents_max)).splitlines()
+
 
 VERDICTS = {"same": "yes", "differ": "**no**", "none": "none to see"}
 

@@ -9,13 +9,13 @@ from ..study.answer import ASKED_BY
 from . import answer
 from .measure import IN_FLIGHT, PATTERNS
 from .words import (
-    HOW,
     INTRO,
     MODES,
     QUESTION,
     SERVES,
     SERVING,
     bytes_of,
+    how,
     measured,
     number,
     percent,
@@ -226,5 +226,5 @@ def as_markdown(result: Result, figures: Iterable[tuple[str, str, str]] = ()) ->
         parts += [f"![{alternative}]({path})", "", f"*{caption}*", ""]
     for section in (claims, sharing, lookups, space, initialisation, mapping, serving):
         parts += section(result)
-    parts += ["## How it was measured", "", *HOW]
+    parts += ["## How it was measured", "", *how(result["extents_max"])]
     return re.sub(r"\n{3,}", "\n\n", "\n".join(parts)).rstrip() + "\n"
