@@ -152,7 +152,7 @@ class Runs(Twin):
     def use(self, number, more):
         self.users[number] += more
         if more > 0 and self.users[number] == 1:
-            self.initialised += len([page for page in range(self.page_count) if page // self.run == number])
+            self.initialised += min(self.run, self.page_count - number * self.run)
         self.descriptor_bytes = BYTES * self.run * sum(1 for users in self.users.values() if users)
 
     def touched(self, first, count):

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """One descriptor for 2 MiB, and the 512 small ones only where a mapping wants them.
 
-Source: Rik van Riel, linux-kernel, 8 May 2015, answering Ingo Molnar's mail: "allocating one struct page for every PMD /
-THP sized area (2MB on x86), and dynamically allocating struct pages for the 4kB pages inside only if the area gets
+Source: Rik van Riel, linux-kernel, 8 May 2015, answering Ingo Molnar's mail: "allocating one struct page for every PMD
+/ THP sized area (2MB on x86), and dynamically allocating struct pages for the 4kB pages inside only if the area gets
 split. They can be freed again when the area is not being accessed in 4kB chunks."
 
 A mapped extent that covers an area in part wants it split.  An area is split once somebody wants that and nobody holds
