@@ -83,7 +83,9 @@ def _print(result: dict[str, Any]) -> None:
     from pmem_core.pagebench import answer, words, write
 
     if sys.stdout.isatty():
-        shown = Table(*write.OVERVIEW, title=f"{words.bytes_of(max(result['sizes']))}, pages that hold data")
+        shown = Table(box=None, title=f"A device of {words.bytes_of(max(result['sizes']))}")
+        for number, head in enumerate(write.OVERVIEW):
+            shown.add_column(head, no_wrap=not number, justify="right" if number else "left", overflow="fold")
         for row in write.overview(result):
             shown.add_row(*(cell.strip("`*") for cell in row))
         Console().print(shown)
