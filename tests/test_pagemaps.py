@@ -32,7 +32,7 @@ OPERATIONS = (
 SIZES = {"two_level": (1, 512, 1300), "hotplug_subsection": (1, 1300), "mmap_time": (1, 150, 4200)}
 SMALL = {"shift": 3, "outstanding": 3}
 # For a long campaign: a thousand and more.
-EXAMPLES = int(os.environ.get("PMEM_NBD_PAGEMAP_EXAMPLES", "40"))
+EXAMPLES = int(os.environ.get("PMEM_NBD_PAGEMAP_EXAMPLES", "30"))
 WORDS = {"flags": 1, "count": 3, "index": 4, "order": 5}
 
 
