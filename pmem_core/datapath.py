@@ -8,7 +8,7 @@ keeps the GIL.
 
 import numpy as np
 
-from . import descriptor, media, onepage
+from . import bringup, descriptor, media, onepage
 from .jit import clear_bytes, hot, publish, u8_at
 from .layout import (
     OK,
@@ -63,7 +63,9 @@ def write(device, buffer, offset, done):
         if done + count < source.size:
             onepage.anticipate(run, core, page + 1)
             onepage.anticipate_data(run, core, page + 1)
-        code = onepage.write(run, core, page, at, source, done, count)
+        code = bringup.ensure(run, core, page) if run["initialise"] else OK
+        if code == OK:
+            code = onepage.write(run, core, page, at, source, done, count)
         if code:
             return _stopped(done, code)
         done += count
@@ -99,11 +101,12 @@ def _free(run, core, offset, end, done):
     intent = core["intent"]
     intent[TRIM_FIRST] = page
     while page < last:
-        publish(intent, TRIM_END, page + 1)
-        code = onepage.trim(run, core, page)
+        count = bringup.whole_group(run, page, last) if run["initialise"] else 0
+        publish(intent, TRIM_END, page + max(count, 1))
+        code = bringup.give_back(run, core, page) if count else onepage.trim(run, core, page)
         if code:
             break
-        page = _next_touched(run, page + 1)
+        page = _next_touched(run, page + max(count, 1))
     punched = _punch(run, core, first, min(page, last))
     publish(intent, TRIM_END, 0)
     intent[TRIM_FIRST] = 0
@@ -160,7 +163,9 @@ def zero(device, offset, end, may_trim, done):
         sections, section = onepage.section_of(run, page)
         if sections[section] & (SECTION_TOUCHED | SECTION_DIRTY) or not may_trim:
             clear_bytes(blank, 0, PAGE_BYTES)
-            code = onepage.write(run, core, page, at, blank, 0, count)
+            code = bringup.ensure(run, core, page) if run["initialise"] else OK
+            if code == OK:
+                code = onepage.write(run, core, page, at, blank, 0, count)
             if code:
                 return _stopped(done, code)
         done += count

@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from . import datapath, host, image, layout, mapping, recovery, upkeep
+from . import datapath, host, image, initialisation, layout, mapping, recovery, upkeep
 from .durability import Durability
 from .errors import BadData, DamagedImage, HostError, HostFull, UsageError
 from .host import Lock
@@ -39,7 +39,7 @@ EXTENTS_MAX = 2048
 class Device:
     """An image in use.  One instance a process and image; see `open_device`."""
 
-    def __init__(self, path: Path, *, read_only: bool = False) -> None:
+    def __init__(self, path: Path, *, read_only: bool = False, watch: initialisation.Watch | None = None) -> None:
         self.path = image.find(path)
         self.read_only = read_only
         # Called when leveling would like its moves committed soon; whoever serves the device may do that beside it.
@@ -54,6 +54,7 @@ class Device:
             undo.callback(self.journal.close)
             self._check_owner()
             self.recovery = self._open(undo)
+            initialisation.complete(self, watch)
             undo.pop_all()
 
     # ---- opening ----
@@ -108,8 +109,9 @@ class Device:
         if page >= 0 and self.read_only:
             self.mapping.sections[page // self.plan.info.section_pages] |= np.uint8(layout.SECTION_SUSPECT)
         elif page >= 0:
-            self._complete_page(upkeep.heal, page)
+            self.complete_page(upkeep.heal, page)
             told.healed = int(self._tally["healed"]) > before
+        told.group = initialisation.finish_interrupted(self)
         told.trimmed = 0 if self.read_only else int(upkeep.finish_trim(self.handle))
         # Not before: what does not end well has to be done by the next open.
         self.mapping.core["intent"] = 0
@@ -147,14 +149,14 @@ class Device:
     def trim(self, count: int, offset: int, *, fua: bool = False) -> None:
         """Give back the whole pages in the range; they read as zeros afterwards."""
         self._require(count, offset)
-        self._complete(datapath.trim, offset, offset, offset + count)
+        self.complete(datapath.trim, offset, offset, offset + count)
         if fua:
             self.flush(counted=False)
 
     def zero(self, count: int, offset: int, *, may_trim: bool = True, fua: bool = False) -> None:
         """Make the range read as zeros; with `may_trim` whole pages are given back."""
         self._require(count, offset)
-        self._complete(datapath.zero, offset, offset, offset + count, may_trim)
+        self.complete(datapath.zero, offset, offset, offset + count, may_trim)
         if fua:
             self.flush(counted=False)
 
@@ -185,10 +187,10 @@ class Device:
             result = function(self.handle, *arguments, result >> layout.STOP_SHIFT)
         return None
 
-    def _complete(self, function: Callable[..., int], offset: int, *arguments: Any) -> None:
+    def complete(self, function: Callable[..., int], offset: int, *arguments: Any) -> None:
         self.finish(function, function(self.handle, *arguments, 0), offset, *arguments)
 
-    def _complete_page(self, function: Callable[..., int], page: int) -> None:
+    def complete_page(self, function: Callable[..., int], page: int) -> None:
         # A page is a single step: there is no `done`.
         while result := function(self.handle, page):
             self._resume(result, page << layout.PAGE_SHIFT)
@@ -228,7 +230,7 @@ class Device:
             self._durability.sync("media")
 
     def _drain(self) -> None:
-        self._complete(upkeep.drain, 0)
+        self.complete(upkeep.drain, 0)
 
     def checkpoint(self, *, settle_sections: bool = False, due: bool = True) -> bool:
         """Make medium, wear counters and journal durable together; see durability.Durability.checkpoint."""

@@ -15,6 +15,8 @@ from .infoblock import Info
 SIZE_MAX = 1 << 46
 SECTION_BYTES_MIN = 16 << 20
 SECTIONS_MAX = 8192
+# Pages whose descriptors are brought up together; but for these, as many as have theirs in one page.
+GROUP_PAGES = {"section": 32768, "subsection": 512}  # Linux's section of 128 MiB, and its sub-section of 2 MiB
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +54,11 @@ class Geometry:
         """True where descriptors lie on the medium."""
         return bool(self.placement.ON_MEDIUM)
 
+    @property
+    def group_pages(self) -> int:
+        """Pages whose descriptors are brought up together, a power of two."""
+        return max(layout.PAGE_BYTES // self.info.descriptor_bytes, GROUP_PAGES.get(self.info.initialise, 1))
+
     def for_compiled_code(self) -> dict[str, int]:
         """The fields of layout.RUN that follow from the geometry alone."""
         info = self.info
@@ -65,6 +72,8 @@ class Geometry:
             "section_shift": info.section_pages.bit_length() - 1,
             "descriptor_bytes": info.descriptor_bytes if self.has_descriptors else 0,
             "coalesced": int(self.pending_bytes > 0),
+            "initialise": layout.INITIALISE[info.initialise],
+            "group_shift": self.group_pages.bit_length() - 1,
         }
 
     def finish_moves(self, table: np.ndarray) -> None:
@@ -114,6 +123,16 @@ def _check(size: int, descriptor_bytes: int, frame_bytes: int, line_bytes: int) 
         raise UsageError(f"size={size}", "not a whole number of pages", f"a multiple of 4096, such as {near}")
 
 
+def _check_initialise(name: str, descriptor_bytes: int, placing: Any) -> None:
+    if name not in layout.INITIALISE:
+        raise UsageError(f"initialise={name}", "no such choice", f"one of {', '.join(layout.INITIALISE)}")
+    if name != "zeros" and not placing.ON_MEDIUM:
+        raise UsageError(f"initialise={name}", "not where no descriptors lie on the medium", "zeros")
+    if name == "buddy" and descriptor_bytes < layout.DESCRIPTOR.itemsize:
+        expected = f"descriptor-bytes={layout.DESCRIPTOR.itemsize} or more: smaller ones have no room for an order"
+        raise UsageError(f"initialise={name}", f"not with descriptor-bytes={descriptor_bytes}", expected)
+
+
 def policy(family: Any, kind: str, name: str) -> Any:
     """The module of policy `name`; UsageError where there is none."""
     module = family.modules.get(name)
@@ -152,6 +171,7 @@ def plan(
     checksums: bool = True,
     frame_bytes: int = 4096,
     line_bytes: int = 256,
+    initialise: str = "zeros",
     uuid: str | None = None,
 ) -> Geometry:
     """Plan a new image of `size` bytes.  UsageError says what is wrong with a value and what it may be.
@@ -161,6 +181,7 @@ def plan(
     _check(size, descriptor_bytes, frame_bytes, line_bytes)
     if descriptor_writes not in layout.DESCRIPTOR_WRITES:
         raise UsageError(f"descriptor-writes={descriptor_writes}", "no such choice", "each or coalesced")
+    _check_initialise(initialise, descriptor_bytes, policy(placement.family, "placement", placement_name))
     frames = max(size - layout.FRAMES_AT, 0) // frame_bytes
     chosen = parameters_of(policy(leveling.family, "leveling", leveling_name), parameters or {}, leveling_name, frames)
     # Linux takes a smaller descriptor for one that its struct page does not fit into, and refuses a larger one.
@@ -181,6 +202,7 @@ def plan(
         data_at=0,
         created=int(time.time()),
         linux=linux,
+        initialise=initialise,
     )
     made = derive(info, fresh=True)
     pages = made.info.page_count
@@ -196,6 +218,7 @@ def _check_stored(info: Info) -> None:
         _power_of_two("section-pages", info.section_pages, SECTION_BYTES_MIN // layout.PAGE_BYTES, SIZE_MAX)
         if info.descriptor_writes not in layout.DESCRIPTOR_WRITES:
             raise UsageError(f"descriptor-writes={info.descriptor_writes}", "no such choice", "each or coalesced")
+        _check_initialise(info.initialise, info.descriptor_bytes, placement.family.modules[info.placement])
         given, module = info.parameters["leveling"], leveling.family.modules[info.leveling]
         if parameters_of(module, given, info.leveling) != given:
             raise UsageError(info.leveling, "a parameter is missing", ", ".join(module.PARAMETERS))

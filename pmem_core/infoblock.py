@@ -38,6 +38,8 @@ class Info:
     created: int
     linux: bool
     generation: int = 1
+    initialise: str = "zeros"
+    initialised: bool = False
 
 
 def pack(info: Info) -> bytes:
@@ -55,7 +57,7 @@ def pack(info: Info) -> bytes:
     block["extension"] = layout.EXTENSION_SIGNATURE
     block["extension_version"] = layout.EXTENSION_VERSION
     block["features_compatible"] = layout.FEATURES_COMPATIBLE
-    block["features_read_only"] = layout.FEATURES_READ_ONLY
+    block["features_read_only"] = layout.FEATURE_INITIALISE if info.initialise != "zeros" else 0
     block["features_incompatible"] = layout.FEATURES_INCOMPATIBLE
     block["generation"] = info.generation
     block["medium_bytes"] = info.size
@@ -70,6 +72,8 @@ def pack(info: Info) -> bytes:
     block["placement"] = info.placement.encode()
     block["leveling"] = info.leveling.encode()
     block["parameters"] = json.dumps(info.parameters, sort_keys=True, separators=(",", ":")).encode()
+    block["initialise"] = layout.INITIALISE[info.initialise]
+    block["initialised"] = int(info.initialised)
     block["checksum"] = layout.fletcher64(block.tobytes())
     return block.tobytes()
 
@@ -94,6 +98,7 @@ def unpack(data: bytes) -> Info | None:
 
 def _info(block: Any, linux: bool) -> Info:
     names = {number: name for name, number in layout.DESCRIPTOR_WRITES.items()}
+    strategies = {number: name for name, number in layout.INITIALISE.items()}
     return Info(
         uuid=str(uuid_.UUID(bytes=bytes(block["uuid"]))),
         size=int(block["medium_bytes"]),
@@ -111,6 +116,8 @@ def _info(block: Any, linux: bool) -> Info:
         created=int(block["created"]),
         linux=linux,
         generation=int(block["generation"]),
+        initialise=strategies.get(int(block["initialise"]), "unknown"),
+        initialised=bool(block["initialised"]),
     )
 
 

@@ -29,7 +29,7 @@ def choose_cache_folder(outside: Iterable[Path], boundscheck: str) -> Path:
     outside: files with policies.
     """
     here = Path(__file__).parent
-    names = "jit layout plugins crc32c media frametable descriptor onepage offline datapath"
+    names = "jit layout plugins crc32c media frametable descriptor onepage bringup offline datapath"
     names += " upkeep wearscan checkscan tracescan"
     sources = [here / f"{name}.py" for name in names.split()]
     sources += sorted((here / "placement").glob("*.py")) + sorted((here / "leveling").glob("*.py"))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pmem_core.cli._common import IMAGE, SIZE, emit, human_bytes, json_option, policy_file_option, working
+from pmem_core.cli._common import IMAGE, SIZE, emit, human_bytes, json_option, policy_file_option, progress, working
 from pmem_core.cli._geometry import geometry_options, plan_of
 
 if TYPE_CHECKING:
@@ -31,6 +31,13 @@ USES = {
 @IMAGE
 @click.option("-s", "--size", type=SIZE, required=True, help="Size of the medium; the client sees somewhat less.")
 @geometry_options
+@click.option(
+    "--initialise",
+    type=click.Choice(["zeros", "eager", "section", "subsection", "buddy"]),
+    default="zeros",
+    show_default=True,
+    help="How descriptors come into being: all zeros are enough; now; 128 MiB or 2 MiB at the first write; by halves.",
+)
 @json_option
 def create(image: Path, size: int, as_json: bool, **options: Any) -> None:
     """Create an image: a folder of sparse files, which cost nothing until they are written.
@@ -48,6 +55,9 @@ def create(image: Path, size: int, as_json: bool, **options: Any) -> None:
 
         plan = plan_of(size, options)
         images.create(image, plan)
+    if plan.info.initialise == "eager":
+        _initialise(image)
+    with working(f"reading {image}"):
         found = snapshot.look(image)
         if as_json:
             emit(report(image, found))
@@ -55,6 +65,14 @@ def create(image: Path, size: int, as_json: bool, **options: Any) -> None:
     info = plan.info
     seen = f"{human_bytes(plan.device_bytes)} for the client ({plan.device_bytes / info.size:.2%})"
     click.echo(f"{image}: {human_bytes(info.size)} medium, {seen}, {info.placement}, {info.leveling}")
+
+
+def _initialise(image: Path) -> None:
+    """Give every page a descriptor; where this is cut short, the next that opens the image for writing goes on."""
+    from pmem_core.device import Device
+
+    with progress(f"Initialising {image}", total=1.0) as watch:
+        Device(image, watch=watch).close()
 
 
 @click.command()
@@ -142,6 +160,7 @@ def show(figures: dict[str, Any]) -> None:
         "placement": image["placement"],
         "leveling": f"{image['leveling']} ({parameters})" if parameters else image["leveling"],
         "descriptors": descriptors,
+        "initialised": image["initialise"] or "-",
         "frame, line": f"{image['frame_bytes']} bytes, {image['line_bytes']} bytes",
         "Linux reads it": "yes, as a fsdax namespace" if image["linux"] else "no",
         "session": session,
