@@ -77,9 +77,11 @@ class Device:
         self._tally = self.mapping.core["tally"][0]
         if self.read_only and found == "power cut":
             recovery.recall(self.mapping, self.plan, self.journal)
-        self._load_durable()
+        if found:
+            self._load_durable()
         recovery.require_sane(self.mapping, self.plan)
         if not found:
+            # So the table is as the journal has it, and what was mapped of it is `durable` already.
             recovery.require_agreement(self.mapping, self.plan, self.journal)
         recovery.know_sum(self.mapping.core)
         self.recovered = recovery.Recovered(found, sections=self.plan.section_count)

@@ -57,6 +57,7 @@ class Pair:
             checksums=info.checksums,
             section_pages=info.section_pages,
             leveling_parameters=parameters,
+            initialise=info.initialise,
         )
         self.used = set()  # pages that some operation named
         assert self.twin.page_count == info.page_count
@@ -223,8 +224,11 @@ LEVELINGS["refresh"] = ("security_refresh", st.fixed_dictionaries(REFRESHES | BL
 LEVELINGS["optane"] = ("optane", st.fixed_dictionaries({"threshold": st.integers(1, 100)} | BLOCKS))
 
 
+ZEROS = st.just("zeros")
+
+
 @st.composite
-def plans(draw, placement_name, leveling_variant):
+def plans(draw, placement_name, leveling_variant, initialise=ZEROS):
     """A small device of any geometry; now and then one so large that descriptors evict each other."""
     leveling_name, parameters = LEVELINGS[leveling_variant]
     frame_bytes = draw(st.sampled_from(POWERS["frame"]))
@@ -239,7 +243,10 @@ def plans(draw, placement_name, leveling_variant):
         "checksums": draw(st.booleans()),
         "frame_bytes": frame_bytes,
         "line_bytes": draw(st.sampled_from([line for line in POWERS["line"] if line <= frame_bytes])),
+        "initialise": draw(initialise),
     }
+    if options["initialise"] == "buddy":
+        options["descriptor_bytes"] = max(64, options["descriptor_bytes"])
     wanted = naive.PENDING_SLOTS + 40 if draw(st.integers(0, 7)) == 7 else draw(st.integers(6, 100))
     plan = planned(wanted, draw(st.integers(0, 15)), options)
     # The keys of `randomize` come from the uuid: drawn too, or a failure could not be run again.
@@ -302,6 +309,30 @@ def test_device_is_what_its_twin_says(tmp_path_factory, placement_name, variant,
     plan = data.draw(plans(placement_name, variant), "plan")
     operations = data.draw(st.lists(OPERATIONS, min_size=1, max_size=30), "operations")
     pair = Pair(tmp_path_factory.getbasetemp() / f"contract-{next(NUMBER)}.pmem", plan)
+    try:
+        for operation in operations:
+            pair.run(operation)
+        pair.compare_all()
+        pair.do_reopen()
+        pair.compare_all()
+    finally:
+        pair.close()
+
+
+# Groups of descriptors are given back where a trim covers them wholly.
+LARGE_TRIMS = st.tuples(st.just("trim"), PAGES, st.just(0), st.integers(8, 200).map(lambda pages: pages * PAGE))
+
+
+@pytest.mark.parametrize("variant", ["none", "wide-gap"])
+@pytest.mark.parametrize("placement_name", ["interleaved", "linear"])
+@given(data=st.data())
+@settings(suppress_health_check=list(HealthCheck), max_examples=min(24, settings().max_examples))
+def test_descriptors_come_into_being_as_the_twin_says(tmp_path_factory, placement_name, variant, data):
+    """With every strategy: which descriptors there are when, heads of free groups, and what it all wears."""
+    strategies = st.sampled_from(["buddy", "buddy", "section", "subsection", "eager"])
+    plan = data.draw(plans(placement_name, variant, strategies), "plan")
+    operations = data.draw(st.lists(st.one_of(OPERATIONS, LARGE_TRIMS), min_size=1, max_size=30), "operations")
+    pair = Pair(tmp_path_factory.getbasetemp() / f"groups-{next(NUMBER)}.pmem", plan)
     try:
         for operation in operations:
             pair.run(operation)
