@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: MIT
+# long: a group's whole life in one place: what a crash leaves of one step is what the others have to bear
 """How descriptors come into being, where an all-zero one is not enough: groups are brought up, split, given back.
 
 A page is *up* when it has a descriptor of its own.  With strategy `zeros` nothing here is run: a descriptor of zeros is
@@ -221,16 +222,6 @@ def _raise_group(run, core, page, head, order):
 
 
 # ---- giving back ----
-
-
-@hot
-def whole_group(run, page, last):
-    """The pages of the group that begins with `page`, is given back as one and ends by `last`; 0 if there is none."""
-    shift = run["group_shift"]
-    if run["initialise"] != INITIALISE_BUDDY or page >> shift << shift != page or run["section_shift"] < shift:
-        return 0
-    end = _group_end(run, page)
-    return end - page if end <= last else 0
 
 
 @hot

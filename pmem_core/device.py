@@ -74,14 +74,16 @@ class Device:
         self.mapping = mapping.map_image(self.path, self.plan, read_only=self.read_only)
         undo.callback(self._unmap)
         self.handle = (self.mapping.run, self.mapping.core)
+        initialisation.bind(*self.handle, self.plan)
         self._tally = self.mapping.core["tally"][0]
         if self.read_only and found == "power cut":
             recovery.recall(self.mapping, self.plan, self.journal)
         if found:
-            self._load_durable()
+            table = recovery.last_checkpoint(self.plan, self.journal)[1]
+            self.mapping.durable[: len(table)] = table
         recovery.require_sane(self.mapping, self.plan)
         if not found:
-            # So the table is as the journal has it, and what was mapped of it is `durable` already.
+            # So `durable`, a copy of the mapped table, is as the journal has it.
             recovery.require_agreement(self.mapping, self.plan, self.journal)
         recovery.know_sum(self.mapping.core)
         self.recovered = recovery.Recovered(found, sections=self.plan.section_count)
@@ -98,10 +100,6 @@ class Device:
             host.mark_cache(self.mapping.files)
         self._sampled = -1
         return found
-
-    def _load_durable(self) -> None:
-        table = recovery.last_checkpoint(self.plan, self.journal)[1]
-        self.mapping.durable[: len(table)] = table
 
     def _finish_interrupted(self) -> None:
         """After a kill: finish the count of the run of lines, the page in flight, and a trim's holes."""

@@ -255,6 +255,8 @@ RUN = np.dtype(
         ("descriptor_bytes", "<i8"),  # 0: the placement has none on the medium
         ("initialise", "<i8"),  # INITIALISE
         ("group_shift", "<i8"),  # log2 of the pages whose descriptors are brought up together
+        ("ensure", "<i8"),  # addresses of functions of bringup (jit.call_at); 0: not wanted
+        ("give_back", "<i8"),
         ("checksums", "<i8"),
         ("coalesced", "<i8"),
         ("read_only", "<i8"),

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from pairs import PAIRS
 
-from pmem_core import geometry, image, layout, leveling
+from pmem_core import geometry, image, layout, leveling, placement
 from pmem_core.device import Device
 from pmem_core.errors import UsageError
 
@@ -492,3 +492,88 @@ def test_trimmed_pages_are_zeros_where_leveling_moved_them_to(pair):
         pair.run(("hammer", i, 1, i))
         pair.run(("trim", i, 0, 9 * PAGE))
         pair.compare_media()
+
+
+# ---- how descriptors come into being, in numbers worked out by hand: 64 descriptors of 64 bytes in 16 lines ----
+
+BUDDY = SMALL | {"initialise": "buddy", "pages": 512}
+COALESCED = {"descriptor_writes": "coalesced"}
+
+
+@pytest.mark.parametrize("pair", [BUDDY], indirect=True)
+def test_new_device_is_covered_by_one_head_for_each_bit_of_its_size(pair):
+    assert worn(pair) == (0, bin(pair.info.page_count // 64).count("1") + (pair.info.page_count % 64 > 0), 0)
+    pair.compare_all()
+
+
+@pytest.mark.parametrize("pair", [BUDDY], indirect=True)
+def test_first_write_halves_the_group_around_its_page(pair):
+    before = worn(pair)[1]
+    pair.run(("write", 70, 0, PAGE, 0, False))
+    # Heads of the halves of 256, 128 and 64 pages, the 64 descriptors of the page's own group, and then its own once more.
+    assert worn(pair)[1] - before == 3 + 16 + 1
+    assert pair.twin.heads[0] == 6 and pair.twin.heads[128] == 7 and pair.twin.heads[256] == 8
+    pair.run(("write", 71, 0, PAGE, 0, False))
+    assert worn(pair)[1] - before == 3 + 16 + 2
+    pair.compare_all()
+
+
+@pytest.mark.parametrize("pair", [BUDDY], indirect=True)
+def test_trim_of_a_group_gives_its_descriptors_back_in_one_store_and_joins_buddies(pair):
+    pair.run(("fill", 64, 64, 0))
+    before = worn(pair)[1]
+    pair.run(("trim", 64, 0, 64 * PAGE))
+    # The page of descriptors; the head of all 512 pages; the heads at 128 and 256 cleared.
+    assert worn(pair)[1] - before == 16 + 1 + 2
+    assert pair.twin.heads[0] == 9
+    pair.compare_all()
+
+
+@pytest.mark.parametrize("pair", [BUDDY], indirect=True)
+def test_trim_of_a_part_of_a_group_keeps_its_descriptors(pair):
+    pair.run(("write", 64, 0, PAGE, 0, False))
+    before = worn(pair)[1]
+    pair.run(("trim", 64, 0, 63 * PAGE))
+    assert worn(pair)[1] - before == 1
+    pair.compare_all()
+
+
+@pytest.mark.parametrize("pair", [BUDDY | COALESCED], indirect=True)
+def test_pending_descriptors_of_a_group_given_back_are_dropped(pair):
+    pair.run(("fill", 64, 64, 0))
+    before = worn(pair)[1]
+    pair.run(("trim", 64, 0, 64 * PAGE))
+    pair.run(("kill",))
+    pair.run(("flush",))
+    assert worn(pair)[1] - before == 16 + 1 + 2
+    pair.compare_all()
+
+
+@pytest.mark.parametrize(
+    ("pair", "pages"), [(SMALL | {"pages": 600, "initialise": "subsection"}, 512)], indirect=["pair"]
+)
+def test_first_write_initialises_the_subsection(pair, pages):
+    pair.run(("write", 5, 0, PAGE, 0, False))
+    assert worn(pair)[1] == pages // 64 * 16 + 1
+    pair.run(("write", 500, 0, PAGE, 0, False))
+    assert worn(pair)[1] == pages // 64 * 16 + 2
+    pair.compare_all()
+
+
+@pytest.mark.parametrize("pair", [SMALL | {"pages": 640, "initialise": "eager"}], indirect=True)
+def test_eager_initialises_all_pages_before_the_first_request(pair):
+    pages = pair.info.page_count
+    assert worn(pair)[1] == pages // 64 * 16 + -(-(pages % 64) // 4)
+    pair.run(("reopen",))
+    assert worn(pair)[1] == pages // 64 * 16 + -(-(pages % 64) // 4)
+    pair.compare_all()
+
+
+@pytest.mark.parametrize("placement_name", [name for name, one in placement.family.modules.items() if one.ON_MEDIUM])
+def test_descriptors_of_a_page_of_them_lie_side_by_side(placement_name):
+    """What bringing up a group takes for granted of every placement."""
+    plan = planned(700, 3, SMALL | {"placement_name": placement_name})
+    state, pages = plan.placement_state, plan.info.page_count
+    placed = [int(plan.placement.descriptor_at(state, page)) for page in range(pages)]
+    assert all(placed[page] == placed[page - page % 64] + 64 * (page % 64) for page in range(pages))
+    assert all(at % PAGE == 0 for at in placed[::64])
