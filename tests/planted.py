@@ -12,7 +12,20 @@ from unittest import mock
 
 import numpy as np
 
-from pmem_core import datapath, durability, host, jit, layout, media, onepage, recovery, sections, upkeep
+from pmem_core import (
+    bringup,
+    datapath,
+    descriptor,
+    durability,
+    host,
+    jit,
+    layout,
+    media,
+    onepage,
+    recovery,
+    sections,
+    upkeep,
+)
 from pmem_core.durability import Durability
 from pmem_core.journal import Journal
 from pmem_core.leveling import start_gap
@@ -185,6 +198,11 @@ def leftovers_not_blanked() -> Any:
     return _replaced(onepage, "scrub", lambda run, core, page: layout.OK)
 
 
+def torn_descriptors_are_damaged() -> Any:
+    """What is left of a free descriptor, or of a head, that was being stored passes for a damaged descriptor."""
+    return _replaced(descriptor, "_says_nothing", lambda run, page: False)
+
+
 PLANTED: dict[str, Callable[[], Any]] = {
     function.__name__.replace("_", " "): function
     for function in (
@@ -206,6 +224,7 @@ PLANTED: dict[str, Callable[[], Any]] = {
         recovery_forgets_the_marks,
         pending_believed_after_a_cut,
         leftovers_not_blanked,
+        torn_descriptors_are_damaged,
     )
 }
 
@@ -258,7 +277,27 @@ def holes_forgotten() -> Any:
     return _replaced(upkeep, "finish_trim", lambda handle: 0)
 
 
+def group_not_named() -> Any:
+    """The group being brought up or given back is not named, so nothing finishes that after a kill."""
+    return _replaced(bringup, "_name", lambda core, word, value, head, order: None)
+
+
+def heads_forgotten() -> Any:
+    """The halves of a group that is split get no heads."""
+    return _replaced(bringup, "_store_head", lambda run, core, page, order: None)
+
+
 AT_KILLS: dict[str, Callable[[], Any]] = {
     function.__name__.replace("_", " "): function
-    for function in (every_move_switches_before_it_copies, count_not_described, sum_not_withheld, holes_forgotten)
+    for function in (
+        every_move_switches_before_it_copies,
+        count_not_described,
+        sum_not_withheld,
+        holes_forgotten,
+    )
+}
+
+# The same, of groups of descriptors.
+AT_KILLS_IN_GROUPS: dict[str, Callable[[], Any]] = {
+    function.__name__.replace("_", " "): function for function in (group_not_named, heads_forgotten)
 }

@@ -190,6 +190,7 @@ FOUND = {
     "recovery forgets the marks": "gap of one",
     "pending believed after a cut": "interleaved none coalesced",
     "leftovers not blanked": "interleaved none",
+    "torn descriptors are damaged": "buddy",
 }
 
 
