@@ -133,9 +133,21 @@ def worked_out(size: int, largest: int, runs: list[dict[str, Any]]) -> str:
     return f"| eager, worked out | {human_bytes(size)} | {1000 * seconds:.0f} | | | | | {lines} | {told} | | | |"
 
 
-HEAD = """| strategy | medium | create, ms | open, ms | first write, ms | open to answer, ms | close, ms | lines worn | bytes | \
-anonymous, MiB | RSS, MiB | on disk |
-| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"""
+COLUMNS = (
+    "strategy",
+    "medium",
+    "create, ms",
+    "open, ms",
+    "first write, ms",
+    "open to answer, ms",
+    "close, ms",
+    "lines worn",
+    "bytes",
+    "anonymous, MiB",
+    "RSS, MiB",
+    "on disk",
+)
+HEAD = f"| {' | '.join(COLUMNS)} |\n|{' --- |' * len(COLUMNS)}"
 
 
 def main() -> None:

@@ -198,9 +198,16 @@ def leftovers_not_blanked() -> Any:
     return _replaced(onepage, "scrub", lambda run, core, page: layout.OK)
 
 
-def torn_descriptors_are_damaged() -> Any:
-    """What is left of a free descriptor, or of a head, that was being stored passes for a damaged descriptor."""
-    return _replaced(descriptor, "_says_nothing", lambda run, page: False)
+def groups_filled_over_descriptors() -> Any:
+    """Bringing up a group makes all of its pages free, also those that are up."""
+
+    def fill(run: Any, core: Any, first: Any) -> int:
+        for page in range(int(first), min(int(first) + bringup._per_page(run), int(run["page_count"]))):
+            descriptor.note_free(run, page)
+            bringup._store_now(run, core, page)
+        return 1
+
+    return _replaced(bringup, "_fill", fill)
 
 
 PLANTED: dict[str, Callable[[], Any]] = {
@@ -224,7 +231,7 @@ PLANTED: dict[str, Callable[[], Any]] = {
         recovery_forgets_the_marks,
         pending_believed_after_a_cut,
         leftovers_not_blanked,
-        torn_descriptors_are_damaged,
+        groups_filled_over_descriptors,
     )
 }
 

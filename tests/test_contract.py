@@ -510,7 +510,7 @@ def test_new_device_is_covered_by_one_head_for_each_bit_of_its_size(pair):
 def test_first_write_halves_the_group_around_its_page(pair):
     before = worn(pair)[1]
     pair.run(("write", 70, 0, PAGE, 0, False))
-    # Heads of the halves of 256, 128 and 64 pages, the 64 descriptors of the page's own group, and then its own once more.
+    # Heads of the halves of 256, 128 and 64 pages, 64 descriptors of the page's own group, and then its own once more.
     assert worn(pair)[1] - before == 3 + 16 + 1
     assert pair.twin.heads[0] == 6 and pair.twin.heads[128] == 7 and pair.twin.heads[256] == 8
     pair.run(("write", 71, 0, PAGE, 0, False))
