@@ -34,7 +34,8 @@ def choose_cache_folder(outside: Iterable[Path], boundscheck: str) -> Path:
     names = "jit layout plugins crc32c media frametable descriptor onepage bringup offline datapath"
     names += " upkeep wearscan checkscan tracescan"
     sources = [here / f"{name}.py" for name in names.split()]
-    sources += sorted((here / "placement").glob("*.py")) + sorted((here / "leveling").glob("*.py"))
+    for folder in ("placement", "leveling", "pagemaps"):
+        sources += sorted((here / folder).glob("*.py"))
     digest = hashlib.sha256(boundscheck.encode())
     for source in (*sources, *outside):
         with contextlib.suppress(OSError):  # whoever loads it says so
