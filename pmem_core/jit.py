@@ -13,6 +13,7 @@ With ``NUMBA_DISABLE_JIT=1`` every function below has a plain twin, so pdb and c
 
 import contextlib
 import ctypes
+import functools
 import hashlib
 import os
 import shutil
@@ -32,7 +33,7 @@ def choose_cache_folder(outside: Iterable[Path], boundscheck: str) -> Path:
     """
     here = Path(__file__).parent
     names = "jit layout plugins crc32c media frametable descriptor onepage bringup offline datapath"
-    names += " upkeep wearscan checkscan tracescan"
+    names += " upkeep wearscan checkscan tracescan maploops"
     sources = [here / f"{name}.py" for name in names.split()]
     for folder in ("placement", "leveling", "pagemaps"):
         sources += sorted((here / folder).glob("*.py"))
@@ -95,10 +96,20 @@ _compiled = []
 
 def hot(function):
     """Compile `function` on first use and cache it; the GIL is kept, it is the lock of the device."""
-    dispatcher = numba.njit(cache=True, error_model="numpy")(function)
+    dispatcher = numba.njit(cache=True, error_model="numpy", no_cfunc_wrapper=True)(function)
     if not PLAIN:
         _compiled.append(dispatcher)
+        dispatcher.get_call_template = functools.partial(_for_any_value, dispatcher.get_call_template)
     return dispatcher
+
+
+def _for_any_value(get_call_template, arguments, named):
+    """Let a call with a constant use the code for its type: numba would compile a function anew for each constant.
+
+    LLVM inlines and propagates constants all the same.
+    """
+    named = {name: types.unliteral(argument) for name, argument in named.items()}
+    return get_call_template(tuple(types.unliteral(argument) for argument in arguments), named)
 
 
 def compile_for(function, *arguments):

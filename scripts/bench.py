@@ -19,7 +19,6 @@ import contextlib
 import itertools
 import json
 import os
-import platform
 import re
 import shutil
 import signal
@@ -39,6 +38,7 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 from rich.table import Table
 
+from pmem_core import host
 from pmem_core.launch import nbdkit_command, nbdkit_environment
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -368,11 +368,7 @@ def markdown(report: dict[str, Any]) -> str:
 
 def machine() -> dict[str, str]:
     """What the figures depend on and a reader elsewhere wants to know."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    model = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / (1 << 30)
-    facts = {"cpu": f"{len(model)} × {model[0]}" if model else platform.machine(), "memory": f"{memory:.0f} GiB"}
-    facts |= {"kernel": platform.release(), "python": platform.python_version()}
+    facts = host.machine()
     for name in ("nbdkit", "qemu-nbd", "fio"):
         facts[name] = "".join(re.findall(r"\d+[.\d]*", run([name, "--version"]))[:1])
     with contextlib.suppress(click.ClickException):

@@ -12,6 +12,7 @@ import naive
 import numba
 import numpy as np
 import pytest
+from conftest import one_worker
 from hypothesis import HealthCheck, given, settings
 from pairs import PAIRS
 
@@ -297,7 +298,7 @@ NUMBER = itertools.count()
 @pytest.mark.parametrize(
     ("placement_name", "variant"),
     [
-        (place, variant)
+        pytest.param(place, variant, marks=one_worker(place, level))
         for variant, (level, _) in LEVELINGS.items()
         for place in naive.PLACEMENTS
         if (place, level) in PAIRS
@@ -323,8 +324,14 @@ def test_device_is_what_its_twin_says(tmp_path_factory, placement_name, variant,
 LARGE_TRIMS = st.tuples(st.just("trim"), PAGES, st.just(0), st.integers(8, 200).map(lambda pages: pages * PAGE))
 
 
-@pytest.mark.parametrize("variant", ["none", "wide-gap"])
-@pytest.mark.parametrize("placement_name", ["interleaved", "linear"])
+@pytest.mark.parametrize(
+    ("placement_name", "variant"),
+    [
+        pytest.param(place, variant, marks=one_worker(place, LEVELINGS[variant][0]))
+        for place in ("interleaved", "linear")
+        for variant in ("none", "wide-gap")
+    ],
+)
 @given(data=st.data())
 @settings(suppress_health_check=list(HealthCheck), max_examples=min(24, settings().max_examples))
 def test_descriptors_come_into_being_as_the_twin_says(tmp_path_factory, placement_name, variant, data):
@@ -343,7 +350,9 @@ def test_descriptors_come_into_being_as_the_twin_says(tmp_path_factory, placemen
         pair.close()
 
 
-@pytest.mark.parametrize(("placement_name", "leveling_name"), PAIRS)
+@pytest.mark.parametrize(
+    ("placement_name", "leveling_name"), [pytest.param(*pair, marks=one_worker(*pair)) for pair in PAIRS]
+)
 def test_any_pair_of_policies_keeps_the_data(tmp_path, placement_name, leveling_name):
     """Also of a policy that has no twin yet: reads, one frame a place, and totals that agree with the counters."""
     parameters = {
