@@ -5,14 +5,18 @@
 for every 4096 bytes of the file that are not in a hole, `held` the same for placed addresses (both uint8[]).
 """
 
-from . import descriptor, leveling, media, onepage, placement
+from . import bringup, descriptor, leveling, media, onepage, placement
 from .jit import hot, i64_at
-from .layout import CAUSE_INFO, INFO_BYTES, OK, PAGE_BYTES, PAGE_SHIFT
+from .layout import INITIALISE_BUDDY, INITIALISE_EAGER, OK, PAGE_BYTES, PAGE_SHIFT
 
 # Verdicts: nothing to say; the descriptor fails its checksum; the data does not match it; it says that the data is
 # damaged; bytes lie behind a page that holds nothing; something lies in a section that was never written.
 FINE, DAMAGED, MISMATCHED, CONDEMNED, LEAKED, UNMARKED = range(6)
 IN_HOLE = 2
+# Of groups: pages have neither descriptors of their own nor a head that covers them; a group is claimed by two.
+GAP, OVERLAP = range(1, 3)
+CLAIM_HEAD, CLAIM_ORDER, CLAIM_END, GAP_END = range(4)
+CLAIM_WORDS = 4
 
 
 @hot
@@ -145,6 +149,72 @@ def untouched(device, first, last, held):
 
 
 @hot
+def _count_up(run, core, held, first, end):
+    """Of the pages with descriptors in one page, how many are up, and how many are heads."""
+    up, heads = 0, 0
+    if not _in_hole(core, held, first):
+        for page in range(first, end):
+            found = bringup.look(run, core, page)
+            up += found == bringup.UP
+            heads += found >= 0
+    return up, heads
+
+
+@hot
+def groups(device, first, last, held, claim):
+    """Go through the groups from page `first` on, until one is wrong; its first page (or `last`) and the verdict.
+
+    claim (int64[CLAIM_WORDS]) goes along, zeros at first: the free group that was met last, order -1 where there is
+    none, and its end; and of a gap the end.
+    """
+    run, core = device[0][0], device[1][0]
+    step, page = PAGE_BYTES // run["descriptor_bytes"], first
+    while page < last:
+        end = min(page + step, last)
+        up, heads = _count_up(run, core, held, page, end)
+        claim[GAP_END] = end
+        if run["initialise"] != INITIALISE_BUDDY:
+            if up < end - page and (run["initialise"] == INITIALISE_EAGER or _group_is_used(run, core, held, page)):
+                return page, GAP
+        elif page < claim[CLAIM_END]:
+            if up or heads:
+                return page, OVERLAP
+        elif up < end - page:
+            order = -1
+            if heads == 1 and not up:
+                order = bringup.look(run, core, page)
+            if not bringup.fits(run, page, order):
+                claim[CLAIM_ORDER] = -1
+                while not up and not heads and claim[GAP_END] < last:
+                    end = min(claim[GAP_END] + step, last)
+                    up, heads = _count_up(run, core, held, claim[GAP_END], end)
+                    if not up and not heads:
+                        claim[GAP_END] = end
+                return page, GAP
+            claim[CLAIM_HEAD], claim[CLAIM_ORDER], claim[CLAIM_END] = page, order, page + (1 << order)
+        page = end
+    return last, FINE
+
+
+@hot
+def note_head(device, page, held):
+    """The descriptor of `page` is in no hole any more, since it may have become a head."""
+    at = placement.descriptor_at(device[1][0]["placement"], page) >> PAGE_SHIFT
+    mark(held, at, at + 1)
+
+
+@hot
+def _group_is_used(run, core, held, page):
+    """True where a page of the group that is brought up with `page` is up."""
+    step, first = PAGE_BYTES // run["descriptor_bytes"], page >> run["group_shift"] << run["group_shift"]
+    last = min(first + (1 << run["group_shift"]), run["page_count"])
+    for at in range(first, last, step):
+        if _count_up(run, core, held, at, min(at + step, last))[0]:
+            return True
+    return False
+
+
+@hot
 def punch_page(device, page):
     """Give the host back what lies behind `page`, which is free; OK or HOST."""
     run, core = device[0][0], device[1][0]
@@ -154,12 +224,6 @@ def punch_page(device, page):
         if code:
             return code
     return OK
-
-
-@hot
-def store_info(device, block, at):
-    """Store `block`, uint8[4096], as the info block at byte `at` of the medium."""
-    media.store(device[0][0], device[1][0], CAUSE_INFO, at, block, 0, INFO_BYTES)
 
 
 @hot

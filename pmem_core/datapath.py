@@ -9,7 +9,7 @@ keeps the GIL.
 import numpy as np
 
 from . import descriptor, media, onepage
-from .jit import clear_bytes, hot, publish, u8_at
+from .jit import call_at, clear_bytes, hot, publish, u8_at
 from .layout import (
     OK,
     PAGE_BYTES,
@@ -64,7 +64,9 @@ def write(device, buffer, offset, done):
         if done + count < source.size:
             onepage.anticipate(run, core, page + 1)
             onepage.anticipate_data(run, core, page + 1)
-        code = onepage.write(run, core, page, at, source, done, count)
+        code = call_at(run["ensure"], run, core, page) if run["ensure"] else OK
+        if code == OK:
+            code = onepage.write(run, core, page, at, source, done, count)
         if code:
             return _stopped(done, code)
         done += count
@@ -91,6 +93,16 @@ def _next_touched(run, page):
 
 
 @hot
+def _whole_group(run, page, last):
+    """The pages of the group that begins with `page`, is given back as one and ends by `last`; 0 if there is none."""
+    shift = run["group_shift"]
+    if page >> shift << shift != page or run["section_shift"] < shift:
+        return 0
+    end = min(page + (1 << shift), run["page_count"])
+    return end - page if end <= last else 0
+
+
+@hot
 def _free(run, core, offset, end, done):
     """Give back the whole pages within [offset + done, end)."""
     first = (offset + done + PAGE_BYTES - 1) >> PAGE_SHIFT
@@ -100,11 +112,12 @@ def _free(run, core, offset, end, done):
     intent = core["intent"]
     intent[TRIM_FIRST] = page
     while page < last:
-        publish(intent, TRIM_END, page + 1)
-        code = onepage.trim(run, core, page)
+        count = _whole_group(run, page, last) if run["give_back"] else 0
+        publish(intent, TRIM_END, page + max(count, 1))
+        code = call_at(run["give_back"], run, core, page) if count else onepage.trim(run, core, page)
         if code:
             break
-        page = _next_touched(run, page + 1)
+        page = _next_touched(run, page + max(count, 1))
     punched = _punch(run, core, first, min(page, last))
     publish(intent, TRIM_END, 0)
     intent[TRIM_FIRST] = 0
@@ -161,7 +174,9 @@ def zero(device, offset, end, may_trim, done):
         sections, section = onepage.section_of(run, page)
         if sections[section] & (SECTION_TOUCHED | SECTION_DIRTY) or not may_trim:
             clear_bytes(blank, 0, PAGE_BYTES)
-            code = onepage.write(run, core, page, at, blank, 0, count)
+            code = call_at(run["ensure"], run, core, page) if run["ensure"] else OK
+            if code == OK:
+                code = onepage.write(run, core, page, at, blank, 0, count)
             if code:
                 return _stopped(done, code)
         done += count

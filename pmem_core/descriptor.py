@@ -10,13 +10,14 @@ import numba
 
 from .crc32c import word_crc
 from .jit import hot, i64_at, u32_at
-from .layout import PG_ERROR, PG_UPTODATE
+from .layout import INITIALISE_ZEROS, ORDER_MAX, PG_BUDDY, PG_ERROR, PG_RESERVED, PG_UPTODATE
 
 # Indexes of layout.DESCRIPTOR's fields in words of 4 or 8 bytes.
 CHECKSUM, DATA_CHECKSUM, FLAGS, WRITES = 0, 1, 2, 3
 GENERATION, INDEX = 2, 4
 REFCOUNT = 6
 DATA_LINES, DESCRIPTOR_LINES, SESSION, FIRST_GENERATION = 8, 9, 10, 11
+ORDER = 10
 
 EMPTY = 0  # all zero: the page was never written
 VALID = 1
@@ -52,10 +53,33 @@ def status(run, page):
         if words[0] == 0 and words[1] == 0:
             return EMPTY
         return VALID
+    if run["initialise"] != INITIALISE_ZEROS and _says_nothing(run, page):
+        return EMPTY
     for i in range(run["descriptor_bytes"] >> 3):
         if words[i]:
             return DAMAGED
     return EMPTY
+
+
+@hot
+def _says_nothing(run, page):
+    """True where each field of the scratch descriptor is one that a page never written may have, whatever its checksum.
+
+    That is what is left where storing free descriptors or heads was cut short: there was no data, and there is none.
+    """
+    words, small = large_words(run), small_words(run)
+    if small[DATA_CHECKSUM] or small[WRITES] or numba.int64(small[FLAGS]) & ~(PG_RESERVED | PG_BUDDY):
+        return False
+    if run["descriptor_bytes"] >= 32 and (words[GENERATION] or words[REFCOUNT >> 1]):
+        return False
+    if run["descriptor_bytes"] >= 64 and (
+        (words[INDEX] and words[INDEX] != page) or words[ORDER >> 1] > ORDER_MAX or words[ORDER >> 1] < 0
+    ):
+        return False
+    for i in range((ORDER >> 1) + 1, run["descriptor_bytes"] >> 3):
+        if words[i]:
+            return False
+    return True
 
 
 @hot
@@ -68,6 +92,16 @@ def holds_data(run):
 def is_bad(run):
     """True where the scratch descriptor says that the page's data is damaged."""
     return numba.int64(small_words(run)[FLAGS]) & PG_ERROR != 0
+
+
+@hot
+def order_of_head(run):
+    """The order of the group that begins with the scratch descriptor's page; -1 where it is no head."""
+    small = small_words(run)
+    if run["descriptor_bytes"] < 64 or numba.int64(small[FLAGS]) & PG_BUDDY == 0:
+        return -1
+    order = numba.int64(small[ORDER])
+    return order if order <= ORDER_MAX else -1
 
 
 @hot
@@ -115,6 +149,21 @@ def note_drain(run, page, small, large):
     if run["descriptor_format"] == 2:
         large[DESCRIPTOR_LINES] += lines(run)
         small[CHECKSUM] = checksum(run, page, large)
+
+
+@hot
+def note_free(run, page):
+    """The page is one that was never written, and has a descriptor all the same."""
+    clear(run)
+    _seal(run, page, PG_RESERVED, 0, 0)
+
+
+@hot
+def note_head(run, page, order):
+    """With the page begins a group of 2 ** order pages that have no descriptors."""
+    clear(run)
+    small_words(run)[ORDER] = order
+    _seal(run, page, PG_BUDDY, 0, 0)
 
 
 @hot

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: MIT
+# long: an image in use, from its opening to its close, in the order in which things happen
 """The device: opened (and recovered), used, checkpointed, closed.
 
 What an open finds, and does:
@@ -28,7 +29,7 @@ from typing import Any
 
 import numpy as np
 
-from . import datapath, host, image, layout, mapping, recovery, upkeep
+from . import datapath, host, image, initialisation, layout, mapping, recovery, upkeep
 from .durability import Durability
 from .errors import BadData, DamagedImage, HostError, HostFull, UsageError
 from .host import Lock
@@ -40,7 +41,14 @@ EXTENTS_MAX = 2048
 class Device:
     """An image in use.  One instance a process and image; see `open_device`."""
 
-    def __init__(self, path: Path, *, read_only: bool = False, converting: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        read_only: bool = False,
+        converting: bool = False,
+        watch: initialisation.Watch | None = None,
+    ) -> None:
         self.path = image.find(path)
         self.read_only = read_only
         # Called when leveling would like its moves committed soon; whoever serves the device may do that beside it.
@@ -55,6 +63,7 @@ class Device:
             undo.callback(self.journal.close)
             self._check_owner()
             self.recovery = self._open(undo)
+            initialisation.complete(self, watch)
             undo.pop_all()
 
     # ---- opening ----
@@ -75,12 +84,16 @@ class Device:
         undo.callback(self._unmap)
         self.handle = (self.mapping.run, self.mapping.core)
         self.mapping.run["session"] = time.time_ns()
+        initialisation.bind(*self.handle, self.plan)
         self._tally = self.mapping.core["tally"][0]
         if self.read_only and found == "power cut":
             recovery.recall(self.mapping, self.plan, self.journal)
-        self._load_durable()
+        if found:
+            table = recovery.last_checkpoint(self.plan, self.journal)[1]
+            self.mapping.durable[: len(table)] = table
         recovery.require_sane(self.mapping, self.plan)
         if not found:
+            # So `durable`, a copy of the mapped table, is as the journal has it.
             recovery.require_agreement(self.mapping, self.plan, self.journal)
         recovery.know_sum(self.mapping.core)
         self.recovered = recovery.Recovered(found, sections=self.plan.section_count)
@@ -98,10 +111,6 @@ class Device:
         self._sampled = -1
         return found
 
-    def _load_durable(self) -> None:
-        table = recovery.last_checkpoint(self.plan, self.journal)[1]
-        self.mapping.durable[: len(table)] = table
-
     def _finish_interrupted(self) -> None:
         """After a kill: finish the count of the run of lines, the page in flight, and a trim's holes."""
         told, before = self.recovered, int(self._tally["healed"])
@@ -110,8 +119,9 @@ class Device:
         if page >= 0 and self.read_only:
             self.mapping.sections[page // self.plan.info.section_pages] |= np.uint8(layout.SECTION_SUSPECT)
         elif page >= 0:
-            self._complete_page(upkeep.heal, page)
+            self.complete_page(upkeep.heal, page)
             told.healed = int(self._tally["healed"]) > before
+        told.group = initialisation.finish_interrupted(self)
         told.trimmed = 0 if self.read_only else int(upkeep.finish_trim(self.handle))
         # Not before: what does not end well has to be done by the next open.
         self.mapping.core["intent"] = 0
@@ -149,14 +159,14 @@ class Device:
     def trim(self, count: int, offset: int, *, fua: bool = False) -> None:
         """Give back the whole pages in the range; they read as zeros afterwards."""
         self._require(count, offset)
-        self._complete(datapath.trim, offset, offset, offset + count)
+        self.complete(datapath.trim, offset, offset, offset + count)
         if fua:
             self.flush(counted=False)
 
     def zero(self, count: int, offset: int, *, may_trim: bool = True, fua: bool = False) -> None:
         """Make the range read as zeros; with `may_trim` whole pages are given back."""
         self._require(count, offset)
-        self._complete(datapath.zero, offset, offset, offset + count, may_trim)
+        self.complete(datapath.zero, offset, offset, offset + count, may_trim)
         if fua:
             self.flush(counted=False)
 
@@ -187,10 +197,10 @@ class Device:
             result = function(self.handle, *arguments, result >> layout.STOP_SHIFT)
         return None
 
-    def _complete(self, function: Callable[..., int], offset: int, *arguments: Any) -> None:
+    def complete(self, function: Callable[..., int], offset: int, *arguments: Any) -> None:
         self.finish(function, function(self.handle, *arguments, 0), offset, *arguments)
 
-    def _complete_page(self, function: Callable[..., int], page: int) -> None:
+    def complete_page(self, function: Callable[..., int], page: int) -> None:
         # A page is a single step: there is no `done`.
         while result := function(self.handle, page):
             self._resume(result, page << layout.PAGE_SHIFT)
@@ -230,7 +240,7 @@ class Device:
             self._durability.sync("media")
 
     def _drain(self) -> None:
-        self._complete(upkeep.drain, 0)
+        self.complete(upkeep.drain, 0)
 
     def checkpoint(self, *, settle_sections: bool = False, due: bool = True) -> bool:
         """Make medium, wear counters and journal durable together; see durability.Durability.checkpoint."""

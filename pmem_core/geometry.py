@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from . import layout, leveling, placement
+from . import choices, layout, leveling, placement
 from .errors import UnsupportedImage, UsageError
 from .infoblock import Info
 
-SIZE_MAX = 1 << 46
 SECTION_BYTES_MIN = 16 << 20
 SECTIONS_MAX = 8192
+# Pages whose descriptors are brought up together; but for these, as many as have theirs in one page.
+GROUP_PAGES = {"section": 32768, "subsection": 512}  # Linux's section of 128 MiB, and its sub-section of 2 MiB
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +53,11 @@ class Geometry:
         """True where descriptors lie on the medium."""
         return bool(self.placement.ON_MEDIUM)
 
+    @property
+    def group_pages(self) -> int:
+        """Pages whose descriptors are brought up together, a power of two."""
+        return max(layout.PAGE_BYTES // self.info.descriptor_bytes, GROUP_PAGES.get(self.info.initialise, 1))
+
     def for_compiled_code(self) -> dict[str, int]:
         """The fields of layout.RUN that follow from the geometry alone."""
         info = self.info
@@ -66,6 +72,8 @@ class Geometry:
             "descriptor_bytes": info.descriptor_bytes if self.has_descriptors else 0,
             "descriptor_format": info.descriptor_format,
             "coalesced": int(self.pending_bytes > 0),
+            "initialise": layout.INITIALISE[info.initialise],
+            "group_shift": self.group_pages.bit_length() - 1,
         }
 
     def finish_moves(self, table: np.ndarray) -> None:
@@ -97,56 +105,6 @@ class Geometry:
         return zones | {"end": (at, 0)}
 
 
-def _power_of_two(name: str, value: int, least: int, most: int) -> None:
-    if value < least or value > most or value & (value - 1):
-        raise UsageError(f"{name}={value}", "not possible", f"a power of two from {least} to {most}")
-
-
-def check_descriptor_bytes(value: int) -> None:
-    """UsageError where no descriptor can have so many bytes."""
-    _power_of_two("descriptor-bytes", value, layout.DESCRIPTOR_BYTES_MIN, layout.DESCRIPTOR_BYTES_MAX)
-
-
-def _check(size: int, descriptor_bytes: int, frame_bytes: int, line_bytes: int) -> None:
-    check_descriptor_bytes(descriptor_bytes)
-    _power_of_two("frame-bytes", frame_bytes, 256, 65536)
-    _power_of_two("line-bytes", line_bytes, 64, 4096)
-    if line_bytes > frame_bytes:
-        raise UsageError(f"line-bytes={line_bytes}", "larger than a frame", f"at most frame-bytes={frame_bytes}")
-    if size <= 0 or size > SIZE_MAX:
-        raise UsageError(f"size={size}", "not possible", f"1 to {SIZE_MAX >> 40}T")
-    if size % layout.PAGE_BYTES:
-        near = -(-size // layout.PAGE_BYTES) * layout.PAGE_BYTES
-        raise UsageError(f"size={size}", "not a whole number of pages", f"a multiple of 4096, such as {near}")
-
-
-def policy(family: Any, kind: str, name: str) -> Any:
-    """The module of policy `name`; UsageError where there is none."""
-    module = family.modules.get(name)
-    if module is None:
-        own = f", or your own with --policy-file {name}.py" if family.takes_files else ""
-        raise UsageError(f"{kind}={name}", "no such policy", f"one of {', '.join(family.modules)}{own}")
-    return module
-
-
-def parameters_of(module: Any, given: dict[str, int], subject: str, medium_frames: int = 0) -> dict[str, int]:
-    """The parameters of a leveling policy: `given` over its defaults, checked; UsageError."""
-    chosen = {name: spec[0] for name, spec in module.PARAMETERS.items()}
-    if hasattr(module, "suited"):
-        chosen |= module.suited(medium_frames, given)
-    for name, value in given.items():
-        if name not in module.PARAMETERS:
-            known = ", ".join(module.PARAMETERS) or "none: this policy has no parameters"
-            raise UsageError(
-                f"{subject}: {name}", "no such parameter", f"one of {known}" if module.PARAMETERS else known
-            )
-        _, least, most, _ = module.PARAMETERS[name]
-        if not least <= value <= most:
-            raise UsageError(f"{subject}: {name}={value}", "out of range", f"{least} to {most}")
-        chosen[name] = value
-    return chosen
-
-
 def plan(
     size: int,
     *,
@@ -159,6 +117,7 @@ def plan(
     checksums: bool = True,
     frame_bytes: int = 4096,
     line_bytes: int = 256,
+    initialise: str = "zeros",
     uuid: str | None = None,
 ) -> Geometry:
     """Plan a new image of `size` bytes.  UsageError says what is wrong with a value and what it may be.
@@ -166,11 +125,16 @@ def plan(
     descriptor_format: 2 where its fields fit, unless it is given.  uuid: the new image's, which seeds what a policy
     draws; a random one unless it is given.
     """
-    _check(size, descriptor_bytes, frame_bytes, line_bytes)
+    choices.check_sizes(size, descriptor_bytes, frame_bytes, line_bytes)
     if descriptor_writes not in layout.DESCRIPTOR_WRITES:
         raise UsageError(f"descriptor-writes={descriptor_writes}", "no such choice", "each or coalesced")
+    choices.check_initialise(
+        initialise, descriptor_bytes, choices.policy(placement.family, "placement", placement_name)
+    )
     frames = max(size - layout.FRAMES_AT, 0) // frame_bytes
-    chosen = parameters_of(policy(leveling.family, "leveling", leveling_name), parameters or {}, leveling_name, frames)
+    chosen = choices.parameters_of(
+        choices.policy(leveling.family, "leveling", leveling_name), parameters or {}, leveling_name, frames
+    )
     info = Info(
         uuid=uuid or str(uuid_.uuid4()),
         size=size,
@@ -187,7 +151,8 @@ def plan(
         data_at=0,
         created=int(time.time()),
         linux=is_linux(placement_name, leveling_name, descriptor_bytes),
-        descriptor_format=suited_format(placement_name, descriptor_bytes, descriptor_format),
+        descriptor_format=choices.suited_format(placement_name, descriptor_bytes, descriptor_format, initialise),
+        initialise=initialise,
     )
     return with_sections(derive(info, fresh=True))
 
@@ -206,28 +171,19 @@ def with_sections(made: Geometry) -> Geometry:
     return dataclasses.replace(made, info=dataclasses.replace(made.info, section_pages=section_pages))
 
 
-def suited_format(placement_name: str, descriptor_bytes: int, wanted: int | None) -> int:
-    """The format of descriptors of a size: the one wanted, or the newest that fits.  UsageError."""
-    on_medium = policy(placement.family, "placement", placement_name).ON_MEDIUM
-    fits = 2 if on_medium and descriptor_bytes >= layout.DESCRIPTOR_2.itemsize else 1
-    if wanted is not None and wanted not in layout.DESCRIPTOR_FORMATS:
-        raise UsageError(f"descriptor-format={wanted}", "no such format", "1 or 2")
-    if wanted is not None and wanted > fits:
-        least = f"--descriptor-bytes {layout.DESCRIPTOR_2.itemsize} at least" if on_medium else "descriptors"
-        raise UsageError(f"descriptor-format={wanted}", f"it does not fit {descriptor_bytes} bytes", least)
-    return wanted or fits
-
-
 def _check_stored(info: Info) -> None:
     """Refuse an info block with values that creation never writes: compiled code counts on every one of them."""
     try:
-        _check(info.size, info.descriptor_bytes, info.frame_bytes, info.line_bytes)
-        _power_of_two("section-pages", info.section_pages, SECTION_BYTES_MIN // layout.PAGE_BYTES, SIZE_MAX)
+        choices.check_sizes(info.size, info.descriptor_bytes, info.frame_bytes, info.line_bytes)
+        choices.power_of_two(
+            "section-pages", info.section_pages, SECTION_BYTES_MIN // layout.PAGE_BYTES, choices.SIZE_MAX
+        )
         if info.descriptor_writes not in layout.DESCRIPTOR_WRITES:
             raise UsageError(f"descriptor-writes={info.descriptor_writes}", "no such choice", "each or coalesced")
-        suited_format(info.placement, info.descriptor_bytes, info.descriptor_format)
+        choices.suited_format(info.placement, info.descriptor_bytes, info.descriptor_format, info.initialise)
+        choices.check_initialise(info.initialise, info.descriptor_bytes, placement.family.modules[info.placement])
         given, module = info.parameters["leveling"], leveling.family.modules[info.leveling]
-        if parameters_of(module, given, info.leveling) != given:
+        if choices.parameters_of(module, given, info.leveling) != given:
             raise UsageError(info.leveling, "a parameter is missing", ", ".join(module.PARAMETERS))
     except UsageError as error:
         raise UnsupportedImage(error.subject, error.what, error.expected) from None
@@ -245,8 +201,8 @@ def derive(info: Info, *, fresh: bool = False) -> Geometry:
                 known = f"one of {', '.join(family.modules)}{own}, or a newer pmem-nbd"
                 raise UnsupportedImage(f"{kind}={name}", "no such policy", known)
         _check_stored(info)
-    placing = policy(placement.family, "placement", info.placement)
-    levelling = policy(leveling.family, "leveling", info.leveling)
+    placing = choices.policy(placement.family, "placement", info.placement)
+    levelling = choices.policy(leveling.family, "leveling", info.leveling)
     seed = uuid_.UUID(info.uuid).int
     medium_frames = max(info.size - layout.FRAMES_AT, 0) // info.frame_bytes
     try:

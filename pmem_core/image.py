@@ -11,11 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
-from . import geometry, infoblock, layout
+from . import bringup, geometry, infoblock, layout
 from .errors import DamagedImage, HostError, HostFull, NotAnImage, UnsupportedImage, UsageError
 from .geometry import Geometry
 from .host import fallocate, host_errors, sync_folder
 from .journal import Journal
+from .mapping import map_image
 from .statefile import fresh_core, section_rows, table_chunks, write_state
 
 PARTS = ("media", "wear", "state", "journal")
@@ -92,6 +93,8 @@ def _fill(work: Path, plan: Geometry) -> None:
     core["tally"]["worn"][0][layout.CAUSE_INFO] = len(lines)
     core["tally"]["hottest"] = 1
     write_state(work / "state", plan, core, plan.table, np.zeros(plan.section_count, np.uint8))
+    if info.initialise == "buddy":
+        core = _cover(work, plan)
     (work / "journal").mkdir()
     journal = Journal(work / "journal", create=True)
     try:
@@ -104,11 +107,24 @@ def _fill(work: Path, plan: Geometry) -> None:
     with (work / "journal" / "data.mdb").open("r+b") as file:
         # A checkpoint must find room also when the host is full.
         fallocate(file.fileno(), 1, 0, JOURNAL_ROOM)
-    for name in ("media", "wear"):
+    for name in ("media", "wear", "state"):
         with (work / name).open("rb") as file:
             os.fsync(file.fileno())
     sync_folder(work / "journal")
     sync_folder(work)
+
+
+def _cover(work: Path, plan: Geometry) -> np.ndarray:
+    """Store the heads of the groups that cover a new device; the core record from then on."""
+    mapping = map_image(work, plan, read_only=False)
+    try:
+        code = int(bringup.cover((mapping.run, mapping.core), 0, plan.info.page_count))
+        if code:
+            number = code >> layout.ERRNO_SHIFT
+            raise OSError(number, os.strerror(number))
+        return mapping.core.copy()
+    finally:
+        mapping.close()
 
 
 def require_parts(path: Path) -> None:

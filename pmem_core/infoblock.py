@@ -40,6 +40,8 @@ class Info:
     generation: int = 1
     descriptor_format: int = 1
     converting: bool = False
+    initialise: str = "zeros"
+    initialised: bool = False
 
 
 def pack(info: Info) -> bytes:
@@ -57,7 +59,9 @@ def pack(info: Info) -> bytes:
     block["extension"] = layout.EXTENSION_SIGNATURE
     block["extension_version"] = layout.EXTENSION_VERSION
     block["features_compatible"] = layout.FEATURES_COMPATIBLE
-    block["features_read_only"] = layout.READ_ONLY_DESCRIPTOR_2 if info.descriptor_format == 2 else 0
+    block["features_read_only"] = (layout.FEATURE_INITIALISE if info.initialise != "zeros" else 0) | (
+        layout.READ_ONLY_DESCRIPTOR_2 if info.descriptor_format == 2 else 0
+    )
     block["features_incompatible"] = layout.INCOMPATIBLE_CONVERTING if info.converting else 0
     block["generation"] = info.generation
     block["medium_bytes"] = info.size
@@ -72,6 +76,8 @@ def pack(info: Info) -> bytes:
     block["placement"] = info.placement.encode()
     block["leveling"] = info.leveling.encode()
     block["parameters"] = json.dumps(info.parameters, sort_keys=True, separators=(",", ":")).encode()
+    block["initialise"] = layout.INITIALISE[info.initialise]
+    block["initialised"] = int(info.initialised)
     block["checksum"] = layout.fletcher64(block.tobytes())
     return block.tobytes()
 
@@ -96,6 +102,7 @@ def unpack(data: bytes) -> Info | None:
 
 def _info(block: Any, linux: bool) -> Info:
     names = {number: name for name, number in layout.DESCRIPTOR_WRITES.items()}
+    strategies = {number: name for name, number in layout.INITIALISE.items()}
     return Info(
         uuid=str(uuid_.UUID(bytes=bytes(block["uuid"]))),
         size=int(block["medium_bytes"]),
@@ -115,6 +122,8 @@ def _info(block: Any, linux: bool) -> Info:
         generation=int(block["generation"]),
         descriptor_format=int(block["descriptor_format"]),
         converting=bool(int(block["features_incompatible"]) & layout.INCOMPATIBLE_CONVERTING),
+        initialise=strategies.get(int(block["initialise"]), "unknown"),
+        initialised=bool(block["initialised"]),
     )
 
 

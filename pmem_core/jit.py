@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: MIT
+# long: each operation stands here twice, compiled and plain, and one look has to compare them
 """The `hot` decorator, where compiled code is cached, and the few machine operations numba does not offer.
 
 Hot code keeps to these rules, each of which was measured:
@@ -20,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from . import policyfile
 
@@ -30,7 +32,7 @@ def choose_cache_folder(outside: Iterable[Path], boundscheck: str) -> Path:
     outside: files with policies.
     """
     here = Path(__file__).parent
-    names = "jit layout plugins crc32c media frametable descriptor onepage offline datapath"
+    names = "jit layout plugins crc32c media frametable descriptor onepage bringup offline datapath"
     names += " upkeep wearscan checkscan tracescan reshape maploops"
     sources = [here / f"{name}.py" for name in names.split()]
     for folder in ("placement", "leveling", "pagemaps"):
@@ -121,6 +123,25 @@ def compile_for(function, *arguments):
     return function.compile(tuple(numba.typeof(argument) for argument in arguments))
 
 
+_at_addresses: dict[int, Any] = {}  # what address_of has given out
+
+
+def address_of(function, run, core):
+    """The address of function(run, core, page), for call_at.  run, core: records, as their arrays hold them.
+
+    Code that few devices need is called like this: what calls it need not be compiled together with it.
+    """
+    if PLAIN:
+        address = id(function)
+    else:
+        types_ = numba.typeof(run).dtype, numba.typeof(core).dtype, numba.int64
+        function.compile(types_)
+        made = function.overloads[types_]
+        address = made.library.get_pointer_to_function(made.fndesc.llvm_func_name)
+    _at_addresses[address] = function
+    return address
+
+
 def freeze():
     """Compile nothing from now on: a call that would need it raises TypeError instead."""
     for dispatcher in _compiled:
@@ -153,6 +174,9 @@ if PLAIN:
 
     def prefetch(address):
         pass
+
+    def call_at(address, run, core, page):
+        return _at_addresses[int(address)](run, core, page)
 
     _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -251,6 +275,28 @@ else:
             return context.get_dummy_value()
 
         return types.void(types.int64), generate
+
+    @intrinsic
+    def call_at(typing_context, address, run, core, page):
+        """Call what `address_of` gave the address of; its answer, an int64.
+
+        numba's convention: where the answer goes, where an exception would, the arguments, a record by its address.
+        """
+
+        def generate(context, builder, signature, arguments):
+            i64, pointer = ir.IntType(64), ir.IntType(8).as_pointer()
+            target, first, second, number = arguments
+            kind = ir.FunctionType(
+                ir.IntType(32), [i64.as_pointer(), pointer.as_pointer(), pointer, pointer, number.type]
+            )
+            answer = cgutils.alloca_once_value(builder, ir.Constant(i64, 0))
+            problem = cgutils.alloca_once_value(builder, ir.Constant(pointer, None))
+            call = builder.inttoptr(target, kind.as_pointer())
+            records = [builder.bitcast(record, pointer) for record in (first, second)]
+            builder.call(call, [answer, problem, *records, number])
+            return builder.load(answer)
+
+        return types.int64(types.int64, run, core, types.int64), generate
 
     @intrinsic
     def _fallocate(typing_context, fd, mode, offset, count):

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: MIT
+# long: every record is declared here once
 """Every record that lies on the medium, in the wear file or in the state file, declared once; and where things lie.
 
 All little-endian.  The medium::
@@ -72,6 +73,8 @@ _INFO_FIELDS = [
     ("placement", "S32", 1104),
     ("leveling", "S32", 1136),
     ("parameters", "S1024", 1168),  # JSON: {"placement": {...}, "leveling": {...}}
+    ("initialise", "<u2", 2192),  # how descriptors come into being: INITIALISE
+    ("initialised", "<u2", 2194),  # 1: with INITIALISE_EAGER, all of them have
     ("checksum", "<u8", 4088),  # Fletcher-64 of the block as le32 words, this field as zero
 ]
 INFO = np.dtype(
@@ -83,17 +86,28 @@ INFO = np.dtype(
     }
 )
 
+FEATURE_INITIALISE = 1 << 0  # of the read-only ones: `initialise` is not INITIALISE_ZEROS
 READ_ONLY_DESCRIPTOR_2 = 1 << 1  # descriptors are of format 2: who writes must keep its fields
 INCOMPATIBLE_CONVERTING = 1 << 0  # a conversion is under way: pages are neither all here nor all there
 
 FEATURES_COMPATIBLE = 0
-FEATURES_READ_ONLY = READ_ONLY_DESCRIPTOR_2
+FEATURES_READ_ONLY = FEATURE_INITIALISE | READ_ONLY_DESCRIPTOR_2
 FEATURES_INCOMPATIBLE = INCOMPATIBLE_CONVERTING
 DESCRIPTOR_FORMATS = (1, 2)
 
 DESCRIPTOR_EACH = 1
 DESCRIPTOR_COALESCED = 2
 DESCRIPTOR_WRITES = {"each": DESCRIPTOR_EACH, "coalesced": DESCRIPTOR_COALESCED}
+
+# How descriptors come into being (bringup.py).
+INITIALISE_ZEROS, INITIALISE_EAGER, INITIALISE_SECTION, INITIALISE_SUBSECTION, INITIALISE_BUDDY = range(5)
+INITIALISE = {
+    "zeros": INITIALISE_ZEROS,
+    "eager": INITIALISE_EAGER,
+    "section": INITIALISE_SECTION,
+    "subsection": INITIALISE_SUBSECTION,
+    "buddy": INITIALISE_BUDDY,
+}
 
 # ---- the descriptor, formats 1 and 2.  A descriptor of 16 or 32 bytes is the first 16 or 32 bytes of format 1; a
 # ---- larger one has zeros behind its fields.  All zero: the page was never written.
@@ -107,7 +121,7 @@ _DESCRIPTOR_FIELDS = [
     ("refcount", "<i4", 24),  # 1: holds data, 0: free
     ("mapcount", "<i4", 28),  # not used: 0
     ("index", "<u8", 32),  # the page number
-    ("order", "u1", 40),  # not used: 0
+    ("order", "u1", 40),  # with PG_BUDDY: log2 of the pages of the group; else 0
 ]
 # Format 2 goes on where format 1 ends.  They count from the page's first write, or from its conversion, on, and a
 # trim leaves them alone.
@@ -133,6 +147,9 @@ DESCRIPTOR_BYTES_MAX = 4096
 # Bits of `flags`, named as include/linux/page-flags.h names them; the values are ours.
 PG_UPTODATE = 1 << 3  # the page holds data; clear: it reads as zeros
 PG_ERROR = 1 << 1  # the data is known to be damaged; reads fail until the whole page is written
+PG_RESERVED = 1 << 2  # initialised and never written, which the kernel calls PageReserved in ZONE_DEVICE
+PG_BUDDY = 1 << 4  # a head: with it begins a group of pages that have no descriptors yet
+ORDER_MAX = 34  # of the largest medium, in pages
 
 # ---- the state file ----
 
@@ -170,6 +187,9 @@ TALLY = np.dtype(
 # the pages whose space a trim is about to give back, once it has stored their descriptors; TRIM_END = 0: none.
 INTENT_WORDS = 8
 TRIM_FIRST, TRIM_END = 1, 2
+# RAISED is a page whose group is being brought up, plus one; RETURNED the first page of a group whose descriptors are
+# being given back, plus one.  HEAD_PAGE and HEAD_ORDER are the free group that it comes from, or becomes part of.
+RAISED, RETURNED, HEAD_PAGE, HEAD_ORDER = 3, 4, 5, 6
 # UNIT describes the run of lines being counted: cause + 1 (0: none), first line, lines, their sum before, the cause's
 # total before.  With it a killed process's totals are made exact again.
 UNIT_CAUSE, UNIT_FIRST, UNIT_LINES, UNIT_SUM, UNIT_TOTAL = range(5)
@@ -230,7 +250,7 @@ RUN = np.dtype(
         ("sections", "<i8"),
         ("pending", "<i8"),
         ("reserved", "<i8"),  # a byte a reservation of the host file
-        ("scratch", "<i8"),  # two pages
+        ("scratch", "<i8"),  # three pages
         ("moved", "<i8"),  # medium frames that moves have filled since the last checkpoint
         ("medium_bytes", "<i8"),
         ("line_count", "<i8"),
@@ -249,6 +269,10 @@ RUN = np.dtype(
         ("descriptor_bytes", "<i8"),  # 0: the placement has none on the medium
         ("descriptor_format", "<i8"),
         ("session", "<i8"),  # when it began, nanoseconds since 1970
+        ("initialise", "<i8"),  # INITIALISE
+        ("group_shift", "<i8"),  # log2 of the pages whose descriptors are brought up together
+        ("ensure", "<i8"),  # addresses of functions of bringup (jit.call_at); 0: not wanted
+        ("give_back", "<i8"),
         ("checksums", "<i8"),
         ("coalesced", "<i8"),
         ("read_only", "<i8"),

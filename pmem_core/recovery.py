@@ -23,7 +23,8 @@ class Recovered:
 
     how: killed or power cut; suspect: of `sections`, those whose checksums are rebuilt rather than refused; page: the
     page in flight, or -1; healed: its descriptor had to be brought into line; lines: of the count that was finished;
-    trimmed: pages whose space a trim in flight was still to give back.
+    trimmed: pages whose space a trim in flight was still to give back; group: descriptors of a
+    group were in flight.
     """
 
     how: str
@@ -33,6 +34,7 @@ class Recovered:
     healed: bool = False
     lines: int = 0
     trimmed: int = 0
+    group: bool = False
 
     def __str__(self) -> str:
         if self.how == "power cut":
@@ -43,6 +45,8 @@ class Recovered:
             told = [f"page {self.page} was in flight" + (": its descriptor was made anew" if self.healed else "")]
         if self.lines:
             told.append(f"the count of {self.lines} lines was finished")
+        if self.group:
+            told.append("the descriptors of a group were in flight: storing them was finished")
         if self.trimmed:
             told.append(f"a trim was in flight: the space of {self.trimmed} pages was given back")
         if self.suspect:

@@ -263,6 +263,7 @@ def describe(path: Path, found: Look) -> dict[str, Any]:
         "descriptor_format": info.descriptor_format if found.plan.has_descriptors else 0,
         "descriptor_writes": info.descriptor_writes if found.plan.has_descriptors else None,
         "checksums": info.checksums and found.plan.has_descriptors,
+        "initialise": info.initialise if found.plan.has_descriptors else None,
         "frame_bytes": info.frame_bytes,
         "line_bytes": info.line_bytes,
         "section_pages": info.section_pages,

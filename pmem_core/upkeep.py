@@ -8,6 +8,8 @@ and the answers are those of datapath.
 from . import descriptor, media, onepage, placement
 from .jit import hot, i64_at, publish, u8_at
 from .layout import (
+    CAUSE_INFO,
+    INFO_BYTES,
     OK,
     PENDING_SLOTS,
     PG_ERROR,
@@ -162,6 +164,12 @@ def condemn(device, page):
     onepage.store_descriptor(run, core, page)
     publish(core["intent"], 0, 0)
     return OK
+
+
+@hot
+def store_info(device, block, at):
+    """Store `block`, uint8[4096], as the info block at byte `at` of the medium."""
+    media.store(device[0][0], device[1][0], CAUSE_INFO, at, block, 0, INFO_BYTES)
 
 
 @hot

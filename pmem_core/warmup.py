@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from . import datapath, jit, layout, statefile, upkeep
+from . import bringup, datapath, initialisation, jit, layout, statefile, upkeep
 from .geometry import Geometry
 
 
@@ -29,4 +29,7 @@ def warm_up(plan: Geometry) -> tuple[Callable[..., int], Callable[..., int]]:
     jit.compile_for(upkeep.finish_trim, handle)
     for function in (upkeep.heal, upkeep.page_address, upkeep.medium_address):
         jit.compile_for(function, handle, 0)
+    initialisation.bind(*handle, plan)
+    if plan.info.initialise != "zeros":
+        jit.compile_for(bringup.finish, handle, 0)
     return read, write

@@ -12,7 +12,7 @@ PAGE = 4096
 INFO_COPIES = (0, 4096)
 FRAMES_AT = 8192
 ALIGN = 2 << 20
-UPTODATE, ERROR = 1 << 3, 1 << 1
+UPTODATE, ERROR, RESERVED, BUDDY = 1 << 3, 1 << 1, 1 << 2, 1 << 4
 
 # name: (offset, struct format)
 INFO_FIELDS = {
@@ -39,6 +39,8 @@ INFO_FIELDS = {
     "placement": (1104, "32s"),
     "leveling": (1136, "32s"),
     "parameters": (1168, "1024s"),
+    "initialise": (2192, "H"),
+    "initialised": (2194, "H"),
     "checksum": (4088, "Q"),
 }
 
@@ -198,8 +200,35 @@ class Reader:
         if self.info["descriptor_format"] == 2:
             more = ("data_lines", "descriptor_lines", "session", "first_generation")
             fields |= zip(more, struct.unpack_from("<QQQQ", data, 64), strict=True)
-        assert crc_register(page & 0xFFFFFFFF, bytes(4) + data[4:]) == fields["checksum"], f"descriptor of page {page}"
+        if crc_register(page & 0xFFFFFFFF, bytes(4) + data[4:]) != fields["checksum"]:
+            assert self.info["initialise"] and self._says_nothing(page, fields, data), f"descriptor of page {page}"
+            return None
         return fields
+
+    def _says_nothing(self, page: int, fields: dict, data: bytes) -> bool:
+        """A free descriptor or head that was stored by half."""
+        zeros = ("data_checksum", "writes", "generation", "refcount", "mapcount")
+        return (
+            not any(fields[name] for name in zeros)
+            and not fields["flags"] & ~(RESERVED | BUDDY)
+            and fields["index"] in (0, page)
+            and fields["order"] <= 34
+            and not any(data[41:])
+        )
+
+    def groups(self) -> list[tuple[int, int]]:
+        """First page and end of what covers the device: runs of pages with descriptors, and free groups; in order."""
+        found, page = [], 0
+        while page < self.pages:
+            fields = self.descriptor(page)
+            assert fields is not None, f"page {page} has neither a descriptor nor a head"
+            size = 2 ** fields["order"] if fields["flags"] & BUDDY else 1
+            assert page % size == 0
+            for inner in range(page + 1, min(page + size, self.pages)):
+                assert self.descriptor(inner) is None, f"page {inner} lies in the group of page {page}"
+            found.append((page, page + size))
+            page += size
+        return found
 
     def page(self, page: int) -> bytes:
         """The 4096 bytes of a page as a client reads them."""

@@ -28,22 +28,30 @@ from unittest import mock
 
 import numpy as np
 from cuts import judge, judge_checked, opened
-from oracle import Broken, Oracle
-from planted import AT_KILLS, PLANTED
+from oracle import Broken, Oracle, Version
+from planted import AT_KILLS, AT_KILLS_IN_GROUPS, PLANTED
 from recorded import KIB, content, do, small
 from tally_reader import kept_and_added
 from tracing import Files, Trace, write_files
 
 from pmem_core import geometry, host, image, layout, leveling, placement, upkeep
+from pmem_core.check import Report, groups
 from pmem_core.device import Device
 from pmem_core.errors import PmemError, UsageError
 from pmem_core.placement import linear
 
 PAGE = layout.PAGE_BYTES
-BUGS = {**PLANTED, **AT_KILLS}
+BUGS = {**PLANTED, **AT_KILLS, **AT_KILLS_IN_GROUPS}
 WITNESS = {"boot": "0", "mount": 1, "device": 1, "inode": 1}
 INTENT_AT = layout.ZONE_BYTES + layout.core_dtype(np.dtype("<i8"), np.dtype("<i8")).fields["intent"][1]
-PAGES_MIN, WARM_WRITES = 16, 300
+PAGES_MIN, WARM_WRITES, GROUPED_PAGES_MIN = 16, 300, 36
+# Strategies that bring descriptors into being, by leveling and placement: each is killed in once, for they cost time.
+INITIALISED = {
+    ("none", "interleaved"): ("buddy", "each"),
+    ("none", "linear"): ("section", "each"),
+    ("start_gap", "interleaved"): ("buddy", "coalesced"),
+    ("start_gap", "linear"): ("subsection", "coalesced"),
+}
 CLOSED, REOPENED = 0.01, 0.25  # of the kills: closed and checked later; of the operations: the opening killed too
 
 # ---- choices ----
@@ -58,17 +66,19 @@ class Choice:
     parameters: tuple[tuple[str, int], ...]
     writes: str
     frame_bytes: int
+    initialise: str = "zeros"
 
     def __str__(self) -> str:
         parameters = ",".join(f"{name}={value}" for name, value in self.parameters)
-        return f"{self.placement}-{self.leveling}({parameters})-{self.writes}-{self.frame_bytes}"
+        told = f"{self.placement}-{self.leveling}({parameters})-{self.writes}-{self.frame_bytes}"
+        return told if self.initialise == "zeros" else f"{told}-{self.initialise}"
 
     def plan(self) -> geometry.Geometry:
         """Of an image as small as can be with so many pages; UsageError where these parameters cannot be."""
         for kib in (128, 192, 256, 512, 1024):
             with contextlib.suppress(UsageError):
                 made = self._plan(kib * KIB)
-                if made.info.page_count >= PAGES_MIN:
+                if made.info.page_count >= (PAGES_MIN if self.initialise == "zeros" else GROUPED_PAGES_MIN):
                     return made
         return self._plan(2048 * KIB)
 
@@ -81,6 +91,8 @@ class Choice:
             descriptor_writes=self.writes,
             frame_bytes=self.frame_bytes,
             line_bytes=1024,
+            initialise=self.initialise,
+            descriptor_bytes=64 if self.initialise == "zeros" else 1024,  # so that groups are small
         )
 
 
@@ -120,6 +132,10 @@ def choices(level: str, place: str, *, all_of_them: bool) -> Iterator[list[Choic
         for j, some in enumerate(alternatives):
             if all_of_them or not module.ON_MEDIUM or (turn + i + j) % 2 == 0:
                 yield [Choice(place, level, tuple(given.items()), writes, frame) for given, frame in some]
+    if (level, place) in INITIALISED:
+        strategy, writes = INITIALISED[level, place]
+        given, frame = tried[0]
+        yield [Choice(place, level, tuple(given.items()), writes, frame, strategy)]
 
 
 # ---- the device at work ----
@@ -158,6 +174,13 @@ class Work:
 
     def warm(self) -> int:
         """Write every page, then some until the map has turned a while; the moves made."""
+        if self.device.plan.info.initialise != "zeros":
+            # Most groups are left alone, for the operations to bring up.
+            for _ in range(WARM_WRITES):
+                self.ask(self.write(0))
+                if self.moves or not self.device.plan.leveling.MOVES:
+                    break
+            return self.moves
         for page in range(self.pages):
             self.ask(self.write(page))
         for _ in range(self.chance.randrange(2 * self.pages)):
@@ -176,6 +199,8 @@ class Work:
     def operations(self) -> Iterator[tuple]:
         """One of each sort."""
         one, other, last = self.chance.sample(range(self.pages - 3), 3)
+        if self.device.plan.info.initialise != "zeros":
+            yield from self._operations_on_groups()
         # With as many pending slots as `small` leaves, these two are in each other's way.
         rival = one + 8 if one + 8 < self.pages else one - 8
         yield self.write(one)
@@ -194,6 +219,16 @@ class Work:
         yield ("settle",)
         yield self.write(other)
         yield ("close",)
+
+    def _operations_on_groups(self) -> Iterator[tuple]:
+        """First writes into groups, and trims of whole ones, which give them back and join them."""
+        size = PAGE // self.device.plan.info.descriptor_bytes
+        group = self.chance.randrange(2, self.pages // size - 1) * size
+        yield self.write(group + 1)
+        yield self.write(group ^ size, 100, 2000)
+        yield "trim", group * PAGE, size * PAGE, True, ""
+        yield "trim", 0, (self.pages // size) * size * PAGE, True, ""
+        yield self.write(group, 0, (size + 1) * PAGE)
 
 
 # ---- judging a kill ----
@@ -236,6 +271,16 @@ def require_figures(device: Device) -> None:
         raise Broken(f"{kept} is the sum kept of the totals: {added} is what they add up to")
 
 
+def require_groups(device: Device) -> None:
+    """Broken unless each page is up, or covered by the head of one free group."""
+    if not groups.can_be_told(device.plan):
+        return
+    report, held = Report(), np.full((device.plan.placed_bytes >> 15) + 1, 255, np.uint8)
+    groups.examine(report, device.plan, device.handle, held)
+    if report.findings:
+        raise Broken(f"groups: {[str(finding) for finding in report.findings]}")
+
+
 def require_newest(device: Device, oracle: Oracle, pages: set[int]) -> None:
     """Broken where one of `pages` is not as it was written last."""
     for page in sorted(pages):
@@ -258,7 +303,8 @@ def page_in_flight(left: Files) -> int:
 def require_whole(found: dict[int, bytes], oracle: Oracle, in_flight: int) -> None:
     """Broken where a page is a mixture that was not in flight: a move changes none, a write one at a time."""
     for page, data in found.items():
-        if page != in_flight and data not in [one.data for one in oracle.versions[page][-2:]]:
+        held = oracle.versions.get(page, [Version(0, bytes(PAGE))])
+        if page != in_flight and data not in [one.data for one in held[-2:]]:
             raise Broken(f"page {page} is a mixture, and page {in_flight} was in flight")
 
 
@@ -276,6 +322,7 @@ def judge_kill(
         require_figures(device)
         require_map(device)
         require_nothing_behind(device)
+        require_groups(device)
         if once and (operation[0] == "write" or (operation[0] == "zero" and not operation[3])):
             require_whole(found, oracle, page_in_flight(left))
         # The client asks again, and goes on.
@@ -288,6 +335,7 @@ def judge_kill(
             raise Broken(f"page {page} is not as it was written after the kill")
         require_newest(device, oracle, (set(pages_of(operation)) | {*chance.sample(sorted(found), 4)}) - {page})
         require_figures(device)
+        require_groups(device)
         if chance.random() < CLOSED:
             device.close()
             judge_checked(folder)

@@ -12,6 +12,7 @@ INFO_BYTES = 8192  # two info blocks, in front of the frames
 PENDING_SLOTS = 4096
 LINEAR_ALIGN = 2 << 20
 UPTODATE = 8
+RESERVED, BUDDY = 1 << 2, 1 << 4
 CAUSES = ("host", "descriptor", "move", "info")
 
 
@@ -390,6 +391,7 @@ class Naive:
         leveling_parameters,
         descriptor_format=1,
         session=0,
+        initialise="zeros",
     ):
         self.descriptor_format, self.session = descriptor_format, session
         self.frame_bytes, self.line_bytes, self.descriptor_bytes = frame_bytes, line_bytes, descriptor_bytes
@@ -409,9 +411,21 @@ class Naive:
         self.requests = dict.fromkeys(("reads", "writes", "read_bytes", "written_bytes", "flushes"), 0)
         self.requests |= dict.fromkeys(("trims", "trimmed_bytes", "zeros", "zeroed_bytes"), 0)
         self.touched, self.dirty, self.recent = set(), set(), set()  # sections: ever, lately, very lately written
-        self.fields = {}  # page -> what its descriptor says
+        self.fields = {}  # page -> what its descriptor says, where the page was written
         self.more = {}  # page -> what only format 2 says: data, descriptor, session, first
         self.pending = {}  # slot -> page
+        self.initialise = initialise
+        self.per_page = PAGE // descriptor_bytes
+        self.group_pages = max(self.per_page, {"section": 32768, "subsection": 512}.get(initialise, 1))
+        self.up = set()  # first pages of pages of descriptors that were brought up
+        self.heads = {}  # first page of a free group -> its order
+        if initialise == "eager":
+            for first in range(0, self.page_count, self.per_page):
+                self.settle_descriptors(first)
+                self.fill(first)
+            self.count_wear("info", 0, INFO_BYTES)  # that it is done
+        elif initialise == "buddy":
+            self.cover()
 
     @property
     def page_count(self):
@@ -473,10 +487,15 @@ class Naive:
 
     def descriptor(self, page):
         """The bytes of the descriptor of `page`."""
-        if page not in self.fields:
+        if page in self.fields:
+            crc, holds, writes, generation = self.fields[page]
+            rest = struct.pack("<IIIQiiQ", crc, UPTODATE if holds else 0, writes, generation, int(holds), 0, page)
+        elif page in self.heads:
+            rest = struct.pack("<IIIQiiQB", 0, BUDDY, 0, 0, 0, 0, page, self.heads[page])
+        elif page - page % self.per_page in self.up:
+            rest = struct.pack("<IIIQiiQ", 0, RESERVED, 0, 0, 0, 0, page)
+        else:
             return bytes(self.descriptor_bytes)
-        crc, holds, writes, generation = self.fields[page]
-        rest = struct.pack("<IIIQiiQ", crc, UPTODATE if holds else 0, writes, generation, int(holds), 0, page)
         if self.descriptor_format == 2:
             more = self.more[page]
             rest = rest.ljust(60, b"\0")
@@ -522,6 +541,101 @@ class Naive:
         """How often the page was written."""
         return self.fields[page][2] if page in self.fields else 0
 
+    # -- how descriptors come into being --
+
+    def settle_descriptors(self, first):
+        """Settle the page of descriptors that begins with that of `first`."""
+        count = min(self.per_page, self.page_count - first)
+        self.settle(self.placement.descriptors[first], count * self.descriptor_bytes)
+
+    def store_descriptors(self, first):
+        """Store the page of descriptors that begins with that of `first`, as they are on the medium, or will be."""
+        pages = range(first, min(first + self.per_page, self.page_count))
+        self.store("descriptor", self.placement.descriptors[first], b"".join(map(self.descriptor, pages)))
+
+    def fill(self, first):
+        """Bring up the pages with descriptors in one page."""
+        self.up.add(first)
+        self.heads.pop(first, None)
+        self.store_descriptors(first)
+
+    def store_head(self, page):
+        """Store the descriptor of a page that is, or was, a head."""
+        self.store("descriptor", self.placement.descriptors[page], self.descriptor(page))
+
+    def cover(self):
+        """Cover a device that was never written with the largest groups."""
+        page = 0
+        while page < self.page_count:
+            order = self.per_page.bit_length() - 1
+            while page % 2 ** (order + 1) == 0 and page + 2 ** (order + 1) <= self.page_count:
+                order += 1
+            self.heads[page] = order
+            self.store_head(page)
+            page += 2**order
+
+    def bring_up(self, page):
+        """Before the first write to `page`: what has to be done for it to have a descriptor."""
+        if self.initialise in ("zeros", "eager") or page - page % self.per_page in self.up:
+            return
+        first = page - page % self.group_pages
+        halves = self.halves_around(page) if self.initialise == "buddy" else []
+        for half, _ in halves:
+            self.settle(self.placement.descriptors[half], self.descriptor_bytes)
+        pages = range(first, min(first + self.group_pages, self.page_count), self.per_page)
+        for at in pages:
+            self.settle_descriptors(at)
+        if halves:
+            del self.heads[self.head_over(page)]
+        for half, order in halves:
+            self.heads[half] = order
+            self.store_head(half)
+        for at in pages:
+            self.fill(at)
+
+    def head_over(self, page):
+        """The head of the free group that covers `page`."""
+        (head,) = [head for head, order in self.heads.items() if head <= page < head + 2**order]
+        return head
+
+    def halves_around(self, page):
+        """What is left of the free group around `page` when it is halved until nothing but its own pages is left."""
+        head, found = self.head_over(page), []
+        size = 2 ** self.heads[head]
+        while size > self.per_page:
+            size //= 2
+            lower, upper = head, head + size
+            head = upper if page >= upper else lower
+            found.append((lower if head == upper else upper, size.bit_length() - 1))
+        return found[::-1]
+
+    def give_back(self, first):
+        """Take the descriptors of a group away; with each free buddy it becomes a free group twice as large."""
+        if first not in self.up:
+            return
+        self.mark(first)
+        size, head, joined = self.per_page, first, []
+        while True:
+            buddy = head + size if head % (2 * size) == 0 else head - size
+            if self.heads.get(buddy) != size.bit_length() - 1 or max(head, buddy) + size > self.page_count:
+                break
+            joined.append(buddy)
+            head, size = min(head, buddy), 2 * size
+        for buddy in joined:
+            self.settle(self.placement.descriptors[buddy], self.descriptor_bytes)
+        self.settle_descriptors(first)
+        self.up.remove(first)
+        for page in range(first, first + self.per_page):
+            self.fields.pop(page, None)
+            if self.pending.get(page % PENDING_SLOTS) == page:
+                del self.pending[page % PENDING_SLOTS]
+        for buddy in joined:
+            del self.heads[buddy]
+        self.heads[head] = size.bit_length() - 1
+        self.store_descriptors(first)
+        for buddy in [head] * (head != first) + [buddy for buddy in joined if buddy != head]:
+            self.store_head(buddy)
+
     # -- pages --
 
     def mark(self, page):
@@ -532,6 +646,7 @@ class Naive:
     def write_page(self, page, at, data):
         """Write a page, or a part of it."""
         self.mark(page)
+        self.bring_up(page)
         placed = self.placement.pages[page]
         self.settle(placed, PAGE)
         self.settle_descriptor(page)
@@ -553,6 +668,10 @@ class Naive:
             self.mark(page)
             self.settle_descriptor(page)
             self.change_descriptor(page, 0, False, self.writes_of(page))
+        self.erase(page)
+
+    def erase(self, page):
+        """Nothing lies behind a page any more."""
         for _, at, size in self.pieces(self.placement.pages[page], PAGE):
             self.medium[at : at + size] = bytes(size)
 
@@ -596,16 +715,28 @@ class Naive:
 
     def trim(self, count, offset):
         """Give back the whole pages of a range."""
-        for page, _, size in self.parts(offset, count):
-            if size == PAGE:
-                self.trim_page(page)
+        self.free([page for page, _, size in self.parts(offset, count) if size == PAGE])
         self.note("trims", "trimmed_bytes", count)
+
+    def free(self, pages):
+        """Give whole pages back; of those of a buddy group all at once."""
+        for page in pages:
+            first = page - page % self.per_page
+            last = min(first + self.per_page, self.page_count) - 1
+            if self.initialise == "buddy" and first in pages and last in pages:
+                if page == first:
+                    self.give_back(first)
+                self.erase(page)
+            else:
+                self.trim_page(page)
 
     def zero(self, count, offset, may_trim=True):
         """Make a range read as zeros."""
         for page, at, size in self.parts(offset, count):
             if may_trim and size == PAGE:
-                self.trim_page(page)
+                whole = [page for page, _, size in self.parts(offset, count) if size == PAGE]
+                if page == whole[0]:
+                    self.free(whole)
             elif not may_trim or page // self.section_pages in self.touched:
                 self.write_page(page, at, bytes(size))
         self.note("zeros", "zeroed_bytes", count)

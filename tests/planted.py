@@ -12,7 +12,20 @@ from unittest import mock
 
 import numpy as np
 
-from pmem_core import datapath, durability, host, jit, layout, media, onepage, recovery, sections, upkeep
+from pmem_core import (
+    bringup,
+    datapath,
+    descriptor,
+    durability,
+    host,
+    jit,
+    layout,
+    media,
+    onepage,
+    recovery,
+    sections,
+    upkeep,
+)
 from pmem_core.durability import Durability
 from pmem_core.journal import Journal
 from pmem_core.leveling import start_gap
@@ -185,6 +198,18 @@ def leftovers_not_blanked() -> Any:
     return _replaced(onepage, "scrub", lambda run, core, page: layout.OK)
 
 
+def groups_filled_over_descriptors() -> Any:
+    """Bringing up a group makes all of its pages free, also those that are up."""
+
+    def fill(run: Any, core: Any, first: Any) -> int:
+        for page in range(int(first), min(int(first) + bringup._per_page(run), int(run["page_count"]))):
+            descriptor.note_free(run, page)
+            bringup._store_now(run, core, page)
+        return 1
+
+    return _replaced(bringup, "_fill", fill)
+
+
 PLANTED: dict[str, Callable[[], Any]] = {
     function.__name__.replace("_", " "): function
     for function in (
@@ -206,6 +231,7 @@ PLANTED: dict[str, Callable[[], Any]] = {
         recovery_forgets_the_marks,
         pending_believed_after_a_cut,
         leftovers_not_blanked,
+        groups_filled_over_descriptors,
     )
 }
 
@@ -258,7 +284,27 @@ def holes_forgotten() -> Any:
     return _replaced(upkeep, "finish_trim", lambda handle: 0)
 
 
+def group_not_named() -> Any:
+    """The group being brought up or given back is not named, so nothing finishes that after a kill."""
+    return _replaced(bringup, "_name", lambda core, word, value, head, order: None)
+
+
+def heads_forgotten() -> Any:
+    """The halves of a group that is split get no heads."""
+    return _replaced(bringup, "_store_head", lambda run, core, page, order: None)
+
+
 AT_KILLS: dict[str, Callable[[], Any]] = {
     function.__name__.replace("_", " "): function
-    for function in (every_move_switches_before_it_copies, count_not_described, sum_not_withheld, holes_forgotten)
+    for function in (
+        every_move_switches_before_it_copies,
+        count_not_described,
+        sum_not_withheld,
+        holes_forgotten,
+    )
+}
+
+# The same, of groups of descriptors.
+AT_KILLS_IN_GROUPS: dict[str, Callable[[], Any]] = {
+    function.__name__.replace("_", " "): function for function in (group_not_named, heads_forgotten)
 }

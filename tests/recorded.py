@@ -104,6 +104,14 @@ POLICIES["optane"] = {
     "parameters": {"threshold": 8, "block_frames": 1, "spare_blocks": 1},
     "descriptor_writes": "coalesced",
 }
+POLICIES["buddy"] = {"leveling_name": "none", "initialise": "buddy", "descriptor_bytes": 2048}
+POLICIES["buddy, moving, coalesced"] = {
+    "parameters": {"interval": 2, "region_frames": 16, "gap_frames": 2},
+    "descriptor_writes": "coalesced",
+    "descriptor_bytes": 1024,
+    "initialise": "buddy",
+}
+POLICIES["sections"] = {"leveling_name": "none", "initialise": "section", "checksums": False}
 
 
 # ---- requests ----
@@ -470,6 +478,7 @@ def small() -> Iterator[None]:
     """Sections, and in plain Python the zone of pending descriptors, are small; there, checksums are remembered too."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(mock.patch.object(geometry, "SECTION_BYTES_MIN", SECTION_BYTES))
+        stack.enter_context(mock.patch.dict(geometry.GROUP_PAGES, section=16, subsection=8))
         if PLAIN:
             for module in (layout, onepage, upkeep):
                 stack.enter_context(mock.patch.object(module, "PENDING_SLOTS", SLOTS))

@@ -16,7 +16,7 @@ from conftest import one_worker
 from hypothesis import HealthCheck, given, settings
 from pairs import PAIRS
 
-from pmem_core import geometry, image, layout, leveling
+from pmem_core import geometry, image, layout, leveling, placement
 from pmem_core.device import Device
 from pmem_core.errors import UsageError
 
@@ -60,6 +60,7 @@ class Pair:
             leveling_parameters=parameters,
             descriptor_format=info.descriptor_format,
             session=int(self.device.mapping.run["session"][0]),
+            initialise=info.initialise,
         )
         self.used = set()  # pages that some operation named
         assert self.twin.page_count == info.page_count
@@ -230,8 +231,11 @@ LEVELINGS["refresh"] = ("security_refresh", st.fixed_dictionaries(REFRESHES | BL
 LEVELINGS["optane"] = ("optane", st.fixed_dictionaries({"threshold": st.integers(1, 100)} | BLOCKS))
 
 
+ZEROS = st.just("zeros")
+
+
 @st.composite
-def plans(draw, placement_name, leveling_variant):
+def plans(draw, placement_name, leveling_variant, initialise=ZEROS):
     """A small device of any geometry; now and then one so large that descriptors evict each other."""
     leveling_name, parameters = LEVELINGS[leveling_variant]
     frame_bytes = draw(st.sampled_from(POWERS["frame"]))
@@ -246,7 +250,10 @@ def plans(draw, placement_name, leveling_variant):
         "checksums": draw(st.booleans()),
         "frame_bytes": frame_bytes,
         "line_bytes": draw(st.sampled_from([line for line in POWERS["line"] if line <= frame_bytes])),
+        "initialise": draw(initialise),
     }
+    if options["initialise"] == "buddy":
+        options["descriptor_bytes"] = max(64, options["descriptor_bytes"])
     wanted = naive.PENDING_SLOTS + 40 if draw(st.integers(0, 7)) == 7 else draw(st.integers(6, 100))
     plan = planned(wanted, draw(st.integers(0, 15)), options)
     # The keys of `randomize` come from the uuid: drawn too, or a failure could not be run again.
@@ -309,6 +316,36 @@ def test_device_is_what_its_twin_says(tmp_path_factory, placement_name, variant,
     plan = data.draw(plans(placement_name, variant), "plan")
     operations = data.draw(st.lists(OPERATIONS, min_size=1, max_size=30), "operations")
     pair = Pair(tmp_path_factory.getbasetemp() / f"contract-{next(NUMBER)}.pmem", plan)
+    try:
+        for operation in operations:
+            pair.run(operation)
+        pair.compare_all()
+        pair.do_reopen()
+        pair.compare_all()
+    finally:
+        pair.close()
+
+
+# Groups of descriptors are given back where a trim covers them wholly.
+LARGE_TRIMS = st.tuples(st.just("trim"), PAGES, st.just(0), st.integers(8, 200).map(lambda pages: pages * PAGE))
+
+
+@pytest.mark.parametrize(
+    ("placement_name", "variant"),
+    [
+        pytest.param(place, variant, marks=one_worker(place, LEVELINGS[variant][0]))
+        for place in ("interleaved", "linear")
+        for variant in ("none", "wide-gap")
+    ],
+)
+@given(data=st.data())
+@settings(suppress_health_check=list(HealthCheck), max_examples=min(24, settings().max_examples))
+def test_descriptors_come_into_being_as_the_twin_says(tmp_path_factory, placement_name, variant, data):
+    """With every strategy: which descriptors there are when, heads of free groups, and what it all wears."""
+    strategies = st.sampled_from(["buddy", "buddy", "section", "subsection", "eager"])
+    plan = data.draw(plans(placement_name, variant, strategies), "plan")
+    operations = data.draw(st.lists(st.one_of(OPERATIONS, LARGE_TRIMS), min_size=1, max_size=30), "operations")
+    pair = Pair(tmp_path_factory.getbasetemp() / f"groups-{next(NUMBER)}.pmem", plan)
     try:
         for operation in operations:
             pair.run(operation)
@@ -470,3 +507,88 @@ def test_trimmed_pages_are_zeros_where_leveling_moved_them_to(pair):
         pair.run(("hammer", i, 1, i))
         pair.run(("trim", i, 0, 9 * PAGE))
         pair.compare_media()
+
+
+# ---- how descriptors come into being, in numbers worked out by hand: 64 descriptors of 64 bytes in 16 lines ----
+
+BUDDY = SMALL | {"initialise": "buddy", "pages": 512}
+COALESCED = {"descriptor_writes": "coalesced"}
+
+
+@pytest.mark.parametrize("pair", [BUDDY], indirect=True)
+def test_new_device_is_covered_by_one_head_for_each_bit_of_its_size(pair):
+    assert worn(pair) == (0, bin(pair.info.page_count // 64).count("1") + (pair.info.page_count % 64 > 0), 0)
+    pair.compare_all()
+
+
+@pytest.mark.parametrize("pair", [BUDDY], indirect=True)
+def test_first_write_halves_the_group_around_its_page(pair):
+    before = worn(pair)[1]
+    pair.run(("write", 70, 0, PAGE, 0, False))
+    # Heads of the halves of 256, 128 and 64 pages, 64 descriptors of the page's own group, and then its own once more.
+    assert worn(pair)[1] - before == 3 + 16 + 1
+    assert pair.twin.heads[0] == 6 and pair.twin.heads[128] == 7 and pair.twin.heads[256] == 8
+    pair.run(("write", 71, 0, PAGE, 0, False))
+    assert worn(pair)[1] - before == 3 + 16 + 2
+    pair.compare_all()
+
+
+@pytest.mark.parametrize("pair", [BUDDY], indirect=True)
+def test_trim_of_a_group_gives_its_descriptors_back_in_one_store_and_joins_buddies(pair):
+    pair.run(("fill", 64, 64, 0))
+    before = worn(pair)[1]
+    pair.run(("trim", 64, 0, 64 * PAGE))
+    # The page of descriptors; the head of all 512 pages; the heads at 128 and 256 cleared.
+    assert worn(pair)[1] - before == 16 + 1 + 2
+    assert pair.twin.heads[0] == 9
+    pair.compare_all()
+
+
+@pytest.mark.parametrize("pair", [BUDDY], indirect=True)
+def test_trim_of_a_part_of_a_group_keeps_its_descriptors(pair):
+    pair.run(("write", 64, 0, PAGE, 0, False))
+    before = worn(pair)[1]
+    pair.run(("trim", 64, 0, 63 * PAGE))
+    assert worn(pair)[1] - before == 1
+    pair.compare_all()
+
+
+@pytest.mark.parametrize("pair", [BUDDY | COALESCED], indirect=True)
+def test_pending_descriptors_of_a_group_given_back_are_dropped(pair):
+    pair.run(("fill", 64, 64, 0))
+    before = worn(pair)[1]
+    pair.run(("trim", 64, 0, 64 * PAGE))
+    pair.run(("kill",))
+    pair.run(("flush",))
+    assert worn(pair)[1] - before == 16 + 1 + 2
+    pair.compare_all()
+
+
+@pytest.mark.parametrize(
+    ("pair", "pages"), [(SMALL | {"pages": 600, "initialise": "subsection"}, 512)], indirect=["pair"]
+)
+def test_first_write_initialises_the_subsection(pair, pages):
+    pair.run(("write", 5, 0, PAGE, 0, False))
+    assert worn(pair)[1] == pages // 64 * 16 + 1
+    pair.run(("write", 500, 0, PAGE, 0, False))
+    assert worn(pair)[1] == pages // 64 * 16 + 2
+    pair.compare_all()
+
+
+@pytest.mark.parametrize("pair", [SMALL | {"pages": 640, "initialise": "eager"}], indirect=True)
+def test_eager_initialises_all_pages_before_the_first_request(pair):
+    pages = pair.info.page_count
+    assert worn(pair)[1] == pages // 64 * 16 + -(-(pages % 64) // 4)
+    pair.run(("reopen",))
+    assert worn(pair)[1] == pages // 64 * 16 + -(-(pages % 64) // 4)
+    pair.compare_all()
+
+
+@pytest.mark.parametrize("placement_name", [name for name, one in placement.family.modules.items() if one.ON_MEDIUM])
+def test_descriptors_of_a_page_of_them_lie_side_by_side(placement_name):
+    """What bringing up a group takes for granted of every placement."""
+    plan = planned(700, 3, SMALL | {"placement_name": placement_name})
+    state, pages = plan.placement_state, plan.info.page_count
+    placed = [int(plan.placement.descriptor_at(state, page)) for page in range(pages)]
+    assert all(placed[page] == placed[page - page % 64] + 64 * (page % 64) for page in range(pages))
+    assert all(at % PAGE == 0 for at in placed[::64])

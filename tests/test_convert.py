@@ -206,6 +206,20 @@ def test_image_without_descriptors_is_refused(tmp_path):
     refused(path, UnsupportedImage, "placement none has no descriptors", 128)
 
 
+def test_initialised_image_is_converted_into_a_new_one_only(tmp_path):
+    path, new = tmp_path / "a.pmem", tmp_path / "b.pmem"
+    before = make(path, initialise="buddy")
+    left = files(path)
+    with pytest.raises(UnsupportedImage, match="initialise=buddy: groups of descriptors are not moved: --output NEW"):
+        convert.convert(path, 128)
+    assert files(path) == left
+    convert.convert_into(path, new, 128, size=2 << 20)
+    require_same(content(new), before)
+    made = infoblock.read(new / "media")
+    assert (made.initialise, made.descriptor_bytes, made.descriptor_format) == ("buddy", 128, 1)
+    assert check(new).clean
+
+
 def test_image_in_use_is_refused(tmp_path):
     path = tmp_path / "disk.pmem"
     make(path)

@@ -89,6 +89,28 @@ def test_reader_finds_what_the_device_holds(tmp_path, placement, leveling, descr
     assert Reader(path).content() == wanted
 
 
+@pytest.mark.parametrize("placement", ["interleaved", "linear"])
+@pytest.mark.parametrize("initialise", ["eager", "section", "subsection", "buddy"])
+def test_reader_finds_free_descriptors_and_heads(tmp_path, placement, initialise):
+    chance = random.Random(f"{placement} {initialise}")
+    path = make(tmp_path, placement_name=placement, leveling_name="none", initialise=initialise)
+    with Device(path) as device:
+        work(device, chance, 12)
+        device.trim(80 << 12, 64 << 12)
+        wanted = content(device)
+    reader = Reader(path)
+    assert reader.content() == wanted
+    assert (reader.info["initialise"], reader.info["initialised"]) == (
+        layout.INITIALISE[initialise],
+        initialise == "eager",
+    )
+    if initialise == "buddy":
+        sizes = {end - first for first, end in reader.groups()}
+        assert 1 in sizes and max(sizes) >= 64
+    elif initialise in ("eager", "section"):
+        assert all(reader.descriptor(page) for page in range(reader.pages))
+
+
 def test_descriptors_say_what_was_done(tmp_path):
     path = make(tmp_path, leveling_name="none")
     with Device(path) as device:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from pairs import PAIRS
-from planted import AT_KILLS
+from planted import AT_KILLS, AT_KILLS_IN_GROUPS
 
 from pmem_core import leveling
 
@@ -63,6 +63,12 @@ def test_move_that_switches_before_it_copies_is_found(level):
 @pytest.mark.parametrize("bug", [*AT_KILLS, "intent not named"])
 def test_planted_bug_is_found(bug):
     status, told = kill("start_gap", "linear", "--plant", bug)
+    assert status == 1 and "\nagain: " in told, told
+
+
+@pytest.mark.parametrize("bug", AT_KILLS_IN_GROUPS)
+def test_planted_bug_in_groups_of_descriptors_is_found(bug):
+    status, told = kill("none", "interleaved", "--plant", bug)
     assert status == 1 and "\nagain: " in told, told
 
 

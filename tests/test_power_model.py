@@ -26,6 +26,7 @@ SEED = os.environ.get("PMEM_NBD_SEED", "20150507")
 CUTS = int(os.environ.get("PMEM_NBD_CUTS", "20"))
 # Always the same: that a bug can be found is a fact, how soon is a matter of luck.
 PLANTED_SEED, PLANTED_SEEDS = "1", {"leftovers not blanked": "2", "pending believed after a cut": "5"}
+PLANTED_SEEDS["groups filled over descriptors"] = "2"
 SECONDS_MAX = 280 + CUTS
 
 A, B, C = (letter * SECTOR for letter in (b"a", b"b", b"c"))
@@ -190,6 +191,7 @@ FOUND = {
     "recovery forgets the marks": "gap of one",
     "pending believed after a cut": "interleaved none coalesced",
     "leftovers not blanked": "interleaved none",
+    "groups filled over descriptors": "buddy",
 }
 
 

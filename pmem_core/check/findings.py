@@ -122,6 +122,18 @@ class Kind(enum.Enum):
         "marks it as written, and checks it",
     )
     LEAKED_DATA = ("leaked_data", Severity.NOTE, "a page that holds nothing has bytes on the medium", "gives them back")
+    GROUP_GAP = (
+        "group_gap",
+        Severity.WRONG,
+        "pages are neither initialised nor covered by the head of a free group",
+        "initialises them, or stores heads",
+    )
+    GROUP_OVERLAP = (
+        "group_overlap",
+        Severity.WRONG,
+        "a group lies where the head of a free group claims the pages",
+        "splits the free group around it, or clears its head",
+    )
     STRANGE_FILE = ("strange_file", Severity.NOTE, "a file does not belong in the image", "")
 
     def __init__(self, word: str, severity: Severity, sentence: str, mend: str) -> None:

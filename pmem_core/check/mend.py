@@ -124,7 +124,7 @@ class Mender:
         """Write the copy that is torn or older again."""
         for finding in self.report.of(Kind.INFO_TORN, Kind.INFO_DIFFERS):
             block = np.frombuffer(infoblock.pack(self.device.plan.info), np.uint8).copy()
-            checkscan.store_info(self.device.handle, block, finding.offset)
+            upkeep.store_info(self.device.handle, block, finding.offset)
             self.report.done(finding, "written again")
 
     def _call(self, function: Callable[..., Any], page: int) -> None:

@@ -13,7 +13,7 @@ from .. import geometry, image, infoblock, layout, recovery, statefile
 from ..errors import DamagedImage, UnsupportedImage, UsageError
 from ..geometry import Geometry
 from ..host import Lock, cache_was_kept, host_errors
-from . import mend, pages, trust, wear
+from . import groups, mend, pages, trust, wear
 from .findings import Kind, Report
 from .probe import Record, read_journal
 from .trust import Belief, Stage
@@ -246,6 +246,9 @@ def _walk(found: _Image, report: Report, stage: Stage, belief: Belief, watch: Wa
     media, in_flight = found.path / "media", recovery.finish_count(stage.mapping)
     scan = pages.Scan(report, media, found.plan, stage.handle, sections, belief.held, in_flight)
     scan.run(lambda share: watch(MAP_SHARE + (1 - MAP_SHARE) * share))
+    if found.end == CLOSED and groups.can_be_told(found.plan) and not np.any(sections & layout.SECTION_SUSPECT):
+        # After a crash heads may be stale or missing, until the device is opened, or repaired.
+        groups.examine(report, found.plan, stage.handle, belief.held)
     wear.compare_totals(report, stage.mapping.core)
     if found.end in (CLOSED, KILLED):
         wear.compare_lines(report, stage.mapping.core["tally"][0], scan.lines, found.record.events)
@@ -269,6 +272,8 @@ def _mend(found: _Image, report: Report, watch: Watch) -> None:
         scan = pages.Scan(report, media, found.plan, device.handle, mapping.sections, held, mark=mender.mark)
         scan.run(lambda share: watch(MAP_SHARE + 0.8 * share))
         mender.pages(scan.todo, lambda share: watch(0.9 + 0.1 * share))
+        if groups.can_be_told(device.plan):
+            groups.repair(report, device, held)
         mender.totals(found.path)
         mender.finish()
         # The views of the mapping must be gone before it is closed.

@@ -29,7 +29,7 @@ else:
 
 
 class LevelingName(StringChoice):
-    """The name of a leveling: it completes those that are known, and leaves it to `geometry.policy` to refuse one."""
+    """The name of a leveling: it completes those that are known, and leaves it to `choices.policy` to refuse one."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         return value

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pmem_core.cli._common import IMAGE, SIZE, emit, human_bytes, json_option, policy_file_option, working
+from pmem_core.cli._common import IMAGE, SIZE, emit, human_bytes, json_option, policy_file_option, progress, working
 from pmem_core.cli._geometry import geometry_options, plan_of
 
 if TYPE_CHECKING:
@@ -36,6 +36,13 @@ USES = {
     type=click.IntRange(1, 2),
     help="2 has the line writes, session and first write of each page; the default from 128 bytes on.",
 )
+@click.option(
+    "--initialise",
+    type=click.Choice(["zeros", "eager", "section", "subsection", "buddy"]),
+    default="zeros",
+    show_default=True,
+    help="How descriptors come into being: all zeros are enough; now; 128 MiB or 2 MiB at the first write; by halves.",
+)
 @json_option
 def create(image: Path, size: int, descriptor_format: int | None, as_json: bool, **options: Any) -> None:
     """Create an image: a folder of sparse files, which cost nothing until they are written.
@@ -53,6 +60,9 @@ def create(image: Path, size: int, descriptor_format: int | None, as_json: bool,
 
         plan = plan_of(size, options, descriptor_format=descriptor_format)
         images.create(image, plan)
+    if plan.info.initialise == "eager":
+        _initialise(image)
+    with working(f"reading {image}"):
         found = snapshot.look(image)
         if as_json:
             emit(report(image, found))
@@ -60,6 +70,14 @@ def create(image: Path, size: int, descriptor_format: int | None, as_json: bool,
     info = plan.info
     seen = f"{human_bytes(plan.device_bytes)} for the client ({plan.device_bytes / info.size:.2%})"
     click.echo(f"{image}: {human_bytes(info.size)} medium, {seen}, {info.placement}, {info.leveling}")
+
+
+def _initialise(image: Path) -> None:
+    """Give every page a descriptor; where this is cut short, the next that opens the image for writing goes on."""
+    from pmem_core.device import Device
+
+    with progress(f"Initialising {image}", total=1.0) as watch:
+        Device(image, watch=watch).close()
 
 
 @click.command()
@@ -154,6 +172,7 @@ def show(figures: dict[str, Any]) -> None:
         "placement": image["placement"],
         "leveling": f"{image['leveling']} ({parameters})" if parameters else image["leveling"],
         "descriptors": descriptors,
+        "initialised": image["initialise"] or "-",
         "frame, line": f"{image['frame_bytes']} bytes, {image['line_bytes']} bytes",
         "Linux reads it": "yes, as a fsdax namespace" if image["linux"] else "no",
         "session": session,

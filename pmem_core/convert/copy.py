@@ -57,6 +57,7 @@ def convert_into(
             checksums=info.checksums,
             frame_bytes=info.frame_bytes,
             line_bytes=info.line_bytes,
+            initialise=info.initialise,
         )
         work = output.with_name(f".{output.name}.converting")
         shutil.rmtree(work, ignore_errors=True)  # what a crash left of an earlier try

@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import checkscan, geometry, host, image, infoblock, layout, snapshot
+from .. import choices, geometry, host, image, infoblock, layout, snapshot, upkeep
 from ..device import Device
 from ..errors import DamagedImage, UnsupportedImage, UsageError
 from ..geometry import Geometry
@@ -78,10 +78,10 @@ def convert(
 
 def wanted_shape(info: Info, size: int, of_format: int | None) -> dict[str, int]:
     """The shape that is asked for, of an image of `info`.  UsageError where there is none such."""
-    geometry.check_descriptor_bytes(size)
+    choices.check_descriptor_bytes(size)
     return {
         "descriptor_bytes": size,
-        "descriptor_format": geometry.suited_format(info.placement, size, of_format),
+        "descriptor_format": choices.suited_format(info.placement, size, of_format, info.initialise),
     }
 
 
@@ -92,6 +92,9 @@ def _begin(path: Path, size: int | None, of_format: int | None, watch: Watch) ->
         raise UnsupportedImage(
             path, f"placement {info.placement} has no descriptors on the medium", "interleaved or linear"
         )
+    if info.initialise != "zeros":
+        what = f"initialise={info.initialise}: groups of descriptors are not moved"
+        raise UnsupportedImage(path, what, "--output NEW, where they come into being anew")
     if size is None:
         raise UsageError(path, "no conversion is under way", "--descriptor-bytes, to begin one")
     wanted = wanted_shape(info, size, of_format)
@@ -121,7 +124,7 @@ def _begin(path: Path, size: int | None, of_format: int | None, watch: Watch) ->
         marked = dataclasses.replace(info, generation=info.generation + 1, converting=True)
         block = np.frombuffer(infoblock.pack(marked), np.uint8).copy()
         for at in layout.INFO_OFFSETS:
-            checkscan.store_info(device.handle, block, at)
+            upkeep.store_info(device.handle, block, at)
             device.flush(counted=False)
         return Conversion(device, new, record, watch, before).run()
     except BaseException:

@@ -104,10 +104,14 @@ def spare_frames(state, table):
 
 def table_is_sane(state, table):
     """True where compiled code can bear `table`, whatever is in it."""
-    sizes = np.full(len(table), 1 << int(state["region_shift"]), np.int64)
-    sizes[int(state["whole_regions"]) :] = int(state["last_frames"])
-    gap, turned = table >> 32, table & LOW
-    return bool(np.all((gap >= 0) & (gap < sizes + int(state["gap_frames"])) & (turned < sizes)))
+    whole, gap_frames = int(state["whole_regions"]), int(state["gap_frames"])
+    sane = True
+    for part, size in ((table[:whole], 1 << int(state["region_shift"])), (table[whole:], int(state["last_frames"]))):
+        # As unsigned words: a gap below zero is a large one.  Few arrays, for there may be half a million regions.
+        words = part.view(np.uint64)
+        sane = sane and bool(np.all(words >> np.uint64(32) < size + gap_frames))
+        sane = sane and bool(np.all(words & np.uint64(LOW) < size))
+    return sane
 
 
 @hot

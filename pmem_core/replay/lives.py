@@ -9,8 +9,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from .. import counters, layout, offline, stats
+from ..choices import parameters_of, policy
 from ..errors import UsageError
-from ..geometry import Geometry, parameters_of, policy
+from ..geometry import Geometry
 from . import workloads
 from .endurance import Endurance
 from .memory import Memory

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from .. import jit, leveling, placement
+from ..choices import policy
 from ..errors import UsageError
-from ..geometry import Geometry, plan, policy
+from ..geometry import Geometry, plan
 from ..replay import lives, workloads
 from ..traces import open_trace
 

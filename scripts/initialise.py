@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: MIT
+"""What initialising descriptors costs: create, open to the first write answered, wear and memory, by strategy and size.
+
+    .venv/bin/python scripts/initialise.py FOLDER [--sizes 1G,64G,1T,16T] [--strategies ...] [--runs 5]
+
+Images are sparse and made in FOLDER, one after another, each in processes of its own: one that creates it, and one that
+opens it, writes a page of 4096 bytes somewhere in the middle, flushes and closes.  Compiled code is loaded before
+anything is timed, as a server does before it answers.  Strategies and sizes take turns; medians are printed, and the
+range of the time to the first write.  `eager` is measured up to --eager-up-to, and worked out above from the largest
+size that was measured.
+"""
+
+import argparse
+import json
+import os
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from pmem_core import geometry, image, layout, warmup
+from pmem_core.cli._common import human_bytes, parse_size
+from pmem_core.device import Device
+
+
+def memory() -> dict[str, int]:
+    """The memory of this process in bytes: all that is resident, and what of it belongs to no file."""
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return {name: 1024 * int(status[key].split()[0]) for name, key in (("rss", "VmRSS"), ("anonymous", "RssAnon"))}
+
+
+def timed_create(path: Path, size: int, strategy: str, leveling: str) -> dict[str, Any]:
+    """Create an image; with eager also initialise it."""
+    plan = geometry.plan(size, initialise=strategy, leveling_name=leveling)
+    warmup.warm_up(plan)
+    if strategy != "zeros":  # loads what only a creation needs
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            small = Path(folder) / "small.pmem"
+            image.create(small, geometry.plan(64 << 20, initialise=strategy, leveling_name=leveling))
+            Device(small).close()
+    started = time.perf_counter()
+    image.create(path, plan)
+    if strategy == "eager":
+        Device(path).close()
+    return {"create": time.perf_counter() - started}
+
+
+def timed_use(path: Path) -> dict[str, Any]:
+    """Open, write one page, flush, close."""
+    plan = image.load_geometry(path)
+    warmup.warm_up(plan)
+    offset = plan.info.page_count // 3 * layout.PAGE_BYTES
+    page = memoryview(os.urandom(layout.PAGE_BYTES))
+    started = time.perf_counter()
+    device = Device(path)
+    opened = time.perf_counter()
+    device.write(page, offset)
+    answered = time.perf_counter()
+    again = time.perf_counter()
+    device.write(page, offset)
+    second = time.perf_counter() - again
+    kept = memory()
+    tally = device.mapping.core["tally"][0].copy()
+    # One line each for the two writes' own descriptors.
+    worn = int(tally["worn"][layout.CAUSE_DESCRIPTOR]) - 2
+    moved = int(tally["worn"][layout.CAUSE_MOVE])
+    closing = time.perf_counter()
+    device.close()
+    return kept | {
+        "open": opened - started,
+        "first": answered - opened,
+        "total": answered - started,
+        "second": second,
+        "close": time.perf_counter() - closing,
+        "lines": worn,
+        "moved": moved,
+        "line_bytes": plan.info.line_bytes,
+        "peak": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+    }
+
+
+def child(*arguments: object) -> dict[str, Any]:
+    """Run this script for one step; what it measured."""
+    command = [sys.executable, __file__, "--step", *map(str, arguments)]
+    told = subprocess.run(command, check=True, capture_output=True, text=True)
+    return json.loads(told.stdout)
+
+
+def measure(folder: Path, size: int, strategy: str, leveling: str) -> dict[str, Any]:
+    """One image, made, used and removed."""
+    path = folder / "disk.pmem"
+    try:
+        found = child("create", path, size, strategy, leveling) | child("use", path)
+        found["used"] = sum(one.stat().st_blocks * 512 for one in path.rglob("*") if one.is_file())
+        return found
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def row(strategy: str, size: int, runs: list[dict[str, Any]]) -> str:
+    """The medians of some runs, as a line of a table."""
+    middle = {name: statistics.median(run[name] for run in runs) for name in runs[0]}
+    totals = [1000 * run["total"] for run in runs]
+    lines = int(middle["lines"])
+    cells = [
+        strategy,
+        human_bytes(size),
+        f"{1000 * middle['create']:.0f}",
+        f"{1000 * middle['open']:.1f}",
+        f"{1000 * middle['first']:.2f}",
+        f"{1000 * middle['total']:.1f} ({min(totals):.1f}–{max(totals):.1f})",
+        f"{1000 * middle['close']:.1f}",
+        str(lines),
+        human_bytes(lines * middle["line_bytes"]),
+        f"{middle['anonymous'] / 2**20:.0f}",
+        f"{middle['rss'] / 2**20:.0f}",
+        human_bytes(middle["used"]),
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
+def worked_out(size: int, largest: int, runs: list[dict[str, Any]]) -> str:
+    """What eager would take at `size`, in proportion to the largest size that was measured."""
+    share = size / largest
+    seconds = statistics.median(run["create"] for run in runs) * share
+    lines = int(statistics.median(run["lines"] for run in runs) * share)
+    told = human_bytes(lines * runs[0]["line_bytes"])
+    return f"| eager, worked out | {human_bytes(size)} | {1000 * seconds:.0f} | | | | | {lines} | {told} | | | |"
+
+
+COLUMNS = (
+    "strategy",
+    "medium",
+    "create, ms",
+    "open, ms",
+    "first write, ms",
+    "open to answer, ms",
+    "close, ms",
+    "lines worn",
+    "bytes",
+    "anonymous, MiB",
+    "RSS, MiB",
+    "on disk",
+)
+HEAD = f"| {' | '.join(COLUMNS)} |\n|{' --- |' * len(COLUMNS)}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, nargs="?")
+    parser.add_argument("--sizes", default="1G,64G,1T,16T")
+    parser.add_argument("--strategies", default=",".join(layout.INITIALISE))
+    parser.add_argument("--leveling", default="start_gap")
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--eager-up-to", type=parse_size, default=parse_size("64G"))
+    parser.add_argument("--step", nargs="+", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.step:
+        what, path, *rest = given.step
+        made = timed_create(Path(path), int(rest[0]), *rest[1:]) if what == "create" else timed_use(Path(path))
+        print(json.dumps(made))
+        return
+    sizes = [parse_size(size) for size in given.sizes.split(",")]
+    strategies = given.strategies.split(",")
+    pairs = [
+        (strategy, size)
+        for size in sizes
+        for strategy in strategies
+        if strategy != "eager" or size <= given.eager_up_to
+    ]
+    found: dict[tuple[str, int], list[dict[str, Any]]] = {pair: [] for pair in pairs}
+    with tempfile.TemporaryDirectory(dir=given.folder) as folder:
+        for _ in range(given.runs):
+            for strategy, size in pairs:
+                found[strategy, size].append(measure(Path(folder), size, strategy, given.leveling))
+    print(f"{given.leveling}, medians of {given.runs}\n\n{HEAD}")
+    for strategy in strategies:
+        done = [size for name, size in pairs if name == strategy]
+        for size in sizes:
+            if size in done:
+                print(row(strategy, size, found[strategy, size]))
+            elif done:
+                print(worked_out(size, max(done), found[strategy, max(done)]))
+
+
+if __name__ == "__main__":
+    main()
