@@ -101,12 +101,13 @@ def command(options: dict[str, Any]) -> str:
 
 
 def show(report: dict[str, Any]) -> None:
+    console = Console(width=None if sys.stdout.isatty() else 200)
     for title, (header, *rows) in tables(report):
         table = Table(*header, title=title)
         for row in rows:
             table.add_row(*(cell.replace("**", "") for cell in row))
-        Console().print(table)
-    Console().print(f"load before the run: {report['machine']['load before the run']}")
+        console.print(table)
+    console.print(f"load before the run: {report['machine']['load before the run']}")
 
 
 @click.command(help=__doc__)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""ext4 on a device that this machine attaches: by the kernel's nbd, or by nbdfuse and a loop device where it has none."""
+"""ext4 on an attached device: by the kernel's nbd, or by nbdfuse and a loop device where it has none."""
 
 from __future__ import annotations
 

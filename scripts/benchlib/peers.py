@@ -22,7 +22,7 @@ CREATE_OPTIONS = {"placement", "leveling", "descriptor-bytes", "descriptor-write
 START_S_MAX = 180
 TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 
-# Asked of the checkout itself, so that each commit is served its own way.
+# Asked of the checkout itself, so that each commit is served its own way; -I, for the current directory may be another.
 LAUNCH = """
 import json, sys
 from pmem_core.launch import nbdkit_command, nbdkit_environment
@@ -95,7 +95,7 @@ class Peer:
             return ["qemu-nbd", *cache, *where, *self.options, str(self.image)], None
         if self.kind == "pmem":
             words = [str(self.image), str(self.socket), str(self.pid_file), "--exit-with-parent", *self.options]
-            command, environ = json.loads(run([str(self.bin / "python"), "-c", LAUNCH, *words]))
+            command, environ = json.loads(run([str(self.bin / "python"), "-I", "-c", LAUNCH, *words]))
             return command, environ | self.environ
         plugin = {
             "memory": ["memory", str(self.size)],
@@ -245,7 +245,6 @@ def checkouts(commits: Sequence[str], folder: Path) -> Iterator[dict[str, Path]]
             home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pmem-bench-", dir=folder)))
             tree = home / commit
             git = ["git", "-C", str(ROOT), "worktree"]
-            stack.callback(subprocess.run, [*git, "prune"], check=False)
             stack.callback(subprocess.run, [*git, "remove", "--force", str(tree)], check=False)
             run([*git, "add", "--detach", "--quiet", str(tree), commit])
             run([str(tree / "scripts" / "setup")])

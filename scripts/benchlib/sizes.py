@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What size costs: devices of 1 GiB to 16 TiB, as many pages touched on each; and creation and starts, cold and warm."""
+"""What size costs: 1 GiB to 16 TiB, as many pages touched on each; and creation and starts, cold and warm."""
 
 from __future__ import annotations
 
