@@ -54,7 +54,8 @@ def read(device, buffer, offset, done):
 def write(device, buffer, offset, done):
     """Write buffer[done:] (uint8) at offset + done."""
     run, core = device[0][0], device[1][0]
-    source = np.frombuffer(buffer, np.uint8)
+    given = np.frombuffer(buffer, np.uint8)
+    source = u8_at(given.ctypes.data, given.size)  # for a read-only buffer all below would be compiled once more
     if done < source.size:
         onepage.anticipate(run, core, (offset + done) >> PAGE_SHIFT)
     while done < source.size:

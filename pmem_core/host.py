@@ -7,6 +7,7 @@ import errno
 import fcntl
 import json
 import os
+import platform
 import sys
 import time
 from collections.abc import Iterator
@@ -40,6 +41,27 @@ def require_new(path: Path, what: str, image: Path | None = None) -> None:
         raise HostError(path, "cannot be made: there is no such directory", "a path whose parent exists")
     if image and path.parent.resolve().is_relative_to(image.resolve()):
         raise HostError(path, "lies within the image", "a file beside it")
+
+
+def machine() -> dict[str, str]:
+    """What figures depend on and a reader elsewhere wants to know: processor, caches, memory, kernel, Python."""
+    cpus = []
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        cpus = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    caches = []
+    for index in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
+        with contextlib.suppress(OSError):
+            level, kind, size = ((index / name).read_text().strip() for name in ("level", "type", "size"))
+            caches += [f"L{level} {size}"] if kind != "Instruction" else []
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / (1 << 30)
+    return {
+        "cpu": f"{len(cpus)} × {cpus[0]}" if cpus else platform.machine(),
+        "caches": ", ".join(caches) or "unknown",
+        "memory": f"{memory:.0f} GiB",
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+    }
 
 
 PUNCH_HOLE = 3  # with FALLOC_FL_KEEP_SIZE

@@ -12,6 +12,7 @@ With ``NUMBA_DISABLE_JIT=1`` every function below has a plain twin, so pdb and c
 
 import contextlib
 import ctypes
+import functools
 import hashlib
 import os
 import shutil
@@ -30,9 +31,10 @@ def choose_cache_folder(outside: Iterable[Path], boundscheck: str) -> Path:
     """
     here = Path(__file__).parent
     names = "jit layout plugins crc32c media frametable descriptor onepage offline datapath"
-    names += " upkeep wearscan checkscan tracescan"
+    names += " upkeep wearscan checkscan tracescan maploops"
     sources = [here / f"{name}.py" for name in names.split()]
-    sources += sorted((here / "placement").glob("*.py")) + sorted((here / "leveling").glob("*.py"))
+    for folder in ("placement", "leveling", "pagemaps"):
+        sources += sorted((here / folder).glob("*.py"))
     digest = hashlib.sha256(boundscheck.encode())
     for source in (*sources, *outside):
         with contextlib.suppress(OSError):  # whoever loads it says so
@@ -92,10 +94,20 @@ _compiled = []
 
 def hot(function):
     """Compile `function` on first use and cache it; the GIL is kept, it is the lock of the device."""
-    dispatcher = numba.njit(cache=True, error_model="numpy")(function)
+    dispatcher = numba.njit(cache=True, error_model="numpy", no_cfunc_wrapper=True)(function)
     if not PLAIN:
         _compiled.append(dispatcher)
+        dispatcher.get_call_template = functools.partial(_for_any_value, dispatcher.get_call_template)
     return dispatcher
+
+
+def _for_any_value(get_call_template, arguments, named):
+    """Let a call with a constant use the code for its type: numba would compile a function anew for each constant.
+
+    LLVM inlines and propagates constants all the same.
+    """
+    named = {name: types.unliteral(argument) for name, argument in named.items()}
+    return get_call_template(tuple(types.unliteral(argument) for argument in arguments), named)
 
 
 def compile_for(function, *arguments):

@@ -14,7 +14,7 @@ import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from pmem_core import launch, listen, runtime
 from pmem_core.errors import HostError, ImageBusy, NotAnImage, ServerError, UsageError
@@ -188,8 +188,9 @@ def start(
         address, tls = None if port is None else bind, launch.requires_tls(nbdkit_args)
         server = Server(real, pid, runtime.birth(pid), path, address, port, read_only, time.time(), str(log), tls)
         try:
-            runtime.write_record(f"{name}.server.json", dataclasses.asdict(server))
-            server = dataclasses.replace(server, log_told=_await(server, tell, timeout_s))
+            with log.open(errors="replace") as said:  # before its record: where it fails, `servers` removes the log
+                runtime.write_record(f"{name}.server.json", dataclasses.asdict(server))
+                server = dataclasses.replace(server, log_told=_await(server, said, tell, timeout_s))
             if path is not None:
                 Path(path).chmod(0o600)  # nbdkit sets its own umask, 022: others could not connect, and need not see it
         except BaseException:
@@ -208,17 +209,14 @@ def _claim(socket: str | Path, bind: str, port: int | None) -> str | None:
     return path
 
 
-def _await(server: Server, tell: Tell, timeout_s: float) -> int:
+def _await(server: Server, log: TextIO, tell: Tell, timeout_s: float) -> int:
     """Wait until the server greets a client; relay what it says, and return how many bytes of its log that was.
 
     Raises what it died of, or ServerError.
     """
     deadline = time.monotonic() + timeout_s
     held: list[str] = []
-    with (
-        Path(server.log).open(errors="replace") as log,
-        listen.Greeting(server.socket or (server.address or "", server.port or 0)) as greeting,
-    ):
+    with listen.Greeting(server.socket or (server.address or "", server.port or 0)) as greeting:
         ready = False
         while not ready:
             ready = greeting.received(0.05)
@@ -226,12 +224,17 @@ def _await(server: Server, tell: Tell, timeout_s: float) -> int:
                 # Progress ends in dots; what does not may be its last words, and then becomes an exception.
                 tell(line.rstrip()) if line.rstrip().endswith("...") else held.append(launch.clean(line))
             if not ready and not server.alive:
-                raise launch.failure(server.image, Path(server.log).read_text(errors="replace"), _reap(server.pid))
+                raise launch.failure(server.image, _all_of(log), _reap(server.pid))
             if not ready and time.monotonic() > deadline:
                 raise ServerError(server.image, f"the server did not answer within {timeout_s:.0f} s", "try again")
         for line in filter(None, held):
             tell(line)
         return log.tell()
+
+
+def _all_of(log: TextIO) -> str:
+    log.seek(0)
+    return log.read()
 
 
 def follow(server: Server, tell: Tell) -> None:
@@ -242,7 +245,7 @@ def follow(server: Server, tell: Tell) -> None:
             for line in log.readlines():
                 tell(launch.clean(line))
             time.sleep(0.1)
-    said = Path(server.log).read_text(errors="replace")
+        said = _all_of(log)
     status = _reap(server.pid)
     _forget(server)
     if status:

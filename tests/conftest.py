@@ -136,6 +136,11 @@ def needs(*names: str) -> pytest.MarkDecorator:
     return pytest.mark.needs(*names)
 
 
+def one_worker(place: str, level: str) -> pytest.MarkDecorator:
+    """Mark a case that compiles this pair of policies: one worker has all of them, or both would compile it at once."""
+    return pytest.mark.xdist_group(f"{place}-{level}")
+
+
 @pytest.hookimpl(tryfirst=True)  # before any fixture is made
 def pytest_runtest_setup(item: pytest.Item) -> None:
     names = [name for marker in item.iter_markers("needs") for name in marker.args]

@@ -9,6 +9,7 @@ import shutil
 
 import numpy as np
 import pytest
+from conftest import one_worker
 
 from pmem_core import checkscan, datapath, geometry, host, image, infoblock, layout, statefile
 from pmem_core.check import Kind, Report, check, probe
@@ -184,13 +185,19 @@ def repaired(made, *expected, lost=()):
 # Each pair of policies is compiled anew: every value with every other value of one column, not all products; where
 # bounds are checked, one.
 EVERY = [
-    pytest.param("interleaved", "start_gap", "coalesced", 256, marks=pytest.mark.contract),
-    ("interleaved", "start_gap", "each", 4096),
-    ("interleaved", "start_gap", "coalesced", 65536),
-    ("interleaved", "none", "coalesced", 256),
-    ("linear", "none", "each", 4096),
-    ("linear", "start_gap", "each", 65536),
-    ("none", "start_gap", "each", 65536),
+    pytest.param(
+        "interleaved",
+        "start_gap",
+        "coalesced",
+        256,
+        marks=[pytest.mark.contract, one_worker("interleaved", "start_gap")],
+    ),
+    pytest.param("interleaved", "start_gap", "each", 4096, marks=one_worker("interleaved", "start_gap")),
+    pytest.param("interleaved", "start_gap", "coalesced", 65536, marks=one_worker("interleaved", "start_gap")),
+    pytest.param("interleaved", "none", "coalesced", 256, marks=one_worker("interleaved", "none")),
+    pytest.param("linear", "none", "each", 4096, marks=one_worker("linear", "none")),
+    pytest.param("linear", "start_gap", "each", 65536, marks=one_worker("linear", "start_gap")),
+    pytest.param("none", "start_gap", "each", 65536, marks=one_worker("none", "start_gap")),
 ]
 
 

@@ -452,7 +452,7 @@ def test_exception_becomes_a_line_and_a_status(monkeypatch, capsys, error, statu
 
 
 @pytest.mark.parametrize(
-    "verb", [verb for verb in cli.VERBS if verb not in ("list", "completion", "policies", "study")]
+    "verb", [verb for verb in cli.VERBS if verb not in ("list", "completion", "policies", "study", "pagemaps")]
 )
 def test_path_that_cannot_be_read_is_no_mistake_in_typing(verb, folder, tmp_path, monkeypatch, capsys):
     (tmp_path / "file").write_text("")

@@ -12,6 +12,7 @@ import naive
 import numba
 import numpy as np
 import pytest
+from conftest import one_worker
 from hypothesis import HealthCheck, given, settings
 from pairs import PAIRS
 
@@ -290,7 +291,7 @@ NUMBER = itertools.count()
 @pytest.mark.parametrize(
     ("placement_name", "variant"),
     [
-        (place, variant)
+        pytest.param(place, variant, marks=one_worker(place, level))
         for variant, (level, _) in LEVELINGS.items()
         for place in naive.PLACEMENTS
         if (place, level) in PAIRS
@@ -312,7 +313,9 @@ def test_device_is_what_its_twin_says(tmp_path_factory, placement_name, variant,
         pair.close()
 
 
-@pytest.mark.parametrize(("placement_name", "leveling_name"), PAIRS)
+@pytest.mark.parametrize(
+    ("placement_name", "leveling_name"), [pytest.param(*pair, marks=one_worker(*pair)) for pair in PAIRS]
+)
 def test_any_pair_of_policies_keeps_the_data(tmp_path, placement_name, leveling_name):
     """Also of a policy that has no twin yet: reads, one frame a place, and totals that agree with the counters."""
     parameters = {

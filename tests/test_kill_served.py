@@ -236,7 +236,8 @@ def kill_and_compare(folder: Path, choice: Choice) -> str:
                     one.start()
             client.work(0.6)
             one.start()
-            one.connect()  # before it serves, nbdkit does not catch the SIGTERM that ends it: nobody would close the image
+            # Before it serves, nbdkit does not catch the SIGTERM that ends it: nobody would close the image.
+            one.connect()
         error, verified = fio_report(one)
         assert (error, verified > 0) == (0, True), one.said
     require_clean(path)

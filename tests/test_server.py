@@ -293,6 +293,19 @@ def test_end_of_a_child_is_told_by_its_status(start, fail, text):
         start(parameters={"fail": fail}, exit_with_parent=True)
 
 
+def test_failure_is_told_though_it_was_cleared_away_meanwhile(start, monkeypatch):
+    """By `pmem-nbd list`, say: it forgets servers that are gone, and their logs."""
+
+    def received(self, seconds):
+        while server.servers():
+            time.sleep(0.01)
+        return False
+
+    monkeypatch.setattr(listen.Greeting, "received", received)
+    with pytest.raises(ServerError, match="is no image"):
+        start(parameters={"fail": "words"})
+
+
 def test_unknown_argument_of_nbdkit_is_relayed(start):
     with pytest.raises(ServerError, match="no-such-option"):
         start(nbdkit_args=["--no-such-option"])

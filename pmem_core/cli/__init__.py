@@ -37,6 +37,7 @@ VERBS = {
     "replay": ("pmem_core.cli.replay:replay", "Wear a device out without data, and say how long it lived."),
     "policies": ("pmem_core.cli.policies:policies", "List the policies, or test one of your own."),
     "study": ("pmem_core.cli.study:study", "Compare levelings: placement, unit, descriptor writes, workload."),
+    "pagemaps": ("pmem_core.cli.pagemaps:pagemaps", "Compare where page descriptors may be."),
     "report": ("pmem_core.cli.report:report", "Write the wear of an image as an HTML page with figures."),
     "check": ("pmem_core.cli.check:check", "Look for damage in an image, and repair it if told to."),
     "log": ("pmem_core.cli.log:log", "List a log of writes, or put a mark into it."),

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pmem_core.cli._common import PATH, SIZE, emit, json_option, on_terminal, policy_file_option
+from pmem_core.cli._figures import draw
 from pmem_core.cli._geometry import policies
 
 if TYPE_CHECKING:
@@ -105,25 +106,8 @@ def _write(folder: Path | None, rows: list["Row"], command: str, page: Path) -> 
         if folder is not None:
             (folder / "study.csv").write_text(write.as_csv(rows))
             (folder / "study.json").write_text(write.as_json(rows))
-        figures = _draw(rows, page)
+        figures = draw(page, "studied", rows)
         page.write_text(write.as_markdown(rows, command, figures))
-
-
-def _draw(rows: list["Row"], page: Path) -> list[tuple[str, str, str]]:
-    """Write the figures into a folder beside the page; path, alternative text and caption of each."""
-    try:
-        from pmem_core.report import page as pages
-        from pmem_core.report import studied
-    except ModuleNotFoundError as error:
-        click.echo(f"no figures: module {error.name} is missing: pip install 'pmem-nbd[plot]'", err=True)
-        return []
-    folder = page.parent / f"{page.stem}-figures"
-    folder.mkdir(exist_ok=True)
-    found = []
-    for drawing in studied.drawings(rows):
-        (folder / f"{drawing.name}.svg").write_bytes(pages.as_file(drawing, "svg"))
-        found.append((f"{folder.name}/{drawing.name}.svg", drawing.alt, drawing.caption))
-    return found
 
 
 @contextlib.contextmanager

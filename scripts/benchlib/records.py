@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import platform
 import re
 from importlib import metadata
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 import click
 
 from benchlib.peers import ROOT, commit_of, run
+from pmem_core import host
 
 FOLDER = ROOT / "docs" / "benchmarks"
 MEASURED = ("pmem_core", "nbd_plugin", "scripts", "pyproject.toml")  # what a figure depends on
@@ -59,11 +59,7 @@ def load(revision: str, folder: Path = FOLDER) -> dict[str, Any]:
 
 def machine() -> dict[str, str]:
     """What the figures depend on and a reader elsewhere wants to know."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    model = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / (1 << 30)
-    facts = {"cpu": f"{len(model)} × {model[0]}" if model else platform.machine(), "memory": f"{memory:.0f} GiB"}
-    facts |= {"kernel": platform.release(), "python": platform.python_version()}
+    facts = host.machine()
     for name in ("nbdkit", "qemu-nbd", "fio"):
         with contextlib.suppress(click.ClickException):
             facts[name] = "".join(re.findall(r"\d+[.\d]*", run([name, "--version"]))[:1])

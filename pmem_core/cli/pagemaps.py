@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: MIT
+"""The verb pagemaps: where descriptors may be, measured against each other."""
+
+import contextlib
+import os
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pmem_core.cli._common import PATH, emit, json_option, on_terminal, parse_size
+from pmem_core.cli._figures import draw
+
+if TYPE_CHECKING:
+    from pmem_core.pagebench.run import Watch
+
+PAGE = "page-maps.md"
+
+
+@click.command(short_help="Compare where page descriptors may be.")
+@click.option("--sizes", metavar="SIZE,...", help="Only devices of these sizes.  [default: 1G,64G,1T,16T]")
+@click.option("--maps", metavar="NAME,...", help="Only these page maps.  [default: all]")
+@click.option("--quick", is_flag=True, help="Small sizes, few pages and rounds: to see that it runs, not how fast.")
+@click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Of pages, extents and schedules.")
+@click.option("-o", "--output", metavar="DIR", type=PATH, help=f"Write the page, {PAGE}, and its figures here.")
+@json_option
+def pagemaps(sizes: str | None, maps: str | None, output: Path | None, as_json: bool, **options: Any) -> None:
+    """Measure page maps against each other: each says where the descriptor of a page is, how it is made, and who shares
+    it. On the device, every 65th page or in one array; in RAM; made by hotplug, at mmap() time or for one I/O; in an
+    interval tree; or not at all.
+
+    For each: nanoseconds a lookup, RAM held, medium taken, initialisation, map and unmap, descriptor writes of an I/O;
+    and whether everybody sees the same descriptor of the same page, by a stress of aliased mappings and I/Os.
+
+    \b
+    Examples:
+      pmem-nbd pagemaps
+      pmem-nbd pagemaps --quick
+      pmem-nbd pagemaps --sizes 64G,1T --maps interleaved,linear,rbtree
+      pmem-nbd pagemaps -j | jq '.sharing | map_values(.verdict)'
+      pmem-nbd pagemaps -o docs
+    """
+    from pmem_core.pagebench import run
+
+    chosen = run.choose(
+        sizes=[parse_size(text) for text in sizes.split(",")] if sizes else None,
+        maps=[name.strip() for name in maps.split(",")] if maps else None,
+        **options,
+    )
+    with _watching() as watch:
+        result = run.compare(chosen, watch)
+    result["command"] = shlex.join(["pmem-nbd", "pagemaps", *_typed()])
+    if output is not None:
+        _write(output, result)
+    if as_json:
+        emit(result)
+        return
+    _print(result)
+    if output is not None:
+        click.echo(f"{output / PAGE}: the same as a page, with figures")
+
+
+def _typed() -> list[str]:
+    """What was typed behind the verb, without -j."""
+    context, found = click.get_current_context(), []
+    for parameter in context.command.params:
+        name = parameter.name or ""
+        if name == "as_json" or context.get_parameter_source(name) is not click.core.ParameterSource.COMMANDLINE:
+            continue
+        found.append(parameter.opts[0])
+        if not (isinstance(parameter, click.Option) and parameter.is_flag):
+            found.append(str(context.params[name]))
+    return found
+
+
+def _print(result: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from pmem_core.pagebench import answer, words, write
+
+    if sys.stdout.isatty():
+        shown = Table(box=None, title=f"A device of {words.bytes_of(max(result['sizes']))}")
+        for number, head in enumerate(write.OVERVIEW):
+            shown.add_column(head, no_wrap=not number, justify="right" if number else "left", overflow="fold")
+        for row in write.overview(result):
+            shown.add_row(*(cell.strip("`*") for cell in row))
+        Console().print(shown)
+    else:
+        for section in (write.maps, write.claims, write.sharing):
+            click.echo("\n".join(section(result)))
+    for text in answer.paragraphs(result):
+        click.echo(text.replace("`", "").replace("**", "") + "\n")
+
+
+def _write(folder: Path, result: dict[str, Any]) -> None:
+    from pmem_core.host import host_errors
+    from pmem_core.pagebench import write
+
+    with host_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        page = folder / PAGE
+        page.write_text(write.as_markdown(result, draw(page, "mapped", result)))
+
+
+@contextlib.contextmanager
+def _watching() -> "Iterator[Watch]":
+    """A bar with what is being measured on a terminal; elsewhere a line a stage, so that a log shows life."""
+    if not on_terminal():
+        told = set()
+
+        def tell(done: int, of: int, text: str) -> None:
+            stage = text.partition(":")[0]
+            if stage not in told and os.environ.get("PMEM_NBD_QUIET") is None:
+                told.add(stage)
+                print(f"pagemaps: {stage}" + (f", {done * 100 // of} %" if of else ""), file=sys.stderr, flush=True)
+
+        yield tell
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("compiling", total=None)
+
+        def watch(done: int, of: int, text: str) -> None:
+            bar.update(task, completed=done, total=of, description=text)
+
+        yield watch

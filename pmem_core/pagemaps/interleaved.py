@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: MIT
+"""Descriptors scattered over the medium: every 65th page is a page of 64 of them.
+
+Source: Ingo Molnar, linux-kernel, 7 May 2015: "we can pack 64 descriptors into a single page, so every 65 pages we
+could have a page-struct page. Finding a pmem page's struct page would thus involve rounding it modulo 65 and reading
+that page."  The arithmetic is the placement's of that name.
+"""
+
+import numpy as np
+
+from ..jit import hot
+from ..layout import OK, PAGE_BYTES
+from ..placement import interleaved as placing
+from . import _descriptors as d
+
+TITLE = "interleaved on the medium, modulo 65"
+SOURCE = "Molnar, 7 May 2015"
+WHERE, SHARED = "medium", True
+PARAMETERS = {}
+STATE = np.dtype([*d.FIELDS, ("medium_interleaved", "<i8"), ("placing", placing.STATE)])
+
+
+def plan(page_count, parameters, arena):
+    """See the package.  The medium is all there, data pages too: addresses are as far apart as they would be."""
+    group = PAGE_BYTES // d.BYTES
+    groups = -(-page_count // group)
+    placed_bytes = (page_count + groups) * PAGE_BYTES
+    states = np.zeros(1, STATE)
+    states["placing"], found = placing.plan(placed_bytes, d.BYTES)
+    assert found == page_count
+    states["page_count"], states["medium_bytes"] = page_count, groups * PAGE_BYTES
+    states["medium_interleaved"] = arena.take(placed_bytes)
+    return states
+
+
+def figures(states):
+    """See the package."""
+    return {}
+
+
+@hot
+def bring_up(state, pages):
+    first, end = d.next_pages(state, pages)
+    for page in range(first, end):
+        d.ensure(state, lookup(state, page), page, 1)
+    state["covered"] = end
+    return end
+
+
+@hot
+def map_extent(state, first, count):
+    return OK
+
+
+@hot
+def unmap_extent(state, first, count):
+    pass
+
+
+@hot
+def lookup(state, page):
+    return state["medium_interleaved"] + placing.descriptor_at(state["placing"], page)
+
+
+@hot
+def get_page(state, page):
+    return d.get(state, lookup(state, page), page, 1)
+
+
+@hot
+def put_page(state, page, descriptor):
+    d.put(state, descriptor, 1)
+
+
+begin_io, end_io = get_page, put_page
