@@ -18,7 +18,8 @@ from pmem_core import attach
 from pmem_core.errors import PmemError
 
 EXT4 = "randwrite 4k fsync 32 on ext4"
-JOB = ["--rw=randwrite", "--bs=4k", "--norandommap", "--fsync=32"]
+# Threads, because a process that fio has forked outlives a killed fio, and keeps the filesystem busy.
+JOB = ["--thread", "--rw=randwrite", "--bs=4k", "--norandommap", "--fsync=32"]
 NEEDS = ("nbdfuse", "mkfs.ext4", "losetup")
 
 
@@ -61,7 +62,7 @@ def measure(peers: Sequence[Peer], options: dict[str, Any], tell: Callable[[str]
             peer.start()
             folder = stack.enter_context(mounted(peer))
             file = [f"--filename={folder}/file", f"--size={peer.size // 4}", "--ioengine=psync", "--fallocate=none"]
-            fio(peer.spec, file, [["--rw=write", "--bs=1m", "--end_fsync=1"]])
+            fio(peer.spec, file, [["--thread", "--rw=write", "--bs=1m", "--end_fsync=1"]])
             where[peer.spec] = file
         for number in range(options["rounds"]):
             for peer in in_turn(peers, number):
