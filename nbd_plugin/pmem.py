@@ -82,7 +82,7 @@ def dump_plugin():
     levelings = ",".join(leveling.family.modules)
     print(f"pmem_version={__version__}")
     print(f"pmem_info_version={layout.VERSION[0]}.{layout.VERSION[1]}.{layout.EXTENSION_VERSION}")
-    print(f"pmem_descriptor_format={layout.DESCRIPTOR_FORMAT}")
+    print(f"pmem_descriptor_formats={','.join(map(str, layout.DESCRIPTOR_FORMATS))}")
     print(f"pmem_placements={','.join(placement.family.modules)}")
     print(f"pmem_logwrites_version={logged.VERSION}")
     print(f"pmem_record_version={recorded.VERSION}")

@@ -174,3 +174,28 @@ def descriptor_offset(device, page):
     """Where in the medium file the descriptor of `page` begins."""
     run, core = device[0][0], device[1][0]
     return onepage.medium_at(run, core, placement.descriptor_at(core["placement"], page))
+
+
+@hot
+def descriptor_address(device, page):
+    """The placed address of the descriptor of `page`."""
+    return placement.descriptor_at(device[1][0]["placement"], page)
+
+
+@hot
+def count_lines(device, first, last, held, lines):
+    """Add the line writes that descriptors first .. last - 1 tell of to `lines`, int64[2]: of data, of descriptors.
+
+    Of format 2 only.  Returns the first page whose first write comes after its last; `last`: there is none.
+    """
+    run, core = device[0][0], device[1][0]
+    for page in range(first, last):
+        if _in_hole(core, held, page) and not _is_pending(run, page):
+            continue
+        if onepage.load_descriptor(run, core, page) == descriptor.VALID:
+            words = descriptor.large_words(run)
+            lines[0] += words[descriptor.DATA_LINES]
+            lines[1] += words[descriptor.DESCRIPTOR_LINES]
+            if words[descriptor.FIRST_GENERATION] > words[descriptor.GENERATION]:
+                return page
+    return last

@@ -2,7 +2,8 @@
 """What an operation does to the descriptor of its page.
 
 A descriptor is worked on in `scratch`, int32-word views of one page of memory, and then stored like any other data.
-Format 1 (layout.DESCRIPTOR); a smaller descriptor has only the first fields, so a field is touched only where it fits.
+Formats 1 and 2 (layout.DESCRIPTOR, DESCRIPTOR_2); a smaller descriptor has only the first fields, so a field is touched
+only where it fits.
 """
 
 import numba
@@ -15,6 +16,7 @@ from .layout import PG_ERROR, PG_UPTODATE
 CHECKSUM, DATA_CHECKSUM, FLAGS, WRITES = 0, 1, 2, 3
 GENERATION, INDEX = 2, 4
 REFCOUNT = 6
+DATA_LINES, DESCRIPTOR_LINES, SESSION, FIRST_GENERATION = 8, 9, 10, 11
 
 EMPTY = 0  # all zero: the page was never written
 VALID = 1
@@ -34,9 +36,8 @@ def large_words(run):
 
 
 @hot
-def _checksum(run, page):
-    """The checksum the scratch descriptor should have; its own field counts as zero."""
-    words = large_words(run)
+def checksum(run, page, words):
+    """The checksum that a descriptor of `page` should have, int64[]; its own field counts as zero."""
     crc = word_crc(page & 0xFFFFFFFF, (words[0] >> 32) << 32)
     for i in range(1, run["descriptor_bytes"] >> 3):
         crc = word_crc(crc, words[i])
@@ -47,7 +48,7 @@ def _checksum(run, page):
 def status(run, page):
     """EMPTY, VALID or DAMAGED, of the scratch descriptor as that of page `page`."""
     words = large_words(run)
-    if numba.int64(small_words(run)[CHECKSUM]) == _checksum(run, page):
+    if numba.int64(small_words(run)[CHECKSUM]) == checksum(run, page, words):
         if words[0] == 0 and words[1] == 0:
             return EMPTY
         return VALID
@@ -94,13 +95,37 @@ def _seal(run, page, flags, crc, generation):
         small[REFCOUNT] = 1 if flags & PG_UPTODATE else 0
         if run["descriptor_bytes"] >= 64:
             large[INDEX] = page
-    small[CHECKSUM] = _checksum(run, page)
+    if run["descriptor_format"] == 2:
+        large = large_words(run)
+        large[SESSION] = run["session"]
+        if not run["coalesced"]:
+            large[DESCRIPTOR_LINES] += lines(run)
+    small[CHECKSUM] = checksum(run, page, large_words(run))
 
 
 @hot
-def note_write(run, page, crc, generation):
-    """The page was written: it holds data with checksum `crc`."""
+def lines(run):
+    """How many lines a store of a descriptor wears: it lies on a multiple of its size."""
+    return max(1, run["descriptor_bytes"] >> run["line_shift"])
+
+
+@hot
+def note_drain(run, page, small, large):
+    """A pending descriptor, uint32[] and int64[] of the same bytes, is about to be stored on the medium."""
+    if run["descriptor_format"] == 2:
+        large[DESCRIPTOR_LINES] += lines(run)
+        small[CHECKSUM] = checksum(run, page, large)
+
+
+@hot
+def note_write(run, page, crc, generation, data_lines):
+    """The page was written: it holds data with checksum `crc`, whose stores wore `data_lines` lines."""
     small = small_words(run)
+    if run["descriptor_format"] == 2:
+        large = large_words(run)
+        large[DATA_LINES] += data_lines
+        if small[WRITES] == 0:
+            large[FIRST_GENERATION] = generation
     if small[WRITES] != numba.uint32(0xFFFFFFFF):
         small[WRITES] += numba.uint32(1)
     _seal(run, page, PG_UPTODATE, crc, generation)
@@ -117,3 +142,20 @@ def note_data(run, page, flags, crc):
     """The page's data was looked at and is what `flags` and `crc` say; its writes and generation stay."""
     generation = large_words(run)[GENERATION] if run["descriptor_bytes"] >= 32 else 0
     _seal(run, page, flags, crc, generation)
+
+
+@hot
+def convert(run, to, page):
+    """Make the scratch descriptor of `page` one of the size and format of the RUN record `to`; it stays valid.
+
+    What was not kept before is not known: its generation, its lines, its session, its first write.
+    """
+    small, large = small_words(run), large_words(run)
+    kept = 12 if run["descriptor_format"] == 2 and to["descriptor_format"] == 2 else 8
+    for i in range(min(kept, run["descriptor_bytes"] >> 3), to["descriptor_bytes"] >> 3):
+        large[i] = 0
+    if to["descriptor_bytes"] >= 32:
+        small[REFCOUNT] = 1 if numba.int64(small[FLAGS]) & PG_UPTODATE else 0
+        if to["descriptor_bytes"] >= 64:
+            large[INDEX] = page
+    small[CHECKSUM] = checksum(to, page, large)

@@ -20,6 +20,7 @@ finds whole frames.
 
 import contextlib
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -39,12 +40,12 @@ EXTENTS_MAX = 2048
 class Device:
     """An image in use.  One instance a process and image; see `open_device`."""
 
-    def __init__(self, path: Path, *, read_only: bool = False) -> None:
+    def __init__(self, path: Path, *, read_only: bool = False, converting: bool = False) -> None:
         self.path = image.find(path)
         self.read_only = read_only
         # Called when leveling would like its moves committed soon; whoever serves the device may do that beside it.
         self.on_wanted: Callable[[], None] = lambda: None
-        self.plan = image.load_geometry(path, read_only=read_only)
+        self.plan = image.load_geometry(path, read_only=read_only, converting=converting)
         image.require_parts(path)
         image.require_wear(path, self.plan)
         self._lock = Lock(path, read_only=read_only)
@@ -73,6 +74,7 @@ class Device:
         self.mapping = mapping.map_image(self.path, self.plan, read_only=self.read_only)
         undo.callback(self._unmap)
         self.handle = (self.mapping.run, self.mapping.core)
+        self.mapping.run["session"] = time.time_ns()
         self._tally = self.mapping.core["tally"][0]
         if self.read_only and found == "power cut":
             recovery.recall(self.mapping, self.plan, self.journal)

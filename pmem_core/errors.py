@@ -64,6 +64,12 @@ class BadData(PmemError):
     """Data on the medium does not match its descriptor's checksum."""
 
 
+class DoesNotFit(PmemError):
+    """The device is to become smaller, and holds data where it would end."""
+
+    errno = errno_.ENOSPC
+
+
 class BadLog(PmemError):
     """The file is no log of writes, or a damaged or unknown one, or it does not hold what was asked for."""
 

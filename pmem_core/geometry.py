@@ -64,6 +64,7 @@ class Geometry:
             "line_shift": info.line_bytes.bit_length() - 1,
             "section_shift": info.section_pages.bit_length() - 1,
             "descriptor_bytes": info.descriptor_bytes if self.has_descriptors else 0,
+            "descriptor_format": info.descriptor_format,
             "coalesced": int(self.pending_bytes > 0),
         }
 
@@ -101,8 +102,13 @@ def _power_of_two(name: str, value: int, least: int, most: int) -> None:
         raise UsageError(f"{name}={value}", "not possible", f"a power of two from {least} to {most}")
 
 
+def check_descriptor_bytes(value: int) -> None:
+    """UsageError where no descriptor can have so many bytes."""
+    _power_of_two("descriptor-bytes", value, layout.DESCRIPTOR_BYTES_MIN, layout.DESCRIPTOR_BYTES_MAX)
+
+
 def _check(size: int, descriptor_bytes: int, frame_bytes: int, line_bytes: int) -> None:
-    _power_of_two("descriptor-bytes", descriptor_bytes, layout.DESCRIPTOR_BYTES_MIN, layout.DESCRIPTOR_BYTES_MAX)
+    check_descriptor_bytes(descriptor_bytes)
     _power_of_two("frame-bytes", frame_bytes, 256, 65536)
     _power_of_two("line-bytes", line_bytes, 64, 4096)
     if line_bytes > frame_bytes:
@@ -148,6 +154,7 @@ def plan(
     leveling_name: str = "start_gap",
     parameters: dict[str, int] | None = None,
     descriptor_bytes: int = 64,
+    descriptor_format: int | None = None,
     descriptor_writes: str = "each",
     checksums: bool = True,
     frame_bytes: int = 4096,
@@ -156,15 +163,14 @@ def plan(
 ) -> Geometry:
     """Plan a new image of `size` bytes.  UsageError says what is wrong with a value and what it may be.
 
-    uuid: the new image's, which seeds what a policy draws; a random one unless it is given.
+    descriptor_format: 2 where its fields fit, unless it is given.  uuid: the new image's, which seeds what a policy
+    draws; a random one unless it is given.
     """
     _check(size, descriptor_bytes, frame_bytes, line_bytes)
     if descriptor_writes not in layout.DESCRIPTOR_WRITES:
         raise UsageError(f"descriptor-writes={descriptor_writes}", "no such choice", "each or coalesced")
     frames = max(size - layout.FRAMES_AT, 0) // frame_bytes
     chosen = parameters_of(policy(leveling.family, "leveling", leveling_name), parameters or {}, leveling_name, frames)
-    # Linux takes a smaller descriptor for one that its struct page does not fit into, and refuses a larger one.
-    linux = placement_name == "linear" and leveling_name == "none" and descriptor_bytes == 64
     info = Info(
         uuid=uuid or str(uuid_.uuid4()),
         size=size,
@@ -180,13 +186,36 @@ def plan(
         page_count=0,
         data_at=0,
         created=int(time.time()),
-        linux=linux,
+        linux=is_linux(placement_name, leveling_name, descriptor_bytes),
+        descriptor_format=suited_format(placement_name, descriptor_bytes, descriptor_format),
     )
-    made = derive(info, fresh=True)
+    return with_sections(derive(info, fresh=True))
+
+
+def is_linux(placement_name: str, leveling_name: str, descriptor_bytes: int) -> bool:
+    """True where Linux can use the medium as it is."""
+    # Linux takes a smaller descriptor for one that its struct page does not fit into, and refuses a larger one.
+    return placement_name == "linear" and leveling_name == "none" and descriptor_bytes == 64
+
+
+def with_sections(made: Geometry) -> Geometry:
+    """The same geometry, its sections as large as its pages want them to be."""
     pages = made.info.page_count
     wanted = max(SECTION_BYTES_MIN, pages * layout.PAGE_BYTES // SECTIONS_MAX)
     section_pages = 1 << (wanted // layout.PAGE_BYTES - 1).bit_length()
     return dataclasses.replace(made, info=dataclasses.replace(made.info, section_pages=section_pages))
+
+
+def suited_format(placement_name: str, descriptor_bytes: int, wanted: int | None) -> int:
+    """The format of descriptors of a size: the one wanted, or the newest that fits.  UsageError."""
+    on_medium = policy(placement.family, "placement", placement_name).ON_MEDIUM
+    fits = 2 if on_medium and descriptor_bytes >= layout.DESCRIPTOR_2.itemsize else 1
+    if wanted is not None and wanted not in layout.DESCRIPTOR_FORMATS:
+        raise UsageError(f"descriptor-format={wanted}", "no such format", "1 or 2")
+    if wanted is not None and wanted > fits:
+        least = f"--descriptor-bytes {layout.DESCRIPTOR_2.itemsize} at least" if on_medium else "descriptors"
+        raise UsageError(f"descriptor-format={wanted}", f"it does not fit {descriptor_bytes} bytes", least)
+    return wanted or fits
 
 
 def _check_stored(info: Info) -> None:
@@ -196,6 +225,7 @@ def _check_stored(info: Info) -> None:
         _power_of_two("section-pages", info.section_pages, SECTION_BYTES_MIN // layout.PAGE_BYTES, SIZE_MAX)
         if info.descriptor_writes not in layout.DESCRIPTOR_WRITES:
             raise UsageError(f"descriptor-writes={info.descriptor_writes}", "no such choice", "each or coalesced")
+        suited_format(info.placement, info.descriptor_bytes, info.descriptor_format)
         given, module = info.parameters["leveling"], leveling.family.modules[info.leveling]
         if parameters_of(module, given, info.leveling) != given:
             raise UsageError(info.leveling, "a parameter is missing", ", ".join(module.PARAMETERS))

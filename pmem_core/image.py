@@ -34,11 +34,14 @@ def find(path: Path) -> Path:
     return path
 
 
-def load_geometry(path: Path, *, read_only: bool = True) -> Geometry:
-    """The geometry of the image at `path`, from its info block and checked against the files' sizes."""
+def load_geometry(path: Path, *, read_only: bool = True, converting: bool = False) -> Geometry:
+    """The geometry of the image at `path`, from its info block and checked against the files' sizes.
+
+    converting: also where a conversion is under way, and then as it was before.
+    """
     media = find(path) / "media"
     with host_errors(media):
-        info = infoblock.read(media, read_only=read_only)
+        info = infoblock.read(media, read_only=read_only, converting=converting)
         found = media.stat().st_size
     if found < info.size:
         raise DamagedImage(media, f"truncated to {found} bytes", f"{info.size} bytes")

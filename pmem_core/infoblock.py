@@ -38,6 +38,8 @@ class Info:
     created: int
     linux: bool
     generation: int = 1
+    descriptor_format: int = 1
+    converting: bool = False
 
 
 def pack(info: Info) -> bytes:
@@ -55,15 +57,15 @@ def pack(info: Info) -> bytes:
     block["extension"] = layout.EXTENSION_SIGNATURE
     block["extension_version"] = layout.EXTENSION_VERSION
     block["features_compatible"] = layout.FEATURES_COMPATIBLE
-    block["features_read_only"] = layout.FEATURES_READ_ONLY
-    block["features_incompatible"] = layout.FEATURES_INCOMPATIBLE
+    block["features_read_only"] = layout.READ_ONLY_DESCRIPTOR_2 if info.descriptor_format == 2 else 0
+    block["features_incompatible"] = layout.INCOMPATIBLE_CONVERTING if info.converting else 0
     block["generation"] = info.generation
     block["medium_bytes"] = info.size
     block["created"] = info.created
     block["frame_bytes"] = info.frame_bytes
     block["line_bytes"] = info.line_bytes
     block["descriptor_bytes"] = info.descriptor_bytes
-    block["descriptor_format"] = layout.DESCRIPTOR_FORMAT
+    block["descriptor_format"] = info.descriptor_format
     block["descriptor_writes"] = layout.DESCRIPTOR_WRITES[info.descriptor_writes]
     block["checksums"] = int(info.checksums)
     block["section_pages"] = info.section_pages
@@ -111,6 +113,8 @@ def _info(block: Any, linux: bool) -> Info:
         created=int(block["created"]),
         linux=linux,
         generation=int(block["generation"]),
+        descriptor_format=int(block["descriptor_format"]),
+        converting=bool(int(block["features_incompatible"]) & layout.INCOMPATIBLE_CONVERTING),
     )
 
 
@@ -122,27 +126,32 @@ def _parameters(data: bytes) -> dict[str, dict[str, int]]:
     return families
 
 
-def judge(path: Path, data: bytes, *, read_only: bool) -> None:
-    """Refuse a valid block of a version or with features that this program does not know: UnsupportedImage."""
+def judge(path: Path, data: bytes, *, read_only: bool, converting: bool = False) -> None:
+    """Refuse a valid block of a version or with features that this program does not know: UnsupportedImage.
+
+    And one whose conversion is under way, but for `converting`, who goes on with it.
+    """
     block = np.frombuffer(data, layout.INFO)[0]
     version = (int(block["version_major"]), int(block["version_minor"]))
     known = f"{layout.VERSION[0]}.{layout.VERSION[1]}, extension {layout.EXTENSION_VERSION}"
     if version != layout.VERSION or int(block["extension_version"]) != layout.EXTENSION_VERSION:
         found = f"{version[0]}.{version[1]}, extension {int(block['extension_version'])}"
         raise UnsupportedImage(path, f"format {found}", f"{known}; use a newer pmem-nbd")
-    if int(block["descriptor_format"]) != layout.DESCRIPTOR_FORMAT:
-        raise UnsupportedImage(
-            path, f"descriptor format {int(block['descriptor_format'])}", f"format {layout.DESCRIPTOR_FORMAT}"
-        )
+    if int(block["descriptor_format"]) not in layout.DESCRIPTOR_FORMATS:
+        formats = " or ".join(map(str, layout.DESCRIPTOR_FORMATS))
+        raise UnsupportedImage(path, f"descriptor format {int(block['descriptor_format'])}", f"format {formats}")
     strange = int(block["features_incompatible"]) & ~layout.FEATURES_INCOMPATIBLE
     if strange:
         raise UnsupportedImage(path, f"unknown incompatible features {strange:#x}", "use a newer pmem-nbd")
     strange = int(block["features_read_only"]) & ~layout.FEATURES_READ_ONLY
     if strange and not read_only:
         raise UnsupportedImage(path, f"unknown features {strange:#x}", "open it read-only, or use a newer pmem-nbd")
+    if int(block["features_incompatible"]) & layout.INCOMPATIBLE_CONVERTING and not converting:
+        image = path.parent
+        raise UnsupportedImage(image, "a conversion is under way", f"finish it with 'pmem-nbd convert {image}'")
 
 
-def read(media: Path, *, read_only: bool = True) -> Info:
+def read(media: Path, *, read_only: bool = True, converting: bool = False) -> Info:
     """The newest valid info block of the medium at `media`.
 
     Errors: NotAnImage (another program's file), DamagedImage (both copies are torn), UnsupportedImage.
@@ -156,7 +165,7 @@ def read(media: Path, *, read_only: bool = True) -> Info:
             raise DamagedImage(media, "both info blocks fail their checksums", "one that is whole")
         raise NotAnImage(media, "no info block", "a medium made by 'pmem-nbd create'")
     info, block = max(valid, key=lambda pair: pair[0].generation)
-    judge(media, block, read_only=read_only)
+    judge(media, block, read_only=read_only, converting=converting)
     return info
 
 

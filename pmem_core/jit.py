@@ -31,7 +31,7 @@ def choose_cache_folder(outside: Iterable[Path], boundscheck: str) -> Path:
     """
     here = Path(__file__).parent
     names = "jit layout plugins crc32c media frametable descriptor onepage offline datapath"
-    names += " upkeep wearscan checkscan tracescan maploops"
+    names += " upkeep wearscan checkscan tracescan reshape maploops"
     sources = [here / f"{name}.py" for name in names.split()]
     for folder in ("placement", "leveling", "pagemaps"):
         sources += sorted((here / folder).glob("*.py"))

@@ -6,6 +6,7 @@ Databases of the environment ``journal/``, keys and what lies behind them:
 
 =========== ========================= =====================================================================
 meta        schema, uuid, session     JSON; `session` says who has the image open, or that it was closed
+meta        conversion                JSON: how far a conversion has come; only while one is under way
 checkpoint  core                      the core record's bytes (layout.core_dtype)
 checkpoint  table/NNNNNNNN            4096 bytes of the leveling's table
 sections    NNNNNNNN                  1024 sections' bytes: TOUCHED, DIRTY and SUSPECT bits
@@ -234,6 +235,37 @@ class Journal:
     def load_sections(self) -> bytes:
         """All sections' bytes."""
         return b"".join(value for _, value in self._rows(b"sections"))
+
+    # ---- conversions ----
+
+    @property
+    def conversion(self) -> dict[str, Any] | None:
+        """How far a conversion has come, as `put_conversion` was told; None: there is none."""
+        found = self._meta("conversion")
+        return None if found is None else dict(found)
+
+    def put_conversion(self, record: dict[str, Any] | None) -> None:
+        """Note durably how far a conversion has come; None: it is over."""
+        with self._write() as transaction:
+            self._put_meta(transaction, "conversion", record)
+
+    def put_shape(
+        self,
+        core: bytes,
+        chunks: dict[int, bytes],
+        rows: dict[int, bytes],
+        record: dict[str, Any],
+        event: dict[str, Any],
+    ) -> None:
+        """Commit core, table, sections (all of them anew), how far the conversion is, and that the image is closed."""
+        with self._write() as transaction:
+            transaction.drop(self._db[b"sections"], delete=False)
+            self._put(transaction, b"checkpoint", b"core", core)
+            self._put_chunks(transaction, chunks)
+            self._put_rows(transaction, rows)
+            self._put_meta(transaction, "conversion", record)
+            self._put_meta(transaction, "session", {"open": False})
+            self._put_event(transaction, event)
 
     # ---- records for people ----
 

@@ -83,17 +83,20 @@ INFO = np.dtype(
     }
 )
 
+READ_ONLY_DESCRIPTOR_2 = 1 << 1  # descriptors are of format 2: who writes must keep its fields
+INCOMPATIBLE_CONVERTING = 1 << 0  # a conversion is under way: pages are neither all here nor all there
+
 FEATURES_COMPATIBLE = 0
-FEATURES_READ_ONLY = 0
-FEATURES_INCOMPATIBLE = 0
-DESCRIPTOR_FORMAT = 1
+FEATURES_READ_ONLY = READ_ONLY_DESCRIPTOR_2
+FEATURES_INCOMPATIBLE = INCOMPATIBLE_CONVERTING
+DESCRIPTOR_FORMATS = (1, 2)
 
 DESCRIPTOR_EACH = 1
 DESCRIPTOR_COALESCED = 2
 DESCRIPTOR_WRITES = {"each": DESCRIPTOR_EACH, "coalesced": DESCRIPTOR_COALESCED}
 
-# ---- the descriptor, format 1.  A descriptor of 16 or 32 bytes is the first 16 or 32 bytes of this one; a larger one
-# ---- has zeros behind it.  All zero: the page was never written.
+# ---- the descriptor, formats 1 and 2.  A descriptor of 16 or 32 bytes is the first 16 or 32 bytes of format 1; a
+# ---- larger one has zeros behind its fields.  All zero: the page was never written.
 
 _DESCRIPTOR_FIELDS = [
     ("checksum", "<u4", 0),  # crc32c, seeded with the low 32 bits of the page number, of the bytes from 4 on
@@ -106,14 +109,24 @@ _DESCRIPTOR_FIELDS = [
     ("index", "<u8", 32),  # the page number
     ("order", "u1", 40),  # not used: 0
 ]
-DESCRIPTOR = np.dtype(
-    {
-        "names": [field[0] for field in _DESCRIPTOR_FIELDS],
-        "formats": [field[1] for field in _DESCRIPTOR_FIELDS],
-        "offsets": [field[2] for field in _DESCRIPTOR_FIELDS],
-        "itemsize": 64,
-    }
-)
+# Format 2 goes on where format 1 ends.  They count from the page's first write, or from its conversion, on, and a
+# trim leaves them alone.
+_DESCRIPTOR_2_FIELDS = [
+    *_DESCRIPTOR_FIELDS,
+    ("data_lines", "<u8", 64),  # line writes that the host's writes of the page's data caused
+    ("descriptor_lines", "<u8", 72),  # line writes that stores of this descriptor caused, the one that wrote this too
+    ("session", "<u8", 80),  # when the session began that changed the descriptor last, nanoseconds since 1970
+    ("first_generation", "<u8", 88),  # `generation` at the page's first write; 0: not known
+]
+
+
+def _descriptor(fields: list[tuple[str, str, int]], size: int) -> np.dtype:
+    names, formats, offsets = (list(column) for column in zip(*fields, strict=True))
+    return np.dtype({"names": names, "formats": formats, "offsets": offsets, "itemsize": size})
+
+
+DESCRIPTOR = _descriptor(_DESCRIPTOR_FIELDS, 64)
+DESCRIPTOR_2 = _descriptor(_DESCRIPTOR_2_FIELDS, 128)
 DESCRIPTOR_BYTES_MIN = 16
 DESCRIPTOR_BYTES_MAX = 4096
 
@@ -234,6 +247,8 @@ RUN = np.dtype(
         ("line_shift", "<i8"),
         ("section_shift", "<i8"),  # pages to sections
         ("descriptor_bytes", "<i8"),  # 0: the placement has none on the medium
+        ("descriptor_format", "<i8"),
+        ("session", "<i8"),  # when it began, nanoseconds since 1970
         ("checksums", "<i8"),
         ("coalesced", "<i8"),
         ("read_only", "<i8"),
@@ -258,6 +273,7 @@ assert all(
     for (field, _, offset), (_, _, following) in itertools.pairwise(_INFO_FIELDS)
 )
 assert DESCRIPTOR.itemsize == 64 and _DESCRIPTOR_FIELDS[3][2] + 4 == DESCRIPTOR_BYTES_MIN
+assert _DESCRIPTOR_2_FIELDS[: len(_DESCRIPTOR_FIELDS)] == _DESCRIPTOR_FIELDS and _DESCRIPTOR_FIELDS[-1][2] < 64
 assert HEAD.itemsize <= ZONE_BYTES
 
 

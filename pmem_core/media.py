@@ -151,8 +151,8 @@ def frame_wear(run, frame):
 
 
 @hot
-def _allocate(run, first, end):
-    """Allocate the medium's bytes from `first` to `end` and their wear counters; 0, or the errno."""
+def allocate(run, first, end):
+    """Allocate the medium's bytes from `first` to `end` and their wear counters, and no more; 0, or the errno."""
     error = fallocate(run["media_fd"], FALLOC_FL_KEEP_SIZE, first, end - first)
     if error:
         return error
@@ -170,12 +170,12 @@ def reserve(run, at, count):
             continue
         first = chunk << RESERVE_SHIFT
         end = min(first + (1 << RESERVE_SHIFT), run["medium_bytes"])
-        error = _allocate(run, first, end)
+        error = allocate(run, first, end)
         if error == 0:
             reserved[chunk] = 1
         elif error == ENOSPC or error == EDQUOT:
             # There is no room for all of it; what this store needs may be there already.
-            error = _allocate(run, max(first, at), min(end, at + count))
+            error = allocate(run, max(first, at), min(end, at + count))
         if error:
             return error << ERRNO_SHIFT | HOST
     return OK

@@ -18,7 +18,7 @@ A page is either not begun or finished, so nothing is done twice when a stopped 
 
 from . import descriptor, leveling, media, placement
 from .crc32c import MASK, page_crc, words_crc
-from .jit import clear_bytes, copy_bytes, hot, i64_at, prefetch, publish, u8_at
+from .jit import clear_bytes, copy_bytes, hot, i64_at, prefetch, publish, u8_at, u32_at
 from .layout import (
     BAD_DATA,
     BAD_DESCRIPTOR,
@@ -67,12 +67,14 @@ def load(run, core, placed, target, target_at, count):
 
 @hot
 def store(run, core, cause, placed, source, source_at, count):
-    done = 0
+    """Store `count` bytes; how many lines that wears."""
+    done, worn = 0, 0
     while done < count:
         size = piece(run, placed + done, count - done)
         lines = media.store(run, core, cause, medium_at(run, core, placed + done), source, source_at + done, size)
         leveling.tick(core["leveling"], run, (placed + done) >> run["frame_shift"], lines)
-        done += size
+        done, worn = done + size, worn + lines
+    return worn
 
 
 @hot
@@ -183,6 +185,7 @@ def drain_slot(run, core, slot):
     words = i64_at(run["scratch"] + PAGE_BYTES, PAGE_BYTES >> 3)
     for i in range(count >> 3):
         words[i] = slot[PENDING_HEAD_WORDS + i]
+    descriptor.note_drain(run, slot[0] - 1, u32_at(run["scratch"] + PAGE_BYTES, PAGE_BYTES >> 2), words)
     store(run, core, CAUSE_DESCRIPTOR, placement.descriptor_at(core["placement"], slot[0] - 1), second, 0, count)
     publish(slot, 0, 0)
 
@@ -316,7 +319,7 @@ def write(run, core, page, at, source, source_at, count):
     if code:
         return code
     placed = placement.page_at(core["placement"], page)
-    whole = count == PAGE_BYTES
+    whole, lines = count == PAGE_BYTES, 0
     if whole:
         if run["descriptor_bytes"] and load_descriptor(run, core, page) == descriptor.DAMAGED:
             descriptor.clear(run)
@@ -331,11 +334,11 @@ def write(run, core, page, at, source, source_at, count):
             blank = u8_at(run["scratch"] + PAGE_BYTES, PAGE_BYTES)
             clear_bytes(blank, 0, PAGE_BYTES)
             copy_bytes(blank, at, source, source_at, count)
-            store(run, core, CAUSE_HOST, placed, blank, 0, PAGE_BYTES)
+            lines = store(run, core, CAUSE_HOST, placed, blank, 0, PAGE_BYTES)
             whole = True
             count = 0
     if count:
-        store(run, core, CAUSE_HOST, placed + at, source, source_at, count)
+        lines = store(run, core, CAUSE_HOST, placed + at, source, source_at, count)
     tally = core["tally"]
     held = media.begin_count(core)
     tally["page_writes"] += 1
@@ -347,7 +350,7 @@ def write(run, core, page, at, source, source_at, count):
             crc = page_crc(i64_at(source.ctypes.data + source_at, PAGE_BYTES >> 3), 0)
         elif run["checksums"]:
             crc = page_checksum(run, core, placed)
-        descriptor.note_write(run, page, crc, tally["page_writes"])
+        descriptor.note_write(run, page, crc, tally["page_writes"], lines)
         store_descriptor(run, core, page)
     publish(core["intent"], 0, 0)
     return OK

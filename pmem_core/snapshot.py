@@ -260,6 +260,7 @@ def describe(path: Path, found: Look) -> dict[str, Any]:
         "leveling": info.leveling,
         "parameters": info.parameters,
         "descriptor_bytes": info.descriptor_bytes if found.plan.has_descriptors else 0,
+        "descriptor_format": info.descriptor_format if found.plan.has_descriptors else 0,
         "descriptor_writes": info.descriptor_writes if found.plan.has_descriptors else None,
         "checksums": info.checksums and found.plan.has_descriptors,
         "frame_bytes": info.frame_bytes,

@@ -12,6 +12,8 @@ from .geometry import Geometry
 from .host import sync_folder
 from .journal import CHUNK_BYTES, ROW_SECTIONS
 
+NO_TICKS = np.zeros(0, np.int64)
+
 
 def fresh_core(plan: Geometry) -> np.ndarray:
     """A core record (core[1]) of a device never used."""
@@ -47,14 +49,21 @@ def fresh_head(plan: Geometry) -> bytes:
     return head.tobytes()
 
 
-def write_state(path: Path, plan: Geometry, core: np.ndarray, table: np.ndarray, sections: np.ndarray) -> None:
-    """Write a whole state file, its room reserved, and sync it."""
+def write_state(
+    path: Path,
+    plan: Geometry,
+    core: np.ndarray,
+    table: np.ndarray,
+    sections: np.ndarray,
+    ticks: np.ndarray = NO_TICKS,
+) -> None:
+    """Write a whole state file, its room reserved, and sync it; `ticks` are zero unless they are given."""
     zones = plan.zones()
     fresh = path.with_name(path.name + ".new")
     fresh.unlink(missing_ok=True)
     with fresh.open("xb") as file:
         os.posix_fallocate(file.fileno(), 0, zones["end"][0])
-        for name, data in (("core", core), ("table", table), ("sections", sections)):
+        for name, data in (("core", core), ("table", table), ("sections", sections), ("ticks", ticks)):
             os.pwrite(file.fileno(), data.tobytes(), zones[name][0])
         os.pwrite(file.fileno(), fresh_head(plan), zones["head"][0])
         os.fsync(file.fileno())

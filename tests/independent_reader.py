@@ -135,8 +135,10 @@ class StartGap:
 class Reader:
     """An image, closed, as its files have it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, formats: tuple[int, ...] = (1, 2)) -> None:
         self.info = read_info(folder / "media")
+        assert self.info["descriptor_format"] in formats, f"descriptor format {self.info['descriptor_format']}"
+        assert not self.info["features_incompatible"], "features that it does not know"
         self.media = (folder / "media").read_bytes()
         self.bytes = self.info["descriptor_bytes"]
         self.per_page = PAGE // self.bytes
@@ -193,6 +195,9 @@ class Reader:
         names = ("checksum", "data_checksum", "flags", "writes", "generation", "refcount", "mapcount", "index", "order")
         values = struct.unpack_from("<IIIIQiiQB", data.ljust(64, b"\0"))
         fields = dict(zip(names, values, strict=True))
+        if self.info["descriptor_format"] == 2:
+            more = ("data_lines", "descriptor_lines", "session", "first_generation")
+            fields |= zip(more, struct.unpack_from("<QQQQ", data, 64), strict=True)
         assert crc_register(page & 0xFFFFFFFF, bytes(4) + data[4:]) == fields["checksum"], f"descriptor of page {page}"
         return fields
 

@@ -388,7 +388,10 @@ class Naive:
         checksums,
         section_pages,
         leveling_parameters,
+        descriptor_format=1,
+        session=0,
     ):
+        self.descriptor_format, self.session = descriptor_format, session
         self.frame_bytes, self.line_bytes, self.descriptor_bytes = frame_bytes, line_bytes, descriptor_bytes
         self.checksums, self.section_pages = checksums, section_pages
         self.leveling = LEVELINGS[leveling]((size - INFO_BYTES) // frame_bytes, **leveling_parameters)
@@ -407,6 +410,7 @@ class Naive:
         self.requests |= dict.fromkeys(("trims", "trimmed_bytes", "zeros", "zeroed_bytes"), 0)
         self.touched, self.dirty, self.recent = set(), set(), set()  # sections: ever, lately, very lately written
         self.fields = {}  # page -> what its descriptor says
+        self.more = {}  # page -> what only format 2 says: data, descriptor, session, first
         self.pending = {}  # slot -> page
 
     @property
@@ -438,13 +442,14 @@ class Naive:
             self.worn[cause] += 1
 
     def store(self, cause, placed, data):
-        """Store at `placed`; one tick for each frame touched."""
-        done = 0
+        """Store at `placed`; one tick for each frame touched.  How many lines that wears."""
+        done, before = 0, self.worn[cause]
         for frame, at, size in self.pieces(placed, len(data)):
             self.medium[at : at + size] = data[done : done + size]
             self.count_wear(cause, at, size)
             self.leveling.tick(frame, (at + size - 1) // self.line_bytes - at // self.line_bytes + 1)
             done += size
+        return self.worn[cause] - before
 
     def settle(self, placed, count):
         """Make the moves that are due in the frames of `count` bytes at `placed`."""
@@ -472,6 +477,10 @@ class Naive:
             return bytes(self.descriptor_bytes)
         crc, holds, writes, generation = self.fields[page]
         rest = struct.pack("<IIIQiiQ", crc, UPTODATE if holds else 0, writes, generation, int(holds), 0, page)
+        if self.descriptor_format == 2:
+            more = self.more[page]
+            rest = rest.ljust(60, b"\0")
+            rest += struct.pack("<QQQQ", more["data"], more["descriptor"], more["session"], more["first"])
         rest = bytes(4) + rest.ljust(self.descriptor_bytes, b"\0")[: self.descriptor_bytes - 4]
         return struct.pack("<I", crc32c_raw(page % 2**32, rest)) + rest[4:]
 
@@ -492,14 +501,22 @@ class Naive:
         if target is not None:
             self.settle(self.placement.descriptors[target], self.descriptor_bytes)
 
-    def change_descriptor(self, page, crc, holds, writes):
+    def change_descriptor(self, page, crc, holds, writes, data_lines=0):
         """Give `page` a new descriptor, on the medium or among the pending ones."""
         target = self.goes_to_medium(page)
+        more = self.more.setdefault(page, {"data": 0, "descriptor": 0, "first": self.page_writes})
+        more["data"] += data_lines
+        more["session"] = self.session
         self.fields[page] = (crc, holds, writes, self.page_writes)
         if target is not None:
-            self.store("descriptor", self.placement.descriptors[target], self.descriptor(target))
+            self.store_descriptor(target)
         if self.coalesced:
             self.pending[page % PENDING_SLOTS] = page
+
+    def store_descriptor(self, page):
+        """Put the descriptor of `page` on the medium: it counts what this store wears."""
+        self.more[page]["descriptor"] += max(1, self.descriptor_bytes // self.line_bytes)
+        self.store("descriptor", self.placement.descriptors[page], self.descriptor(page))
 
     def writes_of(self, page):
         """How often the page was written."""
@@ -520,11 +537,11 @@ class Naive:
         self.settle_descriptor(page)
         if self.has_descriptors and not self.holds(page):
             data, at = bytes(at) + data + bytes(PAGE - at - len(data)), 0
-        self.store("host", placed + at, data)
+        lines = self.store("host", placed + at, data)
         self.page_writes += 1
         if self.has_descriptors:
             crc = crc32c(self.load(placed, PAGE)) if self.checksums else 0
-            self.change_descriptor(page, crc, True, self.writes_of(page) + 1)
+            self.change_descriptor(page, crc, True, self.writes_of(page) + 1, lines)
 
     def trim_page(self, page):
         """Give a page back; one that is free costs nothing."""
@@ -616,7 +633,7 @@ class Naive:
         for slot in sorted(self.pending):
             placed = self.placement.descriptors[self.pending[slot]]
             self.settle(placed, self.descriptor_bytes)
-            self.store("descriptor", placed, self.descriptor(self.pending[slot]))
+            self.store_descriptor(self.pending[slot])
         self.pending = {}
 
     def extents(self, count, offset):

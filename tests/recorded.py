@@ -474,7 +474,7 @@ def small() -> Iterator[None]:
             for module in (layout, onepage, upkeep):
                 stack.enter_context(mock.patch.object(module, "PENDING_SLOTS", SLOTS))
             remembered: dict[Any, int] = {}
-            page_crc, words_crc, sealed = onepage.page_crc, onepage.words_crc, descriptor._checksum
+            page_crc, words_crc, sealed = onepage.page_crc, onepage.words_crc, descriptor.checksum
 
             def remember(key: Any, made: Callable[[], int]) -> int:
                 if key not in remembered:
@@ -487,14 +487,14 @@ def small() -> Iterator[None]:
             def crc_of_words(crc: Any, words: Any, first: int, end: int) -> int:
                 return remember((int(crc), words.tobytes(), first, end), lambda: words_crc(crc, words, first, end))
 
-            def crc_of_descriptor(run: Any, page: Any) -> int:
-                words = descriptor.large_words(run)[: run["descriptor_bytes"] >> 3]
+            def crc_of_descriptor(run: Any, page: Any, large: Any) -> int:
+                words = large[: run["descriptor_bytes"] >> 3]
                 held = words[0] >> 32, words[1:].tobytes(), page
-                return remember(held, lambda: sealed(run, page))
+                return remember(held, lambda: sealed(run, page, large))
 
             stack.enter_context(mock.patch.object(onepage, "page_crc", crc_of_page))
             stack.enter_context(mock.patch.object(onepage, "words_crc", crc_of_words))
-            stack.enter_context(mock.patch.object(descriptor, "_checksum", crc_of_descriptor))
+            stack.enter_context(mock.patch.object(descriptor, "checksum", crc_of_descriptor))
         yield
 
 

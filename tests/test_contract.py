@@ -58,6 +58,8 @@ class Pair:
             checksums=info.checksums,
             section_pages=info.section_pages,
             leveling_parameters=parameters,
+            descriptor_format=info.descriptor_format,
+            session=int(self.device.mapping.run["session"][0]),
         )
         self.used = set()  # pages that some operation named
         assert self.twin.page_count == info.page_count
@@ -120,13 +122,17 @@ class Pair:
     def do_reopen(self):
         self.device.close()
         self.twin.close()
-        self.device = Device(self.path)
-        assert self.device.recovery == ""
+        self.open_again("")
 
     def do_kill(self):
         self.device.abandon()
+        self.open_again("killed")
+
+    def open_again(self, recovery):
+        """In a session of its own."""
         self.device = Device(self.path)
-        assert self.device.recovery == "killed"
+        assert self.device.recovery == recovery
+        self.twin.session = int(self.device.mapping.run["session"][0])
 
     def compare_tallies(self):
         """Every figure that the device keeps."""

@@ -133,6 +133,8 @@ class Scratch:
         self.run = np.zeros(1, layout.RUN)
         self.run["scratch"] = self.bytes.ctypes.data
         self.run["descriptor_bytes"] = size
+        self.run["descriptor_format"] = 2 if size >= 128 else 1
+        self.run["session"], self.run["line_shift"] = 77, 8
         self.size = size
 
     def put(self, data):
@@ -158,13 +160,16 @@ PAGES = st.sampled_from([0, 1, 63, 2**32 - 1, 2**32, 2**32 + 5]) | st.integers(0
 def test_descriptor_is_what_the_document_says(size, page, crc, generation, writes):
     scratch = Scratch(size)
     for _ in range(writes):
-        descriptor.note_write(scratch.run[0], page, crc, generation)
+        descriptor.note_write(scratch.run[0], page, crc, generation, 3)
+    lines = max(1, size // 256)
     twin = Descriptors(size)
     twin.fields[page] = (crc, True, writes, generation)
+    twin.more[page] = {"data": 3 * writes, "descriptor": lines * writes, "session": 77, "first": generation}
     assert scratch.get() == twin.descriptor(page)
     assert scratch.status(page) == descriptor.VALID
     descriptor.note_trim(scratch.run[0], page, generation + 1)
     twin.fields[page] = (0, False, writes, generation + 1)
+    twin.more[page]["descriptor"] += lines
     assert scratch.get() == twin.descriptor(page)
 
 
@@ -174,16 +179,17 @@ class Descriptors:
     descriptor = naive.Naive.descriptor
 
     def __init__(self, size):
-        self.descriptor_bytes, self.fields = size, {}
+        self.descriptor_bytes, self.descriptor_format = size, 2 if size >= 128 else 1
+        self.fields, self.more = {}, {}
 
 
 @pytest.mark.parametrize("size", SIZES)
 def test_every_bit_of_a_descriptor_is_covered(size):
     scratch = Scratch(size)
-    descriptor.note_write(scratch.run[0], 7, 0xDEADBEEF, 9)
+    descriptor.note_write(scratch.run[0], 7, 0xDEADBEEF, 9, 0)
     good = scratch.get()
     # All bits of the format's fields, and some of each word behind them.
-    for bit in sorted({*range(8 * min(size, 64)), *range(0, 8 * size, 61)}):
+    for bit in sorted({*range(8 * min(size, 96)), *range(0, 8 * size, 61)}):
         bad = bytearray(good)
         bad[bit // 8] ^= 1 << bit % 8
         scratch.put(bytes(bad))
@@ -195,7 +201,7 @@ def test_every_bit_of_a_descriptor_is_covered(size):
 @settings(max_examples=20)
 def test_descriptor_in_the_place_of_another_is_damaged(size, page, other):
     scratch = Scratch(size)
-    descriptor.note_write(scratch.run[0], page, 1, 1)
+    descriptor.note_write(scratch.run[0], page, 1, 1, 0)
     # No device has pages whose numbers agree in the 32 bits that the checksum begins with.
     same = page % 2**32 == other % 2**32
     assert scratch.status(other) == (descriptor.VALID if same else descriptor.DAMAGED)
@@ -211,6 +217,6 @@ def test_zeros_are_a_page_never_written(size, page):
 def test_writes_stay_at_the_largest_count():
     scratch = Scratch(64)
     scratch.bytes[12:16] = 255
-    descriptor.note_write(scratch.run[0], 3, 0, 1)
+    descriptor.note_write(scratch.run[0], 3, 0, 1, 0)
     assert scratch.get()[12:16] == b"\xff" * 4
     assert scratch.status(3) == descriptor.VALID

@@ -11,7 +11,7 @@ import pytest
 from conftest import needs
 from test_plugin import PAGE, refused, serving
 
-from pmem_core import geometry, image
+from pmem_core import convert, geometry, image
 from pmem_core.device import Device
 from pmem_core.errors import HostFull
 
@@ -200,3 +200,24 @@ def test_fio_ends_with_no_space_and_what_it_wrote_verifies(path, host, tmp_path)
         assert "No space left on device" in done.stdout + done.stderr
         assert fio(server, "--rw=read", "--verify_only=1", "--size=4m").returncode == 0
         assert refused(server.connect().pwrite, b"x" * MIB, 100 * MIB) == errno.ENOSPC
+
+
+def test_conversion_waits_for_room(host):
+    """It stops in one line, wherever the room ended, and goes on when there is some."""
+    path, chance = host / "disk.pmem", random.Random(1)
+    image.create(path, geometry.plan(64 * MIB))
+    with Device(path) as device:
+        for page in range(1000):
+            device.write(chance.randbytes(PAGE), page * PAGE)
+        wanted = device.read(1000 * PAGE, 0)
+    # Room for the file of the conversion, and not for pages that go where nothing was.
+    fill(host / "ballast", leave=6 * MIB)
+    with pytest.raises(HostFull) as caught:
+        convert.convert(path, PAGE)
+    assert "\n" not in str(caught.value) and "no room" in str(caught.value)
+    with pytest.raises(HostFull):
+        convert.convert(path, PAGE)
+    (host / "ballast").unlink()
+    assert convert.convert(path)["resumed"]
+    with Device(path, read_only=True) as device:
+        assert device.read(1000 * PAGE, 0) == wanted

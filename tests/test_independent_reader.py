@@ -12,6 +12,7 @@ import pytest
 from independent_reader import Reader, crc32c, fletcher64
 
 from pmem_core import geometry, image, layout
+from pmem_core.convert import saved
 from pmem_core.device import Device
 
 DOCUMENT = (Path(__file__).resolve().parent.parent / "docs" / "media-format.md").read_text()
@@ -210,6 +211,8 @@ def fields_of(dtype) -> list[tuple[int, str, str]]:
     [
         ("The info block", layout.INFO),
         ("The descriptor, format 1", layout.DESCRIPTOR),
+        ("The descriptor, format 2", layout.DESCRIPTOR_2),
+        ("The file of a conversion", saved.HEAD),
         ("Head", layout.HEAD),
         ("Tally", layout.TALLY),
         ("interleaved", geometry.placement.family.modules["interleaved"].STATE),

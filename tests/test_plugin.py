@@ -561,7 +561,7 @@ def test_dump_plugin_says_what_it_is():
         env=launch.nbdkit_environment(),
     )
     told = dict(line.split("=", 1) for line in done.stdout.splitlines() if line.startswith("pmem_"))
-    assert set(told) >= {"pmem_version", "pmem_info_version", "pmem_descriptor_format"}
+    assert set(told) >= {"pmem_version", "pmem_info_version", "pmem_descriptor_formats"}
     assert told["pmem_placements"] == "interleaved,linear,none"
     assert told["pmem_logwrites_version"] == told["pmem_record_version"] == "1"
     assert set(told["pmem_levelings"].split(",")) >= {"none", "start_gap"}

@@ -101,6 +101,12 @@ class Kind(enum.Enum):
         "the data of a page does not match its descriptor",
         "marks the page: reads fail until it is written whole",
     )
+    LINES_WRONG = (
+        "lines_wrong",
+        Severity.WRONG,
+        "descriptors tell of more line writes, or of earlier ones, than there were",
+        "",
+    )
     CONDEMNED = ("condemned", Severity.NOTE, "a page is marked as damaged: reads fail until it is written whole", "")
     UNSETTLED = (
         "unsettled",

@@ -64,6 +64,8 @@ class _ReadAhead:
 class Scan:
     """One walk over all pages.  `todo`: pages that want repair, with their findings, in order.
 
+    lines: line writes of data and of descriptors that descriptors of format 2 tell of, int64[2].
+
     path: of the medium file; held: which placed blocks are in no hole (checkscan); in_flight: the page that the last
     session was writing when it was killed, or -1; mark: called with a section that turns out to be in use.
     """
@@ -77,6 +79,7 @@ class Scan:
     in_flight: int = -1
     mark: Callable[[int], None] = lambda section: None
     todo: list[tuple[int, Finding]] = dataclasses.field(default_factory=list)
+    lines: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(2, np.int64))
 
     def run(self, watch: Callable[[float], None]) -> None:
         """Walk; watch is told the share done, 0 to 1."""
@@ -130,6 +133,10 @@ class Scan:
             if verdict != checkscan.FINE:
                 self._judge(at, verdict, suspect)
             at += 1
+        if self.plan.info.descriptor_format == 2:
+            wrong = int(checkscan.count_lines(self.handle, first, last, self.held, self.lines))
+            if wrong != last:
+                self._found(Kind.LINES_WRONG, wrong, "its first write is later than its last")
         # A hole says nothing, and to look at it makes the host fill it with zeros in memory.
         seen = np.flatnonzero(np.diff(holds != checkscan.IN_HOLE, prepend=False, append=False)).reshape(-1, 2)
         for begin, end in seen.tolist():

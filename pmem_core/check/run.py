@@ -247,6 +247,8 @@ def _walk(found: _Image, report: Report, stage: Stage, belief: Belief, watch: Wa
     scan = pages.Scan(report, media, found.plan, stage.handle, sections, belief.held, in_flight)
     scan.run(lambda share: watch(MAP_SHARE + (1 - MAP_SHARE) * share))
     wear.compare_totals(report, stage.mapping.core)
+    if found.end in (CLOSED, KILLED):
+        wear.compare_lines(report, stage.mapping.core["tally"][0], scan.lines, found.record.events)
     if found.wear_is_whole:
         measured = wear.measure(found.path / "wear", 4 * found.plan.line_count)
         wear.compare(report, stage.mapping.core["tally"][0], measured)

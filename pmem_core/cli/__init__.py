@@ -39,6 +39,7 @@ VERBS = {
     "study": ("pmem_core.cli.study:study", "Compare levelings: placement, unit, descriptor writes, workload."),
     "pagemaps": ("pmem_core.cli.pagemaps:pagemaps", "Compare where page descriptors may be."),
     "report": ("pmem_core.cli.report:report", "Write the wear of an image as an HTML page with figures."),
+    "convert": ("pmem_core.cli.convert:convert", "Give an image descriptors of another size or format."),
     "check": ("pmem_core.cli.check:check", "Look for damage in an image, and repair it if told to."),
     "log": ("pmem_core.cli.log:log", "List a log of writes, or put a mark into it."),
     "replay-log": ("pmem_core.cli.log:replay_log", "Replay a log of writes onto a file or a block device."),

@@ -31,8 +31,13 @@ USES = {
 @IMAGE
 @click.option("-s", "--size", type=SIZE, required=True, help="Size of the medium; the client sees somewhat less.")
 @geometry_options
+@click.option(
+    "--descriptor-format",
+    type=click.IntRange(1, 2),
+    help="2 has the line writes, session and first write of each page; the default from 128 bytes on.",
+)
 @json_option
-def create(image: Path, size: int, as_json: bool, **options: Any) -> None:
+def create(image: Path, size: int, descriptor_format: int | None, as_json: bool, **options: Any) -> None:
     """Create an image: a folder of sparse files, which cost nothing until they are written.
 
     \b
@@ -46,7 +51,7 @@ def create(image: Path, size: int, as_json: bool, **options: Any) -> None:
         from pmem_core import image as images
         from pmem_core import snapshot
 
-        plan = plan_of(size, options)
+        plan = plan_of(size, options, descriptor_format=descriptor_format)
         images.create(image, plan)
         found = snapshot.look(image)
         if as_json:
@@ -59,16 +64,22 @@ def create(image: Path, size: int, as_json: bool, **options: Any) -> None:
 
 @click.command()
 @IMAGE
+@click.option("--page", type=click.IntRange(min=0), metavar="N", help="Show the descriptor of page N instead.")
 @policy_file_option
 @json_option
-def info(image: Path, as_json: bool) -> None:
-    """Show what an image is, and where every byte of its medium goes.
+def info(image: Path, page: int | None, as_json: bool) -> None:
+    """Show what an image is, and where every byte of its medium goes; or what one page's descriptor says.
 
     \b
     Examples:
       pmem-nbd info disk.pmem
       pmem-nbd info disk.pmem -j | jq .capacity
+      pmem-nbd info disk.pmem --page 70
     """
+    if page is not None:
+        from pmem_core.cli._page import show_page
+
+        return show_page(image, page, as_json)
     with working(f"reading {image}"):
         from pmem_core import snapshot
 
@@ -131,7 +142,8 @@ def show(figures: dict[str, Any]) -> None:
     parameters = ", ".join(f"{name}={value}" for name, value in image["parameters"].get("leveling", {}).items())
     if image["descriptor_bytes"]:
         checks = "with checksums" if image["checksums"] else "without checksums"
-        descriptors = f"{image['descriptor_bytes']} bytes, written {image['descriptor_writes']}, {checks}"
+        what = f"{image['descriptor_bytes']} bytes, format {image['descriptor_format']}"
+        descriptors = f"{what}, written {image['descriptor_writes']}, {checks}"
     else:
         descriptors = "none on the medium"
     session = f"served by process {figures['pid']}" if figures["served"] else figures["session"]

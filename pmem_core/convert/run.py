@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: MIT
+"""A conversion in place: descriptors of another size or format, every page where it then has to be.
+
+The leveling's state knows nothing of descriptors, so it stays; pages change places within the same placed addresses,
+and every store is a store like any other: leveling is asked, ticks and moves frames, wear is counted (pages as moves,
+descriptors as descriptors).  The idea is that of md's reshape.  The steps, each made durable before the next:
+
+gather     every page is read and compared with its descriptor; the descriptors, as they are to be, go into the file
+           `conversion`.  Nothing of the image has changed, and up to here nothing is promised.
+begin      the journal has what is to become of what; then both info blocks say CONVERTING, and nobody else opens it
+move       larger descriptors push pages up, so the last goes first; smaller ones let them fall, so the first does.  A
+           batch ends before it would overwrite a place it comes from: its pages are copied, made durable, and then the
+           journal is told how far it is.  After a cut the batch is done again, from what is still there.
+describe   descriptor pages are stored from the file
+sweep      what is left where now nothing is goes back to the host
+verify     every page is read as it will be read
+finish     the journal gets the core record, sections and table of the new shape, then the state file is made, then the
+           info blocks; from the first of them on the image is an image again.  Then the file goes.
+
+Done again, each step does the same, but for wear: that is counted as often as lines are written.
+"""
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import checkscan, geometry, host, image, infoblock, layout, snapshot
+from ..device import Device
+from ..errors import DamagedImage, UnsupportedImage, UsageError
+from ..geometry import Geometry
+from ..infoblock import Info
+from ..journal import Journal
+from . import saved
+from .steps import PHASES, SHAPED, Conversion, Watch, finish, forget, gather, line_writes, shape, summary, told
+
+
+def planned(old: Geometry, wanted: dict[str, int]) -> Geometry:
+    """The geometry of the image with descriptors as `wanted`.  UsageError where that cannot be."""
+    size, of_format = wanted["descriptor_bytes"], wanted["descriptor_format"]
+    info = dataclasses.replace(
+        old.info,
+        descriptor_bytes=size,
+        descriptor_format=of_format,
+        linux=geometry.is_linux(old.info.placement, old.info.leveling, size),
+        generation=old.info.generation + 2,
+        converting=False,
+    )
+    return geometry.with_sections(geometry.derive(info, fresh=True))
+
+
+def convert(
+    path: Path,
+    descriptor_bytes: int | None = None,
+    descriptor_format: int | None = None,
+    watch: Watch = lambda share: None,
+) -> dict[str, Any]:
+    """Convert the image at `path` in place, or go on with a conversion that was begun; a summary, for JSON.
+
+    descriptor_bytes: a power of two, 16 to 4096; None: that of the conversion under way.  descriptor_format: 1 or 2;
+    None: the newest that fits.  watch is told the share done, 0 to 1.
+
+    Errors: UsageError (what is asked for cannot be, or is not what was begun), DoesNotFit, BadData, ImageBusy,
+    UnsupportedImage (no descriptors, not closed), NotAnImage, DamagedImage, HostFull, HostError.
+    """
+    started, media = time.monotonic(), image.find(path) / "media"
+    with host.host_errors(media):
+        info = infoblock.read(media, read_only=False, converting=True)
+    if info.converting:
+        done = _go_on(path, descriptor_bytes, descriptor_format, watch)
+    else:
+        done = _begin(path, descriptor_bytes, descriptor_format, watch)
+    watch(1.0)
+    return {"path": str(path), **done, "seconds": round(time.monotonic() - started, 3)}
+
+
+def wanted_shape(info: Info, size: int, of_format: int | None) -> dict[str, int]:
+    """The shape that is asked for, of an image of `info`.  UsageError where there is none such."""
+    geometry.check_descriptor_bytes(size)
+    return {
+        "descriptor_bytes": size,
+        "descriptor_format": geometry.suited_format(info.placement, size, of_format),
+    }
+
+
+def _begin(path: Path, size: int | None, of_format: int | None, watch: Watch) -> dict[str, Any]:
+    found = snapshot.look(path)
+    old, info = found.plan, found.plan.info
+    if not old.has_descriptors:
+        raise UnsupportedImage(
+            path, f"placement {info.placement} has no descriptors on the medium", "interleaved or linear"
+        )
+    if size is None:
+        raise UsageError(path, "no conversion is under way", "--descriptor-bytes, to begin one")
+    wanted = wanted_shape(info, size, of_format)
+    if found.session in ("killed", "power cut"):
+        raise UnsupportedImage(path, "it was not closed properly", f"'pmem-nbd check --repair {path}' first")
+    device = Device(path)
+    try:
+        record = device.journal.conversion
+        if wanted == shape(info):
+            if record:  # a crash cut the end of one off: the image is as it should be, but for the other info block
+                infoblock.write(path / "media", info)
+                forget(path, device.journal)
+            return {"from": shape(info), "to": wanted, "changed": False, "device_bytes": old.device_bytes}
+        if np.any(device.mapping.sections & layout.SECTION_SUSPECT):
+            what = "after a power cut some of its checksums are still to be made anew"
+            raise UnsupportedImage(path, what, f"'pmem-nbd check --repair {path}' first")
+        new = planned(old, wanted)
+        writer = saved.Writer(path, info.uuid, size)
+        try:
+            gather(device, new, writer, watch)
+        except BaseException:
+            writer.discard()
+            raise
+        record = {"from": shape(info), "to": wanted, "phase": PHASES[0], "at": None}
+        device.journal.put_conversion(record)
+        before = line_writes(device)
+        marked = dataclasses.replace(info, generation=info.generation + 1, converting=True)
+        block = np.frombuffer(infoblock.pack(marked), np.uint8).copy()
+        for at in layout.INFO_OFFSETS:
+            checkscan.store_info(device.handle, block, at)
+            device.flush(counted=False)
+        return Conversion(device, new, record, watch, before).run()
+    except BaseException:
+        _let_go(device)
+        raise
+    finally:
+        if device.mapping.maps:
+            device.close()
+
+
+def _let_go(device: Device) -> None:
+    """Close after a failure, so that going on need not recover; where that fails too, what is left is a kill's."""
+    try:
+        if device.mapping.maps:
+            device.close()
+    except Exception:
+        if device.mapping.maps:
+            device.abandon()
+
+
+def _go_on(path: Path, size: int | None, of_format: int | None, watch: Watch) -> dict[str, Any]:
+    old = image.load_geometry(path, read_only=False, converting=True)
+    lock = host.Lock(path, read_only=False)
+    try:
+        journal = Journal(path / "journal")
+        try:
+            record = journal.conversion
+            if record is None or journal.uuid != old.info.uuid:
+                raise DamagedImage(path / "journal", "it knows of no conversion", "the journal of this image")
+            to = record["to"]
+            other = wanted_shape(old.info, size, of_format) if size is not None else to
+            if other != to or (size is None and of_format not in (None, to["descriptor_format"])):
+                raise UsageError(path, f"a conversion to {told(to)} is under way", "the same options again, or none")
+            new = planned(dataclasses.replace(old, info=_before(old.info)), to)
+            if record["phase"] == SHAPED:
+                finish(path, journal, new)
+                return summary(record, old, new)
+        finally:
+            journal.close()
+    finally:
+        lock.release()
+    device = Device(path, converting=True)
+    try:
+        return {**Conversion(device, new, record, watch, line_writes(device)).run(), "resumed": True}
+    except BaseException:
+        _let_go(device)
+        raise
+
+
+def _before(info: Info) -> Info:
+    """The info block as it was before the conversion began."""
+    return dataclasses.replace(info, generation=info.generation - 1, converting=False)

@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: MIT
+"""The loops of a conversion: pages and their descriptors change places (convert/run.py has the order of steps).
+
+`device` is (RUN[1], core[1]), as for a request: the image as it is.  `target` is the same with the size and format of
+descriptors, and the placement's record, that it is to have; both see the same files.  `held` (uint8[]) has a bit a
+page, set where it holds data.  An answer is ``page << STOP_SHIFT | code``, and the loop goes on from that page.
+"""
+
+from . import descriptor, media, onepage, placement
+from .checkscan import has
+from .jit import copy_bytes, hot, u8_at
+from .layout import (
+    BAD_DATA,
+    CAUSE_DESCRIPTOR,
+    CAUSE_INFO,
+    CAUSE_MOVE,
+    ERRNO_SHIFT,
+    HOST,
+    INFO_BYTES,
+    OK,
+    PAGE_BYTES,
+    PAGE_SHIFT,
+    STOP_SHIFT,
+)
+
+
+@hot
+def gather(device, target, first, last, numbers, pages, bad):
+    """Make descriptor pages first .. last - 1 of the target, until `numbers` is full.
+
+    Descriptor page n is that of pages n * each .. (n + 1) * each - 1, each = 4096 / descriptor bytes.  Those that say
+    something go into `pages` (uint8[4096 * n]), and which they are into `numbers` (int64[n]).  bad (int64[]): pages
+    that fail a checksum.  Returns the descriptor page to go on with, how many were made, how many pages are bad (they
+    may be more than fit), and how many with data lie beyond the end of the target.
+    """
+    run, core, to = device[0][0], device[1][0], target[0][0]
+    size = to["descriptor_bytes"]
+    each = PAGE_BYTES // size
+    scratch = u8_at(run["scratch"], PAGE_BYTES)
+    made, bad_count, beyond, number = 0, 0, 0, first
+    while number < last and made < numbers.size:
+        says = False
+        for page in range(number * each, min((number + 1) * each, run["page_count"])):
+            status = onepage.load_descriptor(run, core, page)
+            if status == descriptor.EMPTY:
+                continue
+            if status == descriptor.DAMAGED or _is_wrong(run, core, page):
+                if bad_count < bad.size:
+                    bad[bad_count] = page
+                bad_count += 1
+                continue
+            if page >= to["page_count"]:
+                beyond += 1 if descriptor.holds_data(run) else 0
+                continue
+            if not says:
+                pages[made * PAGE_BYTES : (made + 1) * PAGE_BYTES] = 0
+                says = True
+            descriptor.convert(run, to, page)
+            copy_bytes(pages, made * PAGE_BYTES + (page - number * each) * size, scratch, 0, size)
+        if says:
+            numbers[made] = number
+            made += 1
+        number += 1
+    return number, made, bad_count, beyond
+
+
+@hot
+def _is_wrong(run, core, page):
+    """True where the data of `page` is not what the scratch descriptor says."""
+    if descriptor.is_bad(run):
+        return True
+    if not descriptor.holds_data(run) or not run["checksums"]:
+        return False
+    return onepage.page_checksum(run, core, placement.page_at(core["placement"], page)) != descriptor.data_checksum(run)
+
+
+@hot
+def batch(device, target, held, page, step, most):
+    """The next pages to move from `page` on, upwards or downwards by `step`, at most so many.
+
+    Returns the first and the one behind the last, equal where there are none.  No place that a page of the batch goes
+    to is one that a page of the batch comes from: until the batch is durable, what it comes from is.
+    """
+    here, there = device[1][0]["placement"], target[1][0]["placement"]
+    pages = min(device[0][0]["page_count"], target[0][0]["page_count"])
+    while 0 <= page < pages and (
+        not has(held, page) or placement.page_at(here, page) == placement.page_at(there, page)
+    ):
+        page += step
+    first = page
+    if not 0 <= page < pages:
+        return first, first
+    came_from = placement.page_at(here, first)
+    while 0 <= page < pages and (page - first) * step < most:
+        if (came_from - placement.page_at(there, page)) * step <= 0:
+            break
+        page += step
+    return first, page
+
+
+@hot
+def _reserve(run, core, placed):
+    """Make sure that the host has room for the page at `placed`, and take no more: it may be a page in a hole."""
+    done = 0
+    while done < PAGE_BYTES:
+        size = onepage.piece(run, placed + done, PAGE_BYTES - done)
+        at = onepage.medium_at(run, core, placed + done)
+        error = media.allocate(run, at, at + size)
+        if error:
+            return error << ERRNO_SHIFT | HOST
+        done += size
+    return OK
+
+
+@hot
+def move(device, target, held, page, end, step):
+    """Copy each page with data from `page` to the one before `end`, by `step`, to where the target has it."""
+    run, core, there = device[0][0], device[1][0], target[1][0]["placement"]
+    buffer = u8_at(run["scratch"] + PAGE_BYTES, PAGE_BYTES)
+    while page != end:
+        source, placed = placement.page_at(core["placement"], page), placement.page_at(there, page)
+        if has(held, page) and source != placed:
+            code = onepage.settle(run, core, placed, PAGE_BYTES)
+            if code == OK:
+                code = _reserve(run, core, placed)
+            if code:
+                return page << STOP_SHIFT | code
+            onepage.load(run, core, source, buffer, 0, PAGE_BYTES)
+            onepage.store(run, core, CAUSE_MOVE, placed, buffer, 0, PAGE_BYTES)
+            if onepage.page_checksum(run, core, placed) != onepage.page_checksum(run, core, source):
+                return page << STOP_SHIFT | BAD_DATA
+        page += step
+    return OK
+
+
+@hot
+def describe(device, target, numbers, pages, done):
+    """Store descriptor pages, as `gather` made them, from the one at `done` on; what is answered counts them."""
+    run, core, to, there = device[0][0], device[1][0], target[0][0], target[1][0]["placement"]
+    each = PAGE_BYTES // to["descriptor_bytes"]
+    while done < numbers.size:
+        placed = placement.descriptor_at(there, numbers[done] * each)
+        code = onepage.settle(run, core, placed, PAGE_BYTES)
+        if code == OK:
+            code = _reserve(run, core, placed)
+        if code:
+            return done << STOP_SHIFT | code
+        onepage.store(run, core, CAUSE_DESCRIPTOR, placed, pages, done * PAGE_BYTES, PAGE_BYTES)
+        done += 1
+    return OK
+
+
+@hot
+def _give_back(run, core, in_file, placed):
+    """Punch the page at `placed`, where something of it is in the file (checkscan.map_frames); OK or HOST."""
+    if not has(in_file, placed >> PAGE_SHIFT):
+        return OK
+    done, code = 0, OK
+    while done < PAGE_BYTES and code == OK:
+        size = onepage.piece(run, placed + done, PAGE_BYTES - done)
+        code = media.punch(run, onepage.medium_at(run, core, placed + done), size)
+        done += size
+    return code
+
+
+@hot
+def sweep_pages(device, target, held, in_file, page, last):
+    """Give back what lies where the target has pages without data, `page` to last - 1."""
+    there = target[1][0]["placement"]
+    while page < last:
+        if not has(held, page):
+            code = _give_back(device[0][0], device[1][0], in_file, placement.page_at(there, page))
+            if code:
+                return page << STOP_SHIFT | code
+        page += 1
+    return OK
+
+
+@hot
+def sweep_descriptors(device, target, says, in_file, number, last):
+    """Give back what lies where the target has descriptor pages that say nothing (no bit in `says`)."""
+    there, each = target[1][0]["placement"], PAGE_BYTES // target[0][0]["descriptor_bytes"]
+    while number < last:
+        if not has(says, number):
+            placed = placement.descriptor_at(there, number * each)
+            code = _give_back(device[0][0], device[1][0], in_file, placed)
+            if code:
+                return number << STOP_SHIFT | code
+        number += 1
+    return OK
+
+
+@hot
+def sweep_placed(device, in_file, number, last):
+    """Give back the placed pages `number` to last - 1."""
+    while number < last:
+        code = _give_back(device[0][0], device[1][0], in_file, number << PAGE_SHIFT)
+        if code:
+            return number << STOP_SHIFT | code
+        number += 1
+    return OK
+
+
+@hot
+def verify(target, numbers, held):
+    """Read the pages of descriptor pages `numbers` as the target has them; the first that is not right, or -1."""
+    run, core = target[0][0], target[1][0]
+    each = PAGE_BYTES // run["descriptor_bytes"]
+    for i in range(numbers.size):
+        for page in range(numbers[i] * each, min((numbers[i] + 1) * each, run["page_count"])):
+            status = onepage.load_descriptor(run, core, page)
+            if status == descriptor.DAMAGED or (status == descriptor.EMPTY and has(held, page)):
+                return page
+            if status == descriptor.VALID and (
+                descriptor.holds_data(run) != has(held, page) or _is_wrong(run, core, page)
+            ):
+                return page
+    return -1
+
+
+@hot
+def count_info(device, at):
+    """Count the wear of an info block at byte `at`, which is about to be written."""
+    run = device[0][0]
+    media.wear_lines(run, device[1][0], CAUSE_INFO, at >> run["line_shift"], INFO_BYTES >> run["line_shift"])
