@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: MIT
+"""What size costs: 1 GiB to 16 TiB, as many pages touched on each; and creation and starts, cold and warm."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchlib.peers import ROOT, Peer, peers_at, run
+from benchlib.workloads import fio, in_turn, run_for
+
+PAGE_BYTES = 4096
+SCALE = {"1 GiB": 1 << 30, "64 GiB": 1 << 36, "1 TiB": 1 << 40, "16 TiB": 1 << 44}
+# The room of a touched page is reserved 64 KiB at a time: 4096 of them are a quarter of a GiB on each device.
+TOUCHED_PAGES = 4096
+SCALE_ROUNDS, STARTS = 3, 5
+
+
+def touch(peer: Peer) -> int:
+    """Write pages spread evenly over the device, once each; returns the stride from one to the next, in bytes."""
+    stride = peer.size // TOUCHED_PAGES
+    pages = [f"--rw=write:{stride - PAGE_BYTES}", "--bs=4k", "--iodepth=1", f"--io_size={TOUCHED_PAGES * PAGE_BYTES}"]
+    fio(peer.spec, ["--ioengine=nbd", f"--uri={peer.uri}"], [pages])
+    return stride
+
+
+def scale(spec: str, folder: Path, seconds: float, tell: Callable[[str], None]) -> dict[str, dict[str, Any]]:
+    """By the size of the device: the same work on as many touched pages; all devices are up, and take turns."""
+    result: dict[str, dict[str, Any]] = {}
+    with peers_at([(spec, size) for size in SCALE.values()], folder) as peers:
+        strides = []
+        for name, peer in zip(SCALE, peers, strict=True):
+            tell(f"touching {TOUCHED_PAGES} pages of {name}")
+            peer.create()
+            peer.start()
+            strides.append(touch(peer))
+            result[name] = {"randwrite_iops": [], "randread_iops": []}
+        work = list(zip(SCALE, peers, strides, strict=True))
+        for number in range(SCALE_ROUNDS):
+            for rw in ("randwrite", "randread"):
+                for name, peer, stride in in_turn(work, number):
+                    tell(f"round {number + 1}: {rw} 4k depth 16 on {name}")
+                    job = [f"--rw={rw}", "--bs=4k", "--iodepth=16", "--norandommap", f"--blockalign={stride}"]
+                    result[name][f"{rw}_iops"].append(round(run_for(peer, seconds, number + 1, [job])["iops"] or 0))
+        for name, peer, _ in work:
+            tell(f"memory, statistics and start of {name}")
+            begin = time.monotonic()
+            run([str(peer.bin / "pmem-nbd"), "stats", "-j", str(peer.image)])
+            stats_s = time.monotonic() - begin
+            memory = peer.memory_bytes()
+            peer.stop()
+            result[name] |= {"stats_s": stats_s, **memory, "disk_bytes": peer.disk_bytes()}
+            result[name]["start_s"] = peer.first_byte_s()
+            peer.stop()
+    return result
+
+
+def starts(
+    specs: Sequence[str], folder: Path, size: int, tell: Callable[[str], None], trees: Mapping[str, Path]
+) -> dict[str, dict[str, float]]:
+    """Of each peer: seconds of creation and of a start, bytes of disk; of pmem also for a medium of 1 GiB and 1 TiB."""
+    sizes = {"": size, "1 GiB ": 1 << 30, "1 TiB ": 1 << 40}
+    result = {}
+    for label, spec in [(label, spec) for label in sizes for spec in specs if not label or spec.startswith("pmem")]:
+        tell(f"starting {label}{spec}")
+        with peers_at([(spec, sizes[label])], folder, trees) as (peer,):
+            begin = time.monotonic()
+            peer.create()
+            create_s = time.monotonic() - begin
+            disk_bytes = peer.disk_bytes()
+            seconds = []
+            for _ in range(STARTS + 1):
+                seconds.append(peer.first_byte_s())
+                peer.stop()
+            # The first one is not counted: it may have had to read its files from the disk.
+            start_s = statistics.median(seconds[1:])
+            result[label + spec] = {"create_s": create_s, "disk_bytes": disk_bytes, "start_s": start_s}
+    return result
+
+
+def cold_start(folder: Path, tell: Callable[[str], None]) -> dict[str, Any]:
+    """The first start ever, with nothing compiled: seconds to the first byte, and whether it said why it takes so long.
+
+    And how long `pmem-nbd --help` takes, the median of STARTS.
+    """
+    tell("the first start ever")
+    with (
+        tempfile.TemporaryDirectory(prefix="pmem-bench-", dir=folder) as cache,
+        peers_at([("pmem", 1 << 28)], folder) as (peer,),
+    ):
+        peer.create()
+        peer.environ = {"XDG_CACHE_HOME": cache}
+        start_s = peer.first_byte_s()
+        said = [line for line in peer.log.read_text().splitlines() if "compiling" in line]
+        peer.stop()
+    helps = []
+    for _ in range(STARTS):
+        begin = time.monotonic()
+        run([str(ROOT / ".venv" / "bin" / "pmem-nbd"), "--help"])
+        helps.append(time.monotonic() - begin)
+    return {"start_s": start_s, "said": said[0] if said else "", "help_s": statistics.median(helps)}
