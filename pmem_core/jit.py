@@ -135,7 +135,8 @@ def address_of(function, run, core):
         address = id(function)
     else:
         types_ = numba.typeof(run).dtype, numba.typeof(core).dtype, numba.int64
-        function.compile(types_)
+        if types_ not in function.overloads:  # `freeze` forbids to compile even what was compiled before
+            function.compile(types_)
         made = function.overloads[types_]
         address = made.library.get_pointer_to_function(made.fndesc.llvm_func_name)
     _at_addresses[address] = function

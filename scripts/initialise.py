@@ -4,9 +4,10 @@
     .venv/bin/python scripts/initialise.py FOLDER [--sizes 1G,64G,1T,16T] [--strategies ...] [--runs 5]
 
 Images are sparse and made in FOLDER, one after another, each in processes of its own: one that creates it, and one that
-opens it, writes a page of 4096 bytes somewhere in the middle, flushes and closes.  Compiled code is loaded before
-anything is timed, as a server does before it answers.  Strategies and sizes take turns; medians are printed, and the
-range of the time to the first write.  `eager` is measured up to --eager-up-to, and worked out above from the largest
+opens it, writes a page of 4096 bytes somewhere in the middle, and closes it, where compiled code is loaded before
+anything is timed.  Then another is created and served by nbdkit: from the start of the server, compiled code to be
+loaded, to such a write of a client being answered.  Strategies and sizes take turns; medians are printed, and the range
+of the times to the first write.  `eager` is measured up to --eager-up-to, and worked out above from the largest
 size that was measured.
 """
 
@@ -20,12 +21,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from pmem_core import geometry, image, layout, warmup
 from pmem_core.cli._common import human_bytes, parse_size
 from pmem_core.device import Device
+from pmem_core.launch import nbdkit_command, nbdkit_environment
 
 
 def memory() -> dict[str, int]:
@@ -69,14 +72,12 @@ def timed_use(path: Path) -> dict[str, Any]:
     # One line each for the two writes' own descriptors.
     worn = int(tally["worn"][layout.CAUSE_DESCRIPTOR]) - 2
     moved = int(tally["worn"][layout.CAUSE_MOVE])
-    closing = time.perf_counter()
     device.close()
     return kept | {
         "open": opened - started,
         "first": answered - opened,
         "total": answered - started,
         "second": second,
-        "close": time.perf_counter() - closing,
         "lines": worn,
         "moved": moved,
         "line_bytes": plan.info.line_bytes,
@@ -84,10 +85,43 @@ def timed_use(path: Path) -> dict[str, Any]:
     }
 
 
+CLIENT = """
+import os, time
+print("ready", flush=True)
+while True:
+    try:
+        h = nbd.NBD()
+        h.connect_unix({socket!r})
+        break
+    except nbd.Error:
+        time.sleep(0.001)
+h.pwrite(os.urandom(4096), h.get_size() // 4096 // 3 * 4096)
+print(time.monotonic(), flush=True)
+"""
+
+
+def timed_server(path: Path) -> dict[str, Any]:
+    """Serve the image to a client that was there before."""
+    socket, pid_file = path.parent / "socket", path.parent / "pid"
+    environ = os.environ | {"PATH": f"/usr/bin:{os.environ['PATH']}"}  # the Python that libnbd was packaged for
+    words = ["timeout", "60", "nbdsh", "-c", CLIENT.format(socket=str(socket))]
+    with subprocess.Popen(words, env=environ, stdout=subprocess.PIPE, text=True) as client:
+        assert client.stdout is not None
+        client.stdout.readline()
+        started = time.monotonic()
+        command = nbdkit_command(path, socket=socket, pidfile=pid_file, nbdkit_args=["--exit-with-parent"])
+        with subprocess.Popen(command, env=nbdkit_environment()) as server:
+            answered = client.stdout.readline()
+            status = dict(line.split(":", 1) for line in Path(f"/proc/{server.pid}/status").read_text().splitlines())
+            server.terminate()
+    socket.unlink(missing_ok=True)
+    return {"served": float(answered) - started, "server_rss": 1024 * int(status["VmRSS"].split()[0])}
+
+
 def child(*arguments: object) -> dict[str, Any]:
     """Run this script for one step; what it measured."""
     command = [sys.executable, __file__, "--step", *map(str, arguments)]
-    told = subprocess.run(command, check=True, capture_output=True, text=True)
+    told = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(told.stdout)
 
 
@@ -97,7 +131,10 @@ def measure(folder: Path, size: int, strategy: str, leveling: str) -> dict[str, 
     try:
         found = child("create", path, size, strategy, leveling) | child("use", path)
         found["used"] = sum(one.stat().st_blocks * 512 for one in path.rglob("*") if one.is_file())
-        return found
+        if strategy != "eager":  # what it does at the first write is nothing, and another creation takes long
+            shutil.rmtree(path)
+            child("create", path, size, strategy, leveling)
+        return found | child("serve", path)
     finally:
         shutil.rmtree(path, ignore_errors=True)
 
@@ -105,7 +142,7 @@ def measure(folder: Path, size: int, strategy: str, leveling: str) -> dict[str, 
 def row(strategy: str, size: int, runs: list[dict[str, Any]]) -> str:
     """The medians of some runs, as a line of a table."""
     middle = {name: statistics.median(run[name] for run in runs) for name in runs[0]}
-    totals = [1000 * run["total"] for run in runs]
+    totals, served = ([1000 * run[name] for run in runs] for name in ("total", "served"))
     lines = int(middle["lines"])
     cells = [
         strategy,
@@ -114,11 +151,11 @@ def row(strategy: str, size: int, runs: list[dict[str, Any]]) -> str:
         f"{1000 * middle['open']:.1f}",
         f"{1000 * middle['first']:.2f}",
         f"{1000 * middle['total']:.1f} ({min(totals):.1f}–{max(totals):.1f})",
-        f"{1000 * middle['close']:.1f}",
+        f"{1000 * middle['served']:.0f} ({min(served):.0f}–{max(served):.0f})",
         str(lines),
         human_bytes(lines * middle["line_bytes"]),
         f"{middle['anonymous'] / 2**20:.0f}",
-        f"{middle['rss'] / 2**20:.0f}",
+        f"{middle['server_rss'] / 2**20:.0f}",
         human_bytes(middle["used"]),
     ]
     return "| " + " | ".join(cells) + " |"
@@ -140,11 +177,11 @@ COLUMNS = (
     "open, ms",
     "first write, ms",
     "open to answer, ms",
-    "close, ms",
+    "start of the server to answer, ms",
     "lines worn",
     "bytes",
     "anonymous, MiB",
-    "RSS, MiB",
+    "RSS of the server, MiB",
     "on disk",
 )
 HEAD = f"| {' | '.join(COLUMNS)} |\n|{' --- |' * len(COLUMNS)}"
@@ -162,8 +199,12 @@ def main() -> None:
     given = parser.parse_args()
     if given.step:
         what, path, *rest = given.step
-        made = timed_create(Path(path), int(rest[0]), *rest[1:]) if what == "create" else timed_use(Path(path))
-        print(json.dumps(made))
+        steps: dict[str, Callable[[], dict[str, Any]]] = {
+            "create": lambda: timed_create(Path(path), int(rest[0]), *rest[1:]),
+            "use": lambda: timed_use(Path(path)),
+            "serve": lambda: timed_server(Path(path)),
+        }
+        print(json.dumps(steps[what]()))
         return
     sizes = [parse_size(size) for size in given.sizes.split(",")]
     strategies = given.strategies.split(",")

@@ -19,6 +19,7 @@ from conftest import needs
 from independent_reader import FRAMES_AT, Reader
 
 from pmem_core import geometry, image, launch, layout, snapshot
+from pmem_core.check import check
 from pmem_core.device import Device
 from pmem_core.journal import Journal
 
@@ -738,3 +739,23 @@ def test_captive_server_closes_the_image_when_its_client_leaves(path):
     journal = Journal(path / "journal", read_only=True)
     assert journal.events()[-1]["event"] == "closed"
     journal.close()
+
+
+# ---- how descriptors come into being ----
+
+
+@pytest.mark.parametrize("initialise", ["eager", "section", "subsection", "buddy"])
+def test_initialised_image_is_served(tmp_path, initialise):
+    """The server compiles nothing once it is ready, and requests still bring descriptors up and give them back."""
+    path = make(tmp_path / "disk.pmem", initialise=initialise)
+    data = os.urandom(3 * PAGE + 100)
+    with serving(path) as running:
+        one = running.connect()
+        one.pwrite(data, 5 * MIB + 7)
+        assert one.pread(len(data), 5 * MIB + 7) == data
+        one.trim(MIB, 5 * MIB)
+        assert one.pread(len(data), 5 * MIB + 7) == bytes(len(data))
+        one.pwrite(data, 40 * MIB)
+    assert check(path).clean
+    reader = Reader(path)
+    assert b"".join(reader.page(page) for page in range(10240, 10244)).startswith(data)
