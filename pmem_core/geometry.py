@@ -52,6 +52,13 @@ class Geometry:
         """True where descriptors lie on the medium."""
         return bool(self.placement.ON_MEDIUM)
 
+    @property
+    def spare_count(self) -> int:
+        """Free frames of the leveling."""
+        if hasattr(self.leveling, "spare_count"):
+            return int(self.leveling.spare_count(self.leveling_state, self.table))
+        return len(self.leveling.spare_frames(self.leveling_state, self.table))
+
     def for_compiled_code(self) -> dict[str, int]:
         """The fields of layout.RUN that follow from the geometry alone."""
         info = self.info

@@ -73,7 +73,7 @@ def stats(
       pmem-nbd stats disk.pmem -j | jq .wear.descriptor.max
     """
     with working(f"reading {image}"):
-        from pmem_core import counters, snapshot
+        from pmem_core import capacity, counters, snapshot
         from pmem_core import stats as figures_
 
         plan = snapshot.look(image).plan
@@ -81,7 +81,7 @@ def stats(
 
     console = Console(highlight=False)
     group = 4096 // plan.info.descriptor_bytes + 1
-    pages = snapshot.pages_behind_info(plan)
+    pages = capacity.pages_behind_info(plan)
     wanted = heat_map if heat_map is not None else stripe or not (histogram or as_json)
     fold = _fold(console.width, pages, group if stripe else 0, counters.Fold) if wanted else None
 

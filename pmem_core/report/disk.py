@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import __version__, counters, layout, snapshot, stats
+from .. import __version__, capacity, counters, layout, snapshot, stats
 from ..errors import PmemError
 from . import drawn, words
 from .page import Key, Page, Section, Table
@@ -26,7 +26,7 @@ def report(path: Path, *, by: str = "max", over: str = "bytes") -> Page:
     line_bytes = plan.info.line_bytes
     group = layout.PAGE_BYTES // plan.info.descriptor_bytes + 1
     wear_map = WearMap(
-        snapshot.pages_behind_info(plan),
+        capacity.pages_behind_info(plan),
         layout.PAGE_BYTES // line_bytes,
         layout.FRAMES_AT // line_bytes,
         stripe=group if plan.info.placement == "interleaved" else 0,
@@ -41,7 +41,7 @@ def report(path: Path, *, by: str = "max", over: str = "bytes") -> Page:
     except PmemError as error:
         history = str(error)
     sections = [
-        _image(found, snapshot.shares(plan)),
+        _image(found, capacity.shares(plan)),
         _by_kind(found),
         drawn.by_position(found, wear_map, by),
         drawn.lorenz(found, counters),
