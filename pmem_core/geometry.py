@@ -15,6 +15,7 @@ from .infoblock import Info
 SIZE_MAX = 1 << 46
 SECTION_BYTES_MIN = 16 << 20
 SECTIONS_MAX = 8192
+LINUX_PLACEMENTS = ("linear", "ram")  # as --map=dev and --map=mem
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +74,21 @@ class Geometry:
             "descriptor_bytes": info.descriptor_bytes if self.has_descriptors else 0,
             "coalesced": int(self.pending_bytes > 0),
         }
+
+    @property
+    def in_memory(self) -> bool:
+        """True where descriptors are kept in memory while the device is open."""
+        return bool(self.placement.IN_MEMORY)
+
+    @property
+    def descriptors(self) -> str | None:
+        """Where descriptors are: medium, memory or None."""
+        return "medium" if self.has_descriptors else "memory" if self.in_memory else None
+
+    @property
+    def kept_bytes(self) -> int:
+        """Size of the array of the descriptors that are kept in memory; 0 where none are."""
+        return self.info.page_count * self.info.descriptor_bytes if self.in_memory else 0
 
     def finish_moves(self, table: np.ndarray) -> None:
         """After a kill: bring the leveling's `table` (changed in place) into line with a move being switched."""
@@ -171,7 +187,7 @@ def plan(
     frames = max(size - layout.FRAMES_AT, 0) // frame_bytes
     chosen = parameters_of(policy(leveling.family, "leveling", leveling_name), parameters or {}, leveling_name, frames)
     # Linux takes a smaller descriptor for one that its struct page does not fit into, and refuses a larger one.
-    linux = placement_name == "linear" and leveling_name == "none" and descriptor_bytes == 64
+    linux = placement_name in LINUX_PLACEMENTS and leveling_name == "none" and descriptor_bytes == 64
     info = Info(
         uuid=uuid or str(uuid_.uuid4()),
         size=size,
@@ -188,6 +204,7 @@ def plan(
         data_at=0,
         created=int(time.time()),
         linux=linux,
+        in_memory=bool(policy(placement.family, "placement", placement_name).IN_MEMORY),
     )
     made = derive(info, fresh=True)
     pages = made.info.page_count

@@ -37,6 +37,7 @@ class Info:
     data_at: int
     created: int
     linux: bool
+    in_memory: bool = False  # descriptors are kept in memory: Linux's mode
     generation: int = 1
 
 
@@ -48,7 +49,7 @@ def pack(info: Info) -> bytes:
     block["version_major"], block["version_minor"] = layout.VERSION
     block["dataoff"] = info.data_at
     block["npfns"] = info.page_count
-    block["mode"] = layout.MODE_PMEM
+    block["mode"] = layout.MODE_RAM if info.in_memory else layout.MODE_PMEM
     block["align"] = 2 << 20 if info.linux else layout.PAGE_BYTES
     block["page_size"] = layout.PAGE_BYTES
     block["page_struct_size"] = info.descriptor_bytes
@@ -110,6 +111,7 @@ def _info(block: Any, linux: bool) -> Info:
         data_at=int(block["dataoff"]),
         created=int(block["created"]),
         linux=linux,
+        in_memory=int(block["mode"]) == layout.MODE_RAM,
         generation=int(block["generation"]),
     )
 

@@ -110,10 +110,10 @@ def peers(size: int) -> list[Peer]:
     # memremap_pages() is given the whole namespace, the reserved part included.
     in_memory = STRUCT_PAGE_BYTES * (size // FSDAX_ALIGN * FSDAX_ALIGN // PAGE_BYTES)
     return [
-        _peer("Linux fsdax, map=dev", FSDAX_SOURCE, lambda: fsdax(size, on_device=True)),
-        _peer("Linux fsdax, map=mem", FSDAX_SOURCE, lambda: fsdax(size, on_device=False), in_memory),
-        _peer("BTT, sectors of 4096", BTT_SOURCE, lambda: btt(size, 4096)),
-        _peer("BTT, sectors of 512", BTT_SOURCE, lambda: btt(size, 512)),
+        _peer("fsdax, map=dev", FSDAX_SOURCE, lambda: fsdax(size, on_device=True)),
+        _peer("fsdax, map=mem", FSDAX_SOURCE, lambda: fsdax(size, on_device=False), in_memory),
+        _peer("BTT, 4096 B", BTT_SOURCE, lambda: btt(size, 4096)),
+        _peer("BTT, 512 B", BTT_SOURCE, lambda: btt(size, 512)),
     ]
 
 

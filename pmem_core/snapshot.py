@@ -206,14 +206,24 @@ def describe(path: Path, found: Look) -> dict[str, Any]:
         "placement": info.placement,
         "leveling": info.leveling,
         "parameters": info.parameters,
-        "descriptor_bytes": info.descriptor_bytes if found.plan.has_descriptors else 0,
+        "descriptors": found.plan.descriptors,
+        "descriptor_bytes": info.descriptor_bytes if found.plan.descriptors else 0,
         "descriptor_writes": info.descriptor_writes if found.plan.has_descriptors else None,
-        "checksums": info.checksums and found.plan.has_descriptors,
+        "checksums": info.checksums and bool(found.plan.descriptors),
         "frame_bytes": info.frame_bytes,
         "line_bytes": info.line_bytes,
         "section_pages": info.section_pages,
         "linux": info.linux,
     }
+
+
+def memory(found: Look) -> dict[str, int | None]:
+    """What the descriptors that are kept in memory take, ready for JSON.
+
+    bytes: of memory at most, 0 where none are kept; resident_bytes: now, in the server; None where that is not known.
+    """
+    pid, most = found.holder.get("pid"), found.plan.kept_bytes
+    return {"bytes": most, "resident_bytes": host.resident_bytes(pid, most) if most and pid else None}
 
 
 def check_map(found: Look) -> tuple[bool, bool, int]:

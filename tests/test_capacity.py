@@ -51,6 +51,16 @@ def test_map_mem_costs_one_alignment_whatever_the_size():
         assert peers.fsdax(size, on_device=False)["data"] == size - 2 * MIB
 
 
+@pytest.mark.parametrize("size", [8 * MIB, 1500 * GIB])
+def test_ram_leaves_what_map_mem_leaves(size):
+    """Without leveling, which a DIMM does inside; and memory for the pages the client sees, not for all of them."""
+    plan = geometry.plan(size, placement_name="ram", leveling_name="none")
+    (peer,) = (peer for peer in peers.peers(size) if peer.name == "fsdax, map=mem")
+    assert plan.device_bytes == peer.by_use["data"]
+    assert plan.kept_bytes == 64 * plan.info.page_count
+    assert peer.memory_bytes - plan.kept_bytes == 64 * (2 * MIB // PAGE)
+
+
 def test_fsdax_gives_up_what_is_behind_the_last_2_mib():
     for on_device in (True, False):
         whole, more = (peers.fsdax(64 * MIB + rest, on_device=on_device) for rest in (0, 2 * MIB - PAGE))
@@ -178,8 +188,12 @@ def test_plan_is_what_creation_makes_of_it(run, place, level):
     made = json.loads(run("info", "disk.pmem", "-j")[1])
     (plan,) = json.loads(run("info", "--plan", *chosen, "-j")[1])["plans"]
     assert plan["capacity"] == made["capacity"] and made["capacity"]["medium_bytes"] == 100 * MIB
-    for name in ("placement", "leveling", "parameters", "descriptor_bytes", "page_count", "data_at", "linux"):
+    for name in ("placement", "leveling", "parameters", "page_count", "data_at", "linux"):
         assert plan[name] == made["image"][name]
+    assert (plan["descriptors"], plan["descriptor_bytes"]) == tuple(
+        made["image"][name] for name in ("descriptors", "descriptor_bytes")
+    )
+    assert plan["memory_bytes"] == made["descriptor_memory"]["bytes"]
 
 
 def test_plan_without_placement_is_of_all_beside_their_peers(run):
@@ -188,10 +202,10 @@ def test_plan_without_placement_is_of_all_beside_their_peers(run):
     seen = json.loads(out)
     assert [plan["placement"] for plan in seen["plans"]] == sorted(placement.family.modules)
     assert {peer["name"]: peer["capacity"]["device_bytes"] for peer in seen["peers"]} == {
-        "Linux fsdax, map=dev": peers.fsdax(1536 * GIB, on_device=True)["data"],
-        "Linux fsdax, map=mem": 1536 * GIB - 2 * MIB,
-        "BTT, sectors of 4096": peers.btt(1536 * GIB, 4096)["data"],
-        "BTT, sectors of 512": peers.btt(1536 * GIB, 512)["data"],
+        "fsdax, map=dev": peers.fsdax(1536 * GIB, on_device=True)["data"],
+        "fsdax, map=mem": 1536 * GIB - 2 * MIB,
+        "BTT, 4096 B": peers.btt(1536 * GIB, 4096)["data"],
+        "BTT, 512 B": peers.btt(1536 * GIB, 512)["data"],
     }
     assert all(peer["source"] for peer in seen["peers"])
     status, out, err = run("info", "--plan", "--size", "1.5T")
@@ -218,7 +232,7 @@ def test_what_is_impossible_stands_beside_what_is_not(run):
     refused = {plan["placement"] for plan in seen["plans"] if "refused" in plan}
     assert refused == {"linear"} and [("capacity" in peer) for peer in seen["peers"]] == [True, True, False, False]
     out = run("info", "--plan", "--size", "4M", "--descriptor-bytes", "4096")[1]
-    assert "linear: size=4194304: too small for placement linear" in out and "BTT, sectors of 512: too small" in out
+    assert "linear: size=4194304: too small for placement linear" in out and "BTT, 512 B: too small" in out
 
 
 @pytest.mark.parametrize("leveling_options", [(), ("--leveling", "none")])

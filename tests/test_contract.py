@@ -124,6 +124,7 @@ class Pair:
 
     def do_kill(self):
         self.device.abandon()
+        self.twin.forget()
         self.device = Device(self.path)
         assert self.device.recovery == "killed"
 

@@ -94,6 +94,18 @@ def test_plan_without_an_image_is_what_ndctl_reads_from_one(tmp_path, capsys, si
 
 
 @needs("ndctl")
+@pytest.mark.parametrize("size", [4 << 20, 64 << 20, 1500 * GIB])
+def test_ram_is_a_namespace_with_its_map_in_memory(tmp_path, size):
+    """nd_pfn_init(): mode 1, and nothing but the info blocks in front of the data, aligned to 2 MiB."""
+    image.create(tmp_path / "disk.pmem", geometry.plan(size, placement_name="ram", leveling_name="none"))
+    block = infoblock(tmp_path / "disk.pmem")
+    wanted = {"signature": "NVDIMM_PFN_INFO", "mode": 1, "align": 2 << 20, "page_struct_size": 64, "end_trunc": 0}
+    assert {name: block[name] for name in wanted} == wanted
+    assert (block["dataoff"], block["npfns"]) == (2 << 20, (size - (2 << 20)) // PAGE)
+    assert read(tmp_path / "disk.pmem" / "media").in_memory
+
+
+@needs("ndctl")
 @pytest.mark.parametrize(
     "options", [{"leveling_name": "start_gap"}, {"descriptor_bytes": 16}, {"descriptor_bytes": 128}]
 )

@@ -32,7 +32,7 @@ def small(name):
 
 def plan_of(placing, levelling, **choices):
     """A device of about PAGES pages; more for a placement whose alignment takes them."""
-    size = (PAGES * 9 // 8 + 20) * PAGE + ((4 << 20) if placing == "linear" else 0)
+    size = (PAGES * 9 // 8 + 20) * PAGE + ((4 << 20) if placing in ("linear", "ram") else 0)
     return geometry.plan(size, placement_name=placing, leveling_name=levelling, parameters=small(levelling), **choices)
 
 
@@ -71,7 +71,7 @@ def test_replay_wears_what_a_device_wears(tmp_path, placing, levelling):
     """Line by line, with the totals, after the same requests."""
     seed = 7
     print(f"seed {seed}")
-    both = ("each", "coalesced")[: 1 + (levelling in THOROUGH and placing != "none")]
+    both = ("each", "coalesced")[: 1 + (levelling in THOROUGH and placing not in ("none", "ram"))]
     for (frame_bytes, line_bytes, descriptor_bytes), writes in itertools.product(SIZES, both):
         plan = plan_of(
             placing,

@@ -58,7 +58,9 @@ def _plan(size: int, options: dict[str, Any]) -> dict[str, Any]:
         "placement": info.placement,
         "leveling": info.leveling,
         "parameters": info.parameters,
-        "descriptor_bytes": info.descriptor_bytes if plan.has_descriptors else 0,
+        "descriptors": plan.descriptors,
+        "descriptor_bytes": info.descriptor_bytes if plan.descriptors else 0,
+        "memory_bytes": plan.kept_bytes,
         "frame_bytes": info.frame_bytes,
         "page_count": info.page_count,
         "data_at": info.data_at,
@@ -100,6 +102,12 @@ def table_of(capacity: dict[str, Any], console: "Console") -> "Table":
         bar = "#" * max(1, round(room * math.log(count / 256) / math.log(size / 256))) if name != "all" else ""
         made.add_row(name, str(count), human_bytes(count), f"{count / size:.3%}", *([bar] if room else []))
     return made
+
+
+def memory_words(memory: dict[str, Any]) -> str:
+    """What descriptors in memory take, in words; see snapshot.memory."""
+    now = memory["resident_bytes"]
+    return f"{human_bytes(memory['bytes'])} at most" + ("" if now is None else f", {human_bytes(now)} now")
 
 
 def _bar_column(made: "Table", console: "Console", title: str, taken: int) -> int:
@@ -151,8 +159,9 @@ def _side_by_side(figures: dict[str, Any], console: "Console") -> "Table":
             continue
         capacity, by_use = row["capacity"], row["capacity"]["bytes"]
         descriptors, spare = by_use.get("descriptor", 0), by_use.get("spare", 0)
+        in_memory = f"{human_bytes(row['memory_bytes'])} RAM" if row["memory_bytes"] else ""
         rest = capacity["overhead_bytes"] - descriptors - spare
         cells = [str(capacity["device_bytes"]), f"{capacity['device_bytes'] / capacity['medium_bytes']:.3%}"]
-        cells += [human_bytes(count) for count in (descriptors, spare, rest)]
+        cells += [in_memory or human_bytes(descriptors), human_bytes(spare), human_bytes(rest)]
         made.add_row(name, *cells, *(["#" * round(room * capacity["overhead_bytes"] / most)] if room else []))
     return made

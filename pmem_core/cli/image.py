@@ -43,6 +43,10 @@ def create(image: Path, size: int, as_json: bool, **options: Any) -> None:
 
         plan = plan_of(size, options)
         images.create(image, plan)
+        if plan.info.descriptor_writes == "coalesced" and not plan.has_descriptors:
+            click.echo(
+                f"--descriptor-writes coalesced: not used: {plan.info.placement} writes no descriptors", err=True
+            )
         found = snapshot.look(image)
         if as_json:
             emit(report(image, found))
@@ -114,6 +118,7 @@ def report(path: Path, found: "Look") -> dict[str, Any]:
             "sections": plan.section_count,
         },
         "capacity": capacity.figures(plan.info.size, capacity.shares(plan)),
+        "descriptor_memory": snapshot.memory(found),
         "files": files(path),
         "served": found.session == "served",
         "pid": found.holder.get("pid"),
@@ -142,11 +147,13 @@ def show(figures: dict[str, Any]) -> None:
 
     console, image = Console(highlight=False), figures["image"]
     parameters = ", ".join(f"{name}={value}" for name, value in image["parameters"].get("leveling", {}).items())
-    if image["descriptor_bytes"]:
-        checks = "with checksums" if image["checksums"] else "without checksums"
-        descriptors = f"{image['descriptor_bytes']} bytes, written {image['descriptor_writes']}, {checks}"
-    else:
-        descriptors = "none on the medium"
+    checks = "with checksums" if image["checksums"] else "without checksums"
+    descriptors = f"{image['descriptor_bytes']} bytes, written {image['descriptor_writes']}, {checks}"
+    if image["descriptors"] == "memory":
+        memory = _capacity.memory_words(figures["descriptor_memory"])
+        descriptors = f"{image['descriptor_bytes']} bytes, in the server's memory, {checks}; {memory}"
+    elif not image["descriptors"]:
+        descriptors = "none"
     session = f"served by process {figures['pid']}" if figures["served"] else figures["session"]
     facts = {
         "uuid": image["uuid"],

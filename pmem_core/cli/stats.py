@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pmem_core.cli._capacity import memory_words
 from pmem_core.cli._common import IMAGE, emit, human_bytes, json_option, policy_file_option, working
 
 if TYPE_CHECKING:
@@ -147,6 +148,8 @@ def render(figures: dict[str, Any], by: str, console: "Console") -> Iterator["Re
     yield Text(f"write amplification   {_number(figures['write_amplification'])}, {level['moves']} frames moved")
     if "stall_seconds" in level:
         yield Text(f"stalls (modelled)     {level['stall_seconds']:.3g} s")
+    if image["descriptors"] == "memory":
+        yield Text(f"descriptors           in the server's memory: {memory_words(figures['descriptor_memory'])}")
     life = figures["normalized_life"]
     yield Text(f"share of ideal life   {'-' if life is None else f'{life:.2%}'}, if wear goes on as it did so far")
     yield from _warnings(figures)

@@ -103,7 +103,8 @@ def _alarms(found: dict[str, Any]) -> list[str]:
 def _image(found: dict[str, Any], shares: dict[str, int]) -> Section:
     image = found["image"]
     parameters = {**image["parameters"]["placement"], **image["parameters"]["leveling"]}
-    has_descriptors = image["descriptor_bytes"] > 0
+    written = f"{image['descriptor_bytes']} bytes, written {image['descriptor_writes']}"
+    descriptor = {"medium": written, "memory": f"{image['descriptor_bytes']} bytes, in the server’s memory"}
     rows = [
         ["path", words.name_of(image["path"])],
         ["uuid", image["uuid"]],
@@ -115,7 +116,7 @@ def _image(found: dict[str, Any], shares: dict[str, int]) -> Section:
         *[[f"· {name}", number(value)] for name, value in parameters.items()],
         [
             "descriptor",
-            f"{image['descriptor_bytes']} bytes, written {image['descriptor_writes']}" if has_descriptors else "none",
+            descriptor.get(image["descriptors"], "none"),
         ],
         ["checksums", "yes" if image["checksums"] else "no"],
         ["frame (what leveling moves)", f"{image['frame_bytes']} bytes"],
