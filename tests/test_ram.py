@@ -71,12 +71,21 @@ def test_without_checksums_damage_goes_unnoticed(tmp_path):
 def test_pages_of_a_suspect_section_are_verified_too(path):
     """A power cut made it suspect, and was over before this session's descriptors were made."""
     with Device(path) as device:
+        device.mapping.sections[0] |= np.uint8(layout.SECTION_SUSPECT | layout.SECTION_TOUCHED)
         device.write(b"x" * PAGE, 5 * PAGE)
-        device.mapping.sections[0] |= np.uint8(layout.SECTION_SUSPECT)
-        device.write(b"w" * 10, 6 * PAGE)  # nothing is scrubbed: what is not known holds data
         damage(device, 5)
         with pytest.raises(BadData):
             device.read(1, 5 * PAGE)
+
+
+def test_nothing_is_scrubbed_behind_a_page_that_is_not_known(path):
+    with Device(path) as device:
+        device.write(b"x" * PAGE, 5 * PAGE)
+        device.mapping.sections[0] |= np.uint8(layout.SECTION_SUSPECT)
+    with Device(path) as device:
+        assert device.mapping.sections[0] & layout.SECTION_SUSPECT
+        device.write(b"y", 5 * PAGE)
+        assert device.read(PAGE, 5 * PAGE) == b"y" + b"x" * (PAGE - 1)
 
 
 def test_damage_to_a_descriptor_in_memory_is_found(path):
@@ -102,7 +111,9 @@ def test_page_given_back_is_known_to_be_free_until_the_end_of_the_session(path):
         device.trim(PAGE, PAGE)
     with Device(path) as device:
         assert device.extents(3 * PAGE, 0) == [(0, 3 * PAGE, True)], "as with placement none"
-        assert device.read(3 * PAGE, 0) == b"x" * PAGE + bytes(PAGE) + b"x" * PAGE
+        device.trim(PAGE, 2 * PAGE)
+        assert device.extents(3 * PAGE, 0) == [(0, 2 * PAGE, True), (2 * PAGE, PAGE, False)]
+        assert device.read(3 * PAGE, 0) == b"x" * PAGE + bytes(2 * PAGE)
 
 
 def test_trim_gives_the_host_its_room_back(path):

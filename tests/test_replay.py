@@ -98,6 +98,20 @@ def test_replay_wears_what_a_device_wears(tmp_path, placing, levelling):
             assert memory.tally["worn"].tolist() == tally["worn"].tolist()
 
 
+def test_trim_of_what_was_never_written_teaches_a_replay_no_more_than_a_device(tmp_path):
+    """Descriptors in memory: a section never written is passed over, and its pages stay unknown."""
+    plan = geometry.plan(40 << 20, placement_name="ram", leveling_name="start_gap", parameters=small("start_gap"))
+    image.create(tmp_path / "disk.pmem", plan)
+    made = [(tracescan.TRIM, 17 << 20, PAGE), (tracescan.WRITE, (17 << 20) + 7, 100)]
+    memory, columns = Memory(plan, NEVER), [np.array(column) for column in zip(*made, strict=True)]
+    offline.replay(memory.handle, *columns, 0, 1)
+    with Device(tmp_path / "disk.pmem") as device:
+        for request in made:
+            perform(device, request)
+        worn = device.mapping.core["tally"][0]["worn"].tolist()
+    assert memory.tally["worn"].tolist() == worn and worn[0] == 1
+
+
 @pytest.mark.parametrize("levelling", leveling.family.modules)
 def test_whole_pages_are_written_alike_one_way_and_the_other(levelling):
     plan = plan_of("interleaved", levelling)
