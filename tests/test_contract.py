@@ -294,7 +294,8 @@ NUMBER = itertools.count()
         (place, variant)
         for variant, (level, _) in LEVELINGS.items()
         for place in naive.PLACEMENTS
-        if (place, level) in PAIRS
+        # With descriptors in memory one way of turning is as good as another.
+        if (place, level) in PAIRS and (place != "ram" or variant == "regions")
     ],
 )
 @given(data=st.data())
