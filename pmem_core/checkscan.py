@@ -137,7 +137,7 @@ def touched(device, first, last, held, holds):
 def untouched(device, first, last, held):
     """Look for anything behind pages first .. last - 1 of a section that was never written; returns as `touched`."""
     run, core = device[0][0], device[1][0]
-    has_descriptors = run["descriptor_bytes"] > 0
+    has_descriptors = run["descriptor_bytes"] > 0 and run["descriptors"] == 0
     for page in range(first, last):
         if has_descriptors and not _in_hole(core, held, page):
             verdict, holding = _examine(run, core, page)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from . import host, layout, snapshot, wearscan
+from . import capacity, host, layout, snapshot, wearscan
 from .geometry import Geometry
 from .snapshot import Look
 
@@ -71,9 +71,9 @@ def _kinds(found: Look, slots: np.ndarray, unit_shift: int) -> np.ndarray:
     if plan.leveling.MOVES:
         rest = plan.info.size - layout.FRAMES_AT - plan.medium_frames * frame_bytes
         wearscan.mark_medium(*common, wearscan.SPARE, np.array([plan.medium_frames]), rest)
-    for begin, end in snapshot.padding(plan):
+    for begin, end in capacity.padding(plan):
         wearscan.mark_placed(*common, wearscan.SPARE, begin, 0, end - begin, 1)
-    wearscan.mark_placed(*common, wearscan.DESCRIPTOR, *snapshot.descriptor_spans(plan))
+    wearscan.mark_placed(*common, wearscan.DESCRIPTOR, *capacity.descriptor_spans(plan))
     if slots[0] >= 0:
         kinds[: layout.FRAMES_AT >> unit_shift] = wearscan.INFO  # all in the first block, whatever the line
     return kinds
@@ -112,7 +112,7 @@ def _count(
     plan = found.plan
     unit_shift = min(plan.info.frame_bytes, layout.PAGE_BYTES).bit_length() - 1
     unit_lines = (1 << unit_shift) // plan.info.line_bytes
-    pages = snapshot.pages_behind_info(plan)
+    pages = capacity.pages_behind_info(plan)
     histogram = np.zeros((len(wearscan.KINDS), wearscan.BINS), np.int64)
     large, large_kinds = np.empty(CHUNK_LINES, np.uint32), np.empty(CHUNK_LINES, np.uint8)
     overflow = []
@@ -140,7 +140,7 @@ def _finished(
     """Bring small and large counters together, and give each kind the lines that lie in holes as zeros."""
     large = np.concatenate([part[0] for part in overflow]) if overflow else np.zeros(0, np.uint32)
     large_kinds = np.concatenate([part[1] for part in overflow]) if overflow else np.zeros(0, np.uint8)
-    by_kind, lines = {}, snapshot.lines_by_kind(plan)
+    by_kind, lines = {}, capacity.lines_by_kind(plan)
     for number, name in enumerate(wearscan.KINDS):
         many, counts = np.unique(large[large_kinds == number], return_counts=True)
         row = histogram[number]
@@ -157,7 +157,7 @@ def _finished(
 
 def cell_lines(plan: Geometry, fold: Fold) -> np.ndarray:
     """How many lines each cell of a heat map stands for, int64[rows, columns]; see wearscan.fold_wear."""
-    pages, page_lines = snapshot.pages_behind_info(plan), layout.PAGE_BYTES // plan.info.line_bytes
+    pages, page_lines = capacity.pages_behind_info(plan), layout.PAGE_BYTES // plan.info.line_bytes
     cells = fold.rows if fold.stripe else fold.rows * fold.columns
     edges = -(-np.arange(cells + 1) * pages // cells)
     if not fold.stripe:

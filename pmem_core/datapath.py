@@ -202,10 +202,10 @@ def extents(device, offset, end, runs):
             stop, holds = ((section + 1) << run["section_shift"]) << PAGE_SHIFT, 1
         else:
             status = onepage.load_descriptor(run, core, page)
-            bad = status == descriptor.DAMAGED
+            sure = status == descriptor.DAMAGED or (status == descriptor.EMPTY and run["descriptors"] != 0)
             holds = (
                 1
-                if bad or (status == descriptor.VALID and (descriptor.holds_data(run) or descriptor.is_bad(run)))
+                if sure or (status == descriptor.VALID and (descriptor.holds_data(run) or descriptor.is_bad(run)))
                 else 0
             )
             stop = (page + 1) << PAGE_SHIFT

@@ -108,6 +108,8 @@ class Device:
             self.recovered.note(self.mapping, None if self.read_only else self.journal)
         if not self.read_only:
             host.mark_cache(self.mapping.files)
+        if self.plan.in_memory:
+            self.mapping.keep_descriptors(self.plan)  # not before: recovery goes on as with none
         self._sampled = -1
         return found
 
@@ -214,9 +216,10 @@ class Device:
             self._durability.mark_section(page)
         elif code in (layout.BAD_DATA, layout.BAD_DESCRIPTOR):
             which = "data" if code == layout.BAD_DATA else "descriptor"
-            raise BadData(
-                self.path, f"page {page}: its {which} fails the checksum", "'pmem-nbd check' names all such pages"
-            )
+            hint = "'pmem-nbd check' names all such pages"
+            if self.plan.in_memory:
+                hint = "it was another when it was written or first read; a new server knows of nothing"
+            raise BadData(self.path, f"page {page}: its {which} fails the checksum", hint)
         else:
             number = code >> layout.ERRNO_SHIFT
             with host.host_errors(self.path / "media"):

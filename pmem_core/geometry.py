@@ -16,6 +16,7 @@ SECTION_BYTES_MIN = 16 << 20
 SECTIONS_MAX = 8192
 # Pages whose descriptors are brought up together; but for these, as many as have theirs in one page.
 GROUP_PAGES = {"section": 32768, "subsection": 512}  # Linux's section of 128 MiB, and its sub-section of 2 MiB
+LINUX_PLACEMENTS = ("linear", "ram")  # as --map=dev and --map=mem
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +59,13 @@ class Geometry:
         """Pages whose descriptors are brought up together, a power of two."""
         return max(layout.PAGE_BYTES // self.info.descriptor_bytes, GROUP_PAGES.get(self.info.initialise, 1))
 
+    @property
+    def spare_count(self) -> int:
+        """Free frames of the leveling."""
+        if hasattr(self.leveling, "spare_count"):
+            return int(self.leveling.spare_count(self.leveling_state, self.table))
+        return len(self.leveling.spare_frames(self.leveling_state, self.table))
+
     def for_compiled_code(self) -> dict[str, int]:
         """The fields of layout.RUN that follow from the geometry alone."""
         info = self.info
@@ -75,6 +83,21 @@ class Geometry:
             "initialise": layout.INITIALISE[info.initialise],
             "group_shift": self.group_pages.bit_length() - 1,
         }
+
+    @property
+    def in_memory(self) -> bool:
+        """True where descriptors are kept in memory while the device is open."""
+        return bool(self.placement.IN_MEMORY)
+
+    @property
+    def descriptors(self) -> str | None:
+        """Where descriptors are: medium, memory or None."""
+        return "medium" if self.has_descriptors else "memory" if self.in_memory else None
+
+    @property
+    def kept_bytes(self) -> int:
+        """Size of the array of the descriptors that are kept in memory; 0 where none are."""
+        return self.info.page_count * self.info.descriptor_bytes if self.in_memory else 0
 
     def finish_moves(self, table: np.ndarray) -> None:
         """After a kill: bring the leveling's `table` (changed in place) into line with a move being switched."""
@@ -153,6 +176,7 @@ def plan(
         linux=is_linux(placement_name, leveling_name, descriptor_bytes),
         descriptor_format=choices.suited_format(placement_name, descriptor_bytes, descriptor_format, initialise),
         initialise=initialise,
+        in_memory=bool(choices.policy(placement.family, "placement", placement_name).IN_MEMORY),
     )
     return with_sections(derive(info, fresh=True))
 
@@ -160,7 +184,7 @@ def plan(
 def is_linux(placement_name: str, leveling_name: str, descriptor_bytes: int) -> bool:
     """True where Linux can use the medium as it is."""
     # Linux takes a smaller descriptor for one that its struct page does not fit into, and refuses a larger one.
-    return placement_name == "linear" and leveling_name == "none" and descriptor_bytes == 64
+    return placement_name in LINUX_PLACEMENTS and leveling_name == "none" and descriptor_bytes == 64
 
 
 def with_sections(made: Geometry) -> Geometry:

@@ -18,6 +18,7 @@ from .errors import HostError, HostFull, ImageBusy
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _STATX_MNT_ID, _STATX_MNT_ID_UNIQUE = 0x1000, 0x4000
+_HOST_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
 @contextlib.contextmanager
@@ -112,9 +113,29 @@ def is_tmpfs(fd: int) -> bool:
     return _filesystem(fd) == _TMPFS
 
 
+def whole_pages(count: int) -> int:
+    """`count` bytes, rounded up to whole pages of this machine."""
+    return -(-count // _HOST_PAGE_BYTES) * _HOST_PAGE_BYTES
+
+
+def resident_bytes(pid: int | str, count: int) -> int | None:
+    """How much memory the process uses of a private mapping of `count` bytes that has no room set aside (MAP_NORESERVE)
+    and is not dumped; proc(5), smaps.  None where there is none, or where this process may not look."""
+    size, resident = 0, 0
+    with contextlib.suppress(OSError, ValueError), Path(f"/proc/{pid}/smaps").open() as file:
+        for line in file:
+            name, _, value = line.partition(":")
+            if name == "Size":
+                size = 1024 * int(value.split()[0])
+            elif name == "Rss":
+                resident = 1024 * int(value.split()[0])
+            elif name == "VmFlags" and size == whole_pages(count) and {"nr", "dd", "nh"} <= set(value.split()):
+                return resident
+    return None
+
+
 _SYNC_FILE_RANGE_WAIT_BEFORE, _SYNC_FILE_RANGE_WRITE, _SYNC_FILE_RANGE_WAIT_AFTER = 1, 2, 4
 _MS_SYNC = 4
-_HOST_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
 def can_sync_ranges(fd: int) -> bool:

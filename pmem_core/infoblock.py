@@ -37,6 +37,7 @@ class Info:
     data_at: int
     created: int
     linux: bool
+    in_memory: bool = False  # descriptors are kept in memory: Linux's mode
     generation: int = 1
     descriptor_format: int = 1
     converting: bool = False
@@ -52,7 +53,7 @@ def pack(info: Info) -> bytes:
     block["version_major"], block["version_minor"] = layout.VERSION
     block["dataoff"] = info.data_at
     block["npfns"] = info.page_count
-    block["mode"] = layout.MODE_PMEM
+    block["mode"] = layout.MODE_RAM if info.in_memory else layout.MODE_PMEM
     block["align"] = 2 << 20 if info.linux else layout.PAGE_BYTES
     block["page_size"] = layout.PAGE_BYTES
     block["page_struct_size"] = info.descriptor_bytes
@@ -119,6 +120,7 @@ def _info(block: Any, linux: bool) -> Info:
         data_at=int(block["dataoff"]),
         created=int(block["created"]),
         linux=linux,
+        in_memory=int(block["mode"]) == layout.MODE_RAM,
         generation=int(block["generation"]),
         descriptor_format=int(block["descriptor_format"]),
         converting=bool(int(block["features_incompatible"]) & layout.INCOMPATIBLE_CONVERTING),

@@ -35,6 +35,7 @@ ZONE_BYTES = 4096
 LINUX_SIGNATURE = b"NVDIMM_PFN_INFO\0"
 OUR_SIGNATURE = b"PMEM_NBD_INFO\0\0\0"
 EXTENSION_SIGNATURE = b"PMEM_NBD_DEVICE\0"
+MODE_RAM = 1
 MODE_PMEM = 2
 VERSION = (1, 4)
 EXTENSION_VERSION = 1
@@ -266,7 +267,8 @@ RUN = np.dtype(
         ("frame_shift", "<i8"),
         ("line_shift", "<i8"),
         ("section_shift", "<i8"),  # pages to sections
-        ("descriptor_bytes", "<i8"),  # 0: the placement has none on the medium
+        ("descriptors", "<i8"),  # address of those kept in memory; 0: none are
+        ("descriptor_bytes", "<i8"),  # 0: there are none, on the medium or in memory
         ("descriptor_format", "<i8"),
         ("session", "<i8"),  # when it began, nanoseconds since 1970
         ("initialise", "<i8"),  # INITIALISE
@@ -282,7 +284,7 @@ RUN = np.dtype(
         ("units", "<i8"),  # address
         ("unit_count", "<i8"),
         ("unit_shift", "<i8"),
-        ("held", "<i8"),  # address: a byte a page, 1 where it holds data
+        ("held", "<i8"),  # address: a byte a page, 1 where it holds data; 0: nothing says so
         ("weakest", "<i8"),  # no line dies before it was written as often as this
         ("endurance", "<i8"),  # address: writes that each line survives, uint32[]; 0: all of them `weakest`
         ("deaths", "<i8"),  # address: page writes, line; page writes, line; ...

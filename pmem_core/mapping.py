@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from . import host, layout
-from .errors import DamagedImage
+from .errors import DamagedImage, HostError
 from .geometry import Geometry
 
 MOVED_ROOM = 1 << 15  # moves between two checkpoints whose frames are synced one by one, not with all the medium
@@ -33,6 +33,25 @@ class Mapping:
     files: dict[str, int]
     pending: np.ndarray
     kept: tuple[np.ndarray, ...]
+
+    def keep_descriptors(self, plan: Geometry) -> None:
+        """Have descriptors kept in memory from now on; none is known yet.  HostError.
+
+        Only what is touched costs memory: no room is set aside, and no page of 2 MiB filled for one descriptor.
+        """
+        count = host.whole_pages(plan.kept_bytes)
+        try:
+            kept = mmap.mmap(-1, count, mmap.MAP_PRIVATE | _MAP_NORESERVE)
+        except OSError as error:
+            why = (error.strerror or str(error)).lower()
+            wanted = "a larger limit (ulimit -v, vm.overcommit_memory), or descriptors on the medium"
+            raise HostError("descriptors", f"{count} bytes of memory: {why}", wanted) from error
+        kept.madvise(mmap.MADV_NOHUGEPAGE)
+        kept.madvise(mmap.MADV_DONTDUMP)
+        self.maps["descriptors"] = kept
+        self.run["descriptors"] = np.frombuffer(kept, np.uint8).ctypes.data
+        self.run["descriptor_bytes"] = plan.info.descriptor_bytes
+        self.run["checksums"] = int(plan.info.checksums)
 
     def close(self) -> None:
         """Unmap and close; the arrays and `run` must not be used any more."""

@@ -127,27 +127,27 @@ def _write_page(run, core, page, at, count):
     _settle(run, core, placed, PAGE_BYTES)
     if run["descriptor_bytes"]:
         _settle_descriptor(run, core, page)
+    if run["held"]:
         if not _held(run)[page]:
             # The rest of a page that held nothing becomes zeros.
             at, count = 0, PAGE_BYTES
+        _held(run)[page] = 1
     _store(run, core, CAUSE_HOST, placed + at, count)
     core["tally"]["page_writes"] += 1
     if run["descriptor_bytes"]:
-        _held(run)[page] = 1
         _store_descriptor(run, core, page)
 
 
 @hot
 def _trim_page(run, core, page):
-    if not run["descriptor_bytes"]:
-        if _sections(run)[page >> run["section_shift"]]:
-            _sections(run)[page >> run["section_shift"]] = SECTION_TOUCHED
+    if not run["held"] or not _sections(run)[page >> run["section_shift"]]:
         return
     held = _held(run)
     if held[page]:
-        _settle_descriptor(run, core, page)
         held[page] = 0
-        _store_descriptor(run, core, page)
+        if run["descriptor_bytes"]:
+            _settle_descriptor(run, core, page)
+            _store_descriptor(run, core, page)
 
 
 @hot

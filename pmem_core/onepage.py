@@ -31,6 +31,7 @@ from .layout import (
     PAGE_SHIFT,
     PENDING_HEAD_WORDS,
     PENDING_SLOTS,
+    PG_UPTODATE,
     SECTION,
     SECTION_DIRTY,
     SECTION_RECENT,
@@ -120,7 +121,9 @@ def anticipate(run, core, page):
     at = medium_at(run, core, placement.page_at(core["placement"], page))
     prefetch(run["media"] + at)
     prefetch(run["wear"] + ((at >> run["line_shift"]) << 2))
-    if run["descriptor_bytes"]:
+    if run["descriptors"]:
+        prefetch(run["descriptors"] + page * run["descriptor_bytes"])
+    elif run["descriptor_bytes"]:
         at = medium_at(run, core, placement.descriptor_at(core["placement"], page))
         prefetch(run["media"] + at)
         prefetch(run["wear"] + ((at >> run["line_shift"]) << 2))
@@ -145,9 +148,20 @@ def pending_slot(run, page):
 
 
 @hot
+def kept_descriptor(run, page):
+    """The descriptor of `page` where those are kept in memory, as int64[]; all zero: the page was not touched yet."""
+    return i64_at(run["descriptors"] + page * run["descriptor_bytes"], run["descriptor_bytes"] >> 3)
+
+
+@hot
 def load_descriptor(run, core, page):
     """Bring the descriptor of `page` into scratch; its status."""
     count = run["descriptor_bytes"]
+    if run["descriptors"]:
+        words, kept = descriptor.large_words(run), kept_descriptor(run, page)
+        for i in range(count >> 3):
+            words[i] = kept[i]
+        return descriptor.status(run, page)
     scratch = u8_at(run["scratch"], PAGE_BYTES)
     if run["coalesced"]:
         slot = pending_slot(run, page)
@@ -162,8 +176,13 @@ def load_descriptor(run, core, page):
 
 @hot
 def store_descriptor(run, core, page):
-    """Store the scratch descriptor of `page`, on the medium or among the pending ones."""
+    """Store the scratch descriptor of `page`, on the medium, among the pending ones or in memory."""
     count = run["descriptor_bytes"]
+    if run["descriptors"]:
+        words, kept = descriptor.large_words(run), kept_descriptor(run, page)
+        for i in range(count >> 3):
+            kept[i] = words[i]
+        return
     if run["coalesced"]:
         slot = pending_slot(run, page)
         if slot[0] and slot[0] != page + 1:
@@ -194,6 +213,8 @@ def drain_slot(run, core, slot):
 def prepare_descriptor(run, core, page):
     """Settle and reserve for what `_store_descriptor` will store."""
     target = page
+    if run["descriptors"]:
+        return OK
     if run["coalesced"]:
         held = pending_slot(run, page)[0]
         if held == 0 or held == page + 1:
@@ -253,7 +274,7 @@ def begin(run, core, page, with_data):
             return code
     if with_data:
         code = reserve(run, core, placed, PAGE_BYTES)
-        if code == OK and sections[at] & SECTION_SUSPECT and run["descriptor_bytes"]:
+        if code == OK and sections[at] & SECTION_SUSPECT and run["descriptor_bytes"] and not run["descriptors"]:
             code = scrub(run, core, page)
         if code:
             return code
@@ -265,15 +286,26 @@ def begin(run, core, page, with_data):
 
 
 @hot
+def meet(run, core, page, placed):
+    """The first touch of a page whose descriptor is kept in memory: what the medium has is its data; returns 1."""
+    if run["tmpfs"]:
+        return 1  # this may be a hole, and there a look at it would take room
+    descriptor.note_data(run, page, PG_UPTODATE, page_checksum(run, core, placed) if run["checksums"] else 0)
+    store_descriptor(run, core, page)
+    return 1
+
+
+@hot
 def judge(run, core, page, placed):
     """Look at the page's descriptor (left in scratch) and data: 1 it holds data, 0 it reads as zeros, or -stop code."""
     if not run["descriptor_bytes"]:
         return 1
     sections, at = section_of(run, page)
-    suspect = sections[at] & SECTION_SUSPECT
+    # One in memory is of this session: no power cut has been between it and its page.
+    suspect = sections[at] & SECTION_SUSPECT != 0 and run["descriptors"] == 0
     status = load_descriptor(run, core, page)
     if status == descriptor.EMPTY:
-        return 0
+        return meet(run, core, page, placed) if run["descriptors"] else 0
     if status == descriptor.DAMAGED:
         if not suspect:
             return -BAD_DESCRIPTOR
@@ -368,7 +400,7 @@ def trim(run, core, page):
             publish(core["intent"], 0, 0)
         return code
     status = load_descriptor(run, core, page)
-    if status == descriptor.EMPTY:
+    if status == descriptor.EMPTY and not run["descriptors"]:
         return OK
     if status == descriptor.VALID and not descriptor.holds_data(run) and not descriptor.is_bad(run):
         return OK

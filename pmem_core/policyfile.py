@@ -32,6 +32,7 @@ COLD = {
 OPTIONAL = {
     "suited": ("medium_frames", "given"),
     "finish": ("state", "table"),
+    "spare_count": ("state", "table"),
     "stall_nanoseconds": ("state", "table"),
 }
 

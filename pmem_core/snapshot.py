@@ -25,59 +25,6 @@ WINDOW_FRAMES = 1 << 14
 WINDOWS = 64
 
 
-# ---- where every byte of the medium goes ----
-
-
-def shares(plan: Geometry) -> dict[str, int]:
-    """Bytes of the medium by use; their sum is its size.
-
-    info: the info blocks; data: pages the client sees; descriptor: pages of descriptors; spare: free frames of the
-    leveling; padding: placed, and held by neither page nor descriptor; tail: what does not fill a frame or a region.
-    """
-    spare = len(plan.leveling.spare_frames(plan.leveling_state, plan.table)) * plan.info.frame_bytes
-    spans = descriptor_spans(plan)
-    used = {
-        "info": layout.FRAMES_AT,
-        "data": plan.device_bytes,
-        "descriptor": spans[2] * spans[3],
-        "spare": spare,
-        "padding": sum(end - first for first, end in padding(plan)),
-    }
-    return used | {"tail": plan.info.size - sum(used.values())}
-
-
-def lines_by_kind(plan: Geometry) -> dict[str, int]:
-    """How many lines are of each kind; see stats.  They stay as many, whatever leveling moves."""
-    lines = {name: size // plan.info.line_bytes for name, size in shares(plan).items()}
-    lines["spare"] += lines.pop("padding") + lines.pop("tail")
-    return lines
-
-
-def pages_behind_info(plan: Geometry) -> int:
-    """Pages of the medium behind the info blocks."""
-    return (plan.info.size - layout.FRAMES_AT) // layout.PAGE_BYTES
-
-
-def descriptor_spans(plan: Geometry) -> tuple[int, int, int, int]:
-    """First placed address, stride, size and count of the spans of descriptors; sizes rounded up to whole pages."""
-    first, stride, size, count = plan.placement.descriptor_spans(plan.placement_state, plan.info.page_count)
-    return first, stride, -(-size // layout.PAGE_BYTES) * layout.PAGE_BYTES, count
-
-
-def padding(plan: Geometry) -> list[tuple[int, int]]:
-    """Placed ranges, first byte and end, that hold neither descriptor nor page."""
-    device = (np.zeros(1, layout.RUN), plan.placement_state.reshape(1), plan.leveling_state.reshape(1))
-    pages = (plan.placement.data_at(plan.placement_state), wearscan.page_end(device, plan.info.page_count - 1))
-    first, stride, size, count = descriptor_spans(plan)
-    used = [pages, (first, first + (count - 1) * stride + size)] if count else [pages]
-    gaps, at = [], 0
-    for begin, end in [*sorted(used), (plan.placed_bytes, plan.placed_bytes)]:
-        if begin > at:
-            gaps.append((at, begin))
-        at = max(at, end)
-    return gaps
-
-
 # ---- the state, as of one moment ----
 
 
@@ -259,16 +206,26 @@ def describe(path: Path, found: Look) -> dict[str, Any]:
         "placement": info.placement,
         "leveling": info.leveling,
         "parameters": info.parameters,
-        "descriptor_bytes": info.descriptor_bytes if found.plan.has_descriptors else 0,
-        "descriptor_format": info.descriptor_format if found.plan.has_descriptors else 0,
+        "descriptors": found.plan.descriptors,
+        "descriptor_bytes": info.descriptor_bytes if found.plan.descriptors else 0,
+        "descriptor_format": info.descriptor_format if found.plan.descriptors else 0,
         "descriptor_writes": info.descriptor_writes if found.plan.has_descriptors else None,
-        "checksums": info.checksums and found.plan.has_descriptors,
+        "checksums": info.checksums and bool(found.plan.descriptors),
         "initialise": info.initialise if found.plan.has_descriptors else None,
         "frame_bytes": info.frame_bytes,
         "line_bytes": info.line_bytes,
         "section_pages": info.section_pages,
         "linux": info.linux,
     }
+
+
+def memory(found: Look) -> dict[str, int | None]:
+    """What the descriptors that are kept in memory take, ready for JSON.
+
+    bytes: of memory at most, 0 where none are kept; resident_bytes: now, in the server; None where that is not known.
+    """
+    pid, most = found.holder.get("pid"), found.plan.kept_bytes
+    return {"bytes": most, "resident_bytes": host.resident_bytes(pid, most) if most and pid else None}
 
 
 def check_map(found: Look) -> tuple[bool, bool, int]:

@@ -155,6 +155,7 @@ def collect(path: Path, *, fold: Fold | None = None, histogram: bool = False, se
         "normalized_life": _ratio(causes["host"] + causes["descriptor"], wear["all"]["lines"] * wear["all"]["max"]),
         "errors": {name: int(tally[name]) for name in ("checksum_errors", "healed")},
         "retired_pages": found.retired,
+        "descriptor_memory": snapshot.memory(found),
         "invariants": holds,
         "invariants_notes": notes,
     }

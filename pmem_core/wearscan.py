@@ -12,9 +12,9 @@ are used.
 
 import numba
 
-from . import leveling, placement
+from . import leveling
 from .jit import hot
-from .layout import FRAMES_AT, PAGE_BYTES, PAGE_SHIFT
+from .layout import FRAMES_AT, PAGE_SHIFT
 
 KINDS = ("data", "descriptor", "spare", "info")
 DATA, DESCRIPTOR, SPARE, INFO = range(4)
@@ -24,12 +24,6 @@ BLOCK_SHIFT = 10
 # What check_frames finds wrong with a frame, indexes into its answer; and what it writes into `hit`.
 TWICE, OUTSIDE, IN_SPARE = range(3)
 HIT, HIT_SPARE = 1, 2
-
-
-@hot
-def page_end(device, page):
-    """The placed address behind page `page`."""
-    return placement.page_at(device[1][0], page) + PAGE_BYTES
 
 
 @hot

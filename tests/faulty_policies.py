@@ -131,6 +131,11 @@ FAULTS = {
     ),
     "spares_wrong": (SPARE, "return table[:1]", "at creation frame 0 is on medium frame 0: none that spare_frames .*"),
     "spares_twice": (SPARE, SPARE + ".repeat(2)", "at creation spare_frames names medium frame 12 twice: each once.*"),
+    "miscounted": (
+        SPARE,
+        SPARE + "\n\n\ndef spare_count(state, table):\n    return 2",
+        "at creation spare_count says 2: 1, as many as spare_frames names.*",
+    ),
     "loses": (
         PUBLISH,
         "    publish(table, 1, target)\n",

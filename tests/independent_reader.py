@@ -12,6 +12,7 @@ PAGE = 4096
 INFO_COPIES = (0, 4096)
 FRAMES_AT = 8192
 ALIGN = 2 << 20
+BARE = ("none", "ram")  # placements without descriptors on the medium
 UPTODATE, ERROR, RESERVED, BUDDY = 1 << 3, 1 << 1, 1 << 2, 1 << 4
 
 # name: (offset, struct format)
@@ -148,7 +149,7 @@ class Reader:
         self.start_gap = None
         if self.info["leveling"] == "start_gap":
             # The core record is at 4096; tally, intent, unit and the placement's state come before the leveling's.
-            at = 4096 + 160 + 64 + 64 + (8 if self.info["placement"] == "none" else 16)
+            at = 4096 + 160 + 64 + 64 + (8 if self.info["placement"] in BARE else 16)
             state = (folder / "state").read_bytes()
             self.start_gap = StartGap(self.info["parameters"]["leveling"], state, at)
 
@@ -160,7 +161,7 @@ class Reader:
         """The placed address of a page."""
         if self.info["placement"] == "interleaved":
             return PAGE * (page + page // self.per_page + 1)
-        if self.info["placement"] == "linear":
+        if self.info["placement"] in ("linear", "ram"):
             return self.info["dataoff"] - FRAMES_AT + PAGE * page
         return PAGE * page
 
@@ -233,7 +234,7 @@ class Reader:
     def page(self, page: int) -> bytes:
         """The 4096 bytes of a page as a client reads them."""
         data = self.placed_bytes(self.placed_page(page), PAGE)
-        if self.info["placement"] == "none":
+        if self.info["placement"] in BARE:
             return data
         fields = self.descriptor(page)
         if fields is None or not fields["flags"] & UPTODATE:

@@ -38,7 +38,7 @@ from pmem_core import geometry, host, image, layout, leveling, placement, upkeep
 from pmem_core.check import Report, groups
 from pmem_core.device import Device
 from pmem_core.errors import PmemError, UsageError
-from pmem_core.placement import linear
+from pmem_core.placement import linear, ram
 
 PAGE = layout.PAGE_BYTES
 BUGS = {**PLANTED, **AT_KILLS, **AT_KILLS_IN_GROUPS}
@@ -130,7 +130,7 @@ def choices(level: str, place: str, *, all_of_them: bool) -> Iterator[list[Choic
     alternatives = [[one] for one in tried] if level == "start_gap" else [tried]
     for i, writes in enumerate(layout.DESCRIPTOR_WRITES if module.ON_MEDIUM else ["each"]):
         for j, some in enumerate(alternatives):
-            if all_of_them or not module.ON_MEDIUM or (turn + i + j) % 2 == 0:
+            if all_of_them or not (module.ON_MEDIUM or module.IN_MEMORY) or (turn + i + j) % 2 == 0:
                 yield [Choice(place, level, tuple(given.items()), writes, frame) for given, frame in some]
     if (level, place) in INITIALISED:
         strategy, writes = INITIALISED[level, place]
@@ -460,7 +460,8 @@ def settings(bug: str = "") -> Iterator[None]:
     """Devices are small, stay the same when their files are copied, and have a bug perhaps."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(small())
-        stack.enter_context(mock.patch.object(linear, "ALIGN", 64 * KIB))
+        for module in (linear, ram):
+            stack.enter_context(mock.patch.object(module, "ALIGN", 64 * KIB))
         stack.enter_context(mock.patch.object(host, "witness", return_value=WITNESS))
         stack.enter_context(mock.patch.object(host, "is_tmpfs", return_value=False))
         stack.enter_context(mock.patch.object(host, "sync_ranges"))

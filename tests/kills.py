@@ -85,8 +85,12 @@ def choices() -> list[Choice]:
     """Every pair, with every way of writing descriptors, or with one; frames of three sizes by turns."""
     found = []
     for place, level in PAIRS:
-        for parameters in BUSY.get(level) or busiest(leveling.family.modules[level]):
-            ways = list(layout.DESCRIPTOR_WRITES) if placement.family.modules[place].ON_MEDIUM else ["each"]
+        module = placement.family.modules[place]
+        # What memory held is no loss: one choice is enough.
+        for parameters in (BUSY.get(level) or busiest(leveling.family.modules[level]))[
+            : 1 if module.IN_MEMORY else None
+        ]:
+            ways = list(layout.DESCRIPTOR_WRITES) if module.ON_MEDIUM else ["each"]
             for writes in ways if level in THOROUGH else ways[len(found) % len(ways) :][:1]:
                 frame = (4096, 65536, 256)[len(found) % 3]
                 found.append(Choice(place, level, tuple(parameters.items()), writes, frame))

@@ -78,7 +78,15 @@ class NoDescriptors:
         self.descriptors = None
 
 
-PLACEMENTS = {"interleaved": Interleaved, "linear": Linear, "none": NoDescriptors}
+class InMemory:
+    """Pages side by side from 2 MiB of the medium on; what is known of them lasts until the device is closed."""
+
+    def __init__(self, placed_bytes, descriptor_bytes):
+        self.pages = list(range(LINEAR_ALIGN - INFO_BYTES, placed_bytes - PAGE + 1, PAGE))
+        self.descriptors = None
+
+
+PLACEMENTS = {"interleaved": Interleaved, "linear": Linear, "none": NoDescriptors, "ram": InMemory}
 
 
 # ---- levelings ----
@@ -401,6 +409,8 @@ class Naive:
         placed_bytes = size - INFO_BYTES if leveling == "none" else self.leveling.frames * frame_bytes
         self.placement = PLACEMENTS[placement](placed_bytes, descriptor_bytes)
         self.has_descriptors = self.placement.descriptors is not None
+        self.has_memory = isinstance(self.placement, InMemory)
+        self.free = set()  # pages remembered as given back; everything else holds what the medium has
         self.coalesced = coalesced and self.has_descriptors
         self.medium = bytearray(size)
         self.medium[:INFO_BYTES] = info
@@ -505,6 +515,8 @@ class Naive:
 
     def holds(self, page):
         """True where the page holds data."""
+        if not self.has_descriptors:
+            return page not in self.free
         return page in self.fields and self.fields[page][1]
 
     def goes_to_medium(self, page):
@@ -650,10 +662,11 @@ class Naive:
         placed = self.placement.pages[page]
         self.settle(placed, PAGE)
         self.settle_descriptor(page)
-        if self.has_descriptors and not self.holds(page):
+        if not self.holds(page):
             data, at = bytes(at) + data + bytes(PAGE - at - len(data)), 0
         lines = self.store("host", placed + at, data)
         self.page_writes += 1
+        self.free.discard(page)
         if self.has_descriptors:
             crc = crc32c(self.load(placed, PAGE)) if self.checksums else 0
             self.change_descriptor(page, crc, True, self.writes_of(page) + 1, lines)
@@ -668,6 +681,8 @@ class Naive:
             self.mark(page)
             self.settle_descriptor(page)
             self.change_descriptor(page, 0, False, self.writes_of(page))
+        if self.has_memory:
+            self.free.add(page)
         self.erase(page)
 
     def erase(self, page):
@@ -677,7 +692,7 @@ class Naive:
 
     def read_page(self, page):
         """The 4096 bytes of a page."""
-        if page // self.section_pages not in self.touched or (self.has_descriptors and not self.holds(page)):
+        if page // self.section_pages not in self.touched or not self.holds(page):
             return bytes(PAGE)
         return self.load(self.placement.pages[page], PAGE)
 
@@ -757,7 +772,12 @@ class Naive:
     def close(self):
         """Leave nothing pending and no section dirty."""
         self.drain()
+        self.forget()
         self.dirty, self.recent = set(), set()
+
+    def forget(self):
+        """The server is gone, and its memory with it."""
+        self.free = set()
 
     def drain(self):
         """Write every pending descriptor to the medium, in the order of the slots."""
@@ -771,7 +791,7 @@ class Naive:
         """(offset, bytes, holds data), neighbours joined."""
         found = []
         for page, at, size in self.parts(offset, count):
-            holds = page // self.section_pages in self.touched and (not self.has_descriptors or self.holds(page))
+            holds = page // self.section_pages in self.touched and self.holds(page)
             if found and found[-1][2] == holds:
                 found[-1] = (found[-1][0], found[-1][1] + size, holds)
             else:

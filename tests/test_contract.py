@@ -127,6 +127,7 @@ class Pair:
 
     def do_kill(self):
         self.device.abandon()
+        self.twin.forget()
         self.open_again("killed")
 
     def open_again(self, recovery):
@@ -307,7 +308,8 @@ NUMBER = itertools.count()
         pytest.param(place, variant, marks=one_worker(place, level))
         for variant, (level, _) in LEVELINGS.items()
         for place in naive.PLACEMENTS
-        if (place, level) in PAIRS
+        # With descriptors in memory one way of turning is as good as another.
+        if (place, level) in PAIRS and (place != "ram" or variant == "regions")
     ],
 )
 @given(data=st.data())

@@ -64,6 +64,7 @@ def content(device: Device) -> bytes:
         *itertools.product(["interleaved"], [16, 64, 512, 4096]),
         *itertools.product(["linear"], [16, 32, 1024]),  # with 4096 the array would be as large as the medium
         ("none", 64),
+        ("ram", 64),
     ],
 )
 def test_reader_finds_what_the_device_holds(tmp_path, placement, leveling, descriptor_bytes, frame_bytes):
@@ -240,6 +241,7 @@ def fields_of(dtype) -> list[tuple[int, str, str]]:
         ("interleaved", geometry.placement.family.modules["interleaved"].STATE),
         ("linear", geometry.placement.family.modules["linear"].STATE),
         ("none", geometry.placement.family.modules["none"].STATE),
+        ("ram", geometry.placement.family.modules["ram"].STATE),
         ("No leveling", geometry.leveling.family.modules["none"].STATE),
         ("start_gap", geometry.leveling.family.modules["start_gap"].STATE),
         ("optane", geometry.leveling.family.modules["optane"].STATE),

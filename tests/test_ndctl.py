@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import needs
 
-from pmem_core import geometry, image
+from pmem_core import cli, geometry, image, peers
 from pmem_core.infoblock import read
 
 GIB = 1 << 30
@@ -78,6 +78,31 @@ def test_usable_size_is_what_real_machines_show(tmp_path, size_gib, usable_gib):
 def test_64_mib_file_is_as_ndctl_makes_it(tmp_path):
     block = infoblock(make(tmp_path, 64 << 20))
     assert (block["dataoff"], block["npfns"]) == (2097152, 15872)
+
+
+@needs("ndctl")
+@pytest.mark.parametrize("size", [4 << 20, 64 << 20, (64 << 20) + PAGE, 8 * GIB, 1500 * GIB])
+def test_plan_without_an_image_is_what_ndctl_reads_from_one(tmp_path, capsys, size):
+    options = ["--size", str(size), "--placement", "linear", "--leveling", "none"]
+    assert cli.main(["info", "--plan", *options, "-j"]) == 0
+    (plan,) = json.loads(capsys.readouterr().out)["plans"]
+    block = infoblock(make(tmp_path, size))
+    assert (plan["data_at"], plan["page_count"], plan["linux"]) == (block["dataoff"], block["npfns"], True)
+    if size % (2 << 20) == 0:
+        # Else Linux itself gives up what is behind the last 2 MiB; it takes a block that does not.
+        assert peers.fsdax(size, on_device=True)["data"] == block["npfns"] * PAGE == plan["capacity"]["device_bytes"]
+
+
+@needs("ndctl")
+@pytest.mark.parametrize("size", [4 << 20, 64 << 20, 1500 * GIB])
+def test_ram_is_a_namespace_with_its_map_in_memory(tmp_path, size):
+    """nd_pfn_init(): mode 1, and nothing but the info blocks in front of the data, aligned to 2 MiB."""
+    image.create(tmp_path / "disk.pmem", geometry.plan(size, placement_name="ram", leveling_name="none"))
+    block = infoblock(tmp_path / "disk.pmem")
+    wanted = {"signature": "NVDIMM_PFN_INFO", "mode": 1, "align": 2 << 20, "page_struct_size": 64, "end_trunc": 0}
+    assert {name: block[name] for name in wanted} == wanted
+    assert (block["dataoff"], block["npfns"]) == (2 << 20, (size - (2 << 20)) // PAGE)
+    assert read(tmp_path / "disk.pmem" / "media").in_memory
 
 
 @needs("ndctl")

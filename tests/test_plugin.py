@@ -3,6 +3,7 @@
 
 import contextlib
 import errno
+import itertools
 import json
 import os
 import random
@@ -257,8 +258,10 @@ def test_beyond_the_end_is_refused_and_the_server_lives(client):
     assert len(client.pread(1, size - 1)) == 1
 
 
-@pytest.mark.parametrize("placement", ["interleaved", "linear", "none"])
-@pytest.mark.parametrize("leveling", ["none", "start_gap"])
+@pytest.mark.parametrize(
+    ("placement", "leveling"),
+    [*itertools.product(["interleaved", "linear", "none"], ["none", "start_gap"]), ("ram", "start_gap")],
+)
 def test_random_requests_against_a_shadow(tmp_path, placement, leveling):
     import nbd
 
@@ -266,6 +269,7 @@ def test_random_requests_against_a_shadow(tmp_path, placement, leveling):
     path = make(tmp_path / "disk.pmem", 12 * MIB, placement_name=placement, leveling_name=leveling)
     with serving(path) as running:
         client = running.connect()
+        can_fast = placement in ("interleaved", "linear")
         shadow = bytearray(client.get_size())
         for _ in range(400):
             count = chance.choice((1, 2, 512, 4096, chance.randint(1, 9000), 65536, chance.randint(1, 1 << 19)))
@@ -281,7 +285,7 @@ def test_random_requests_against_a_shadow(tmp_path, placement, leveling):
                 client.pwrite(data, offset, chance.choice((0, 0, 0, nbd.CMD_FLAG_FUA)))
                 shadow[offset : offset + count] = data
             elif what == "zero":
-                client.zero(count, offset, chance.choice((0, nbd.CMD_FLAG_FAST_ZERO)) if placement != "none" else 0)
+                client.zero(count, offset, chance.choice((0, nbd.CMD_FLAG_FAST_ZERO)) if can_fast else 0)
                 shadow[offset : offset + count] = bytes(count)
             elif what == "no_hole":
                 client.zero(count, offset, nbd.CMD_FLAG_NO_HOLE)
@@ -563,7 +567,7 @@ def test_dump_plugin_says_what_it_is():
     )
     told = dict(line.split("=", 1) for line in done.stdout.splitlines() if line.startswith("pmem_"))
     assert set(told) >= {"pmem_version", "pmem_info_version", "pmem_descriptor_formats"}
-    assert told["pmem_placements"] == "interleaved,linear,none"
+    assert told["pmem_placements"] == "interleaved,linear,none,ram"
     assert told["pmem_logwrites_version"] == told["pmem_record_version"] == "1"
     assert set(told["pmem_levelings"].split(",")) >= {"none", "start_gap"}
 

@@ -39,7 +39,7 @@ def test_policy_is_complete(kind, name):
         stub = inspect.signature(getattr(family_package(kind), function))
         assert list(stub.parameters) == list(inspect.signature(plain(module, function)).parameters), function
     if kind == "placement":
-        assert module.ON_MEDIUM in (True, False)
+        assert (module.ON_MEDIUM, module.IN_MEMORY) in ((True, False), (False, True), (False, False))
     else:
         assert module.MOVES in (True, False) and module.SOURCE
 

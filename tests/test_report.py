@@ -25,7 +25,7 @@ from conftest import needs
 from hypothesis import given
 from hypothesis import strategies as some
 
-from pmem_core import cli, geometry, image, snapshot, stats
+from pmem_core import capacity, cli, geometry, image, snapshot, stats
 from pmem_core.device import Device
 from pmem_core.errors import DamagedImage
 from pmem_core.journal import Journal
@@ -474,7 +474,7 @@ def test_browser_shows_the_column(tmp_path, text, worn, dark):
 
     _, (left, top, width, height), *_ = measured["boxes"][0]
     plan = image.load_geometry(worn)
-    rows = -(-snapshot.pages_behind_info(plan) // 65)
+    rows = -(-capacity.pages_behind_info(plan) // 65)
     viridis = mpl.colormaps["viridis"]
     for row, place in itertools.product((1, rows // 2, rows - 2), (0, 1, 30, 64)):
         shown = seen.pixels[int(top + height * (row + 0.5) / rows), int(left + width * (place + 0.5) / 65)]

@@ -14,7 +14,7 @@ import naive
 import numpy as np
 import pytest
 
-from pmem_core import geometry, image, infoblock, layout, leveling, placement, snapshot, stats
+from pmem_core import capacity, geometry, image, infoblock, layout, leveling, placement, snapshot, stats
 from pmem_core.counters import Fold
 from pmem_core.device import Device
 from pmem_core.errors import DamagedImage, NotAnImage
@@ -180,10 +180,10 @@ def test_shares_add_up_to_the_medium(policy, place, size):
         if policy == "start_gap" and size < 64 << 20:
             options["parameters"] = SMALL["start_gap"]
         plan = geometry.plan(size, **options)
-        shares = snapshot.shares(plan)
+        shares = capacity.shares(plan)
         assert sum(shares.values()) == size
         assert all(count >= 0 and count % line_bytes == 0 for count in shares.values())
-        assert sum(snapshot.lines_by_kind(plan).values()) == plan.line_count
+        assert sum(capacity.lines_by_kind(plan).values()) == plan.line_count
 
 
 def test_host_figures_count_requests(tmp_path):

@@ -36,6 +36,7 @@ def test_default_set_has_every_combination_once():
     loads = len(cells.WORKLOADS) + len(cells.RECORDINGS)
     assert len(of_interleaved) == len(cells.LEVELINGS) * len(cells.UNITS) * len(cells.WRITES) * loads
     assert {cell.placement for cell in found} == {"interleaved", "linear", "none"}
+    assert {cell.placement for cell in cells.cells(placements=("ram",))} == {"ram"}
 
 
 @pytest.mark.parametrize(("unit", "writes"), [(64, "each"), (4096, "coalesced")])

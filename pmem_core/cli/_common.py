@@ -3,6 +3,7 @@
 
 import contextlib
 import json
+import math
 import os
 import re
 import sys
@@ -21,6 +22,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 SIZE_EXPECTED = "a size such as 4096, 64K, 1.5G or 8GiB"
 SIZE_MAX = 2**63 - 1
 UNITS = "KMGTPE"
+PAGE_BYTES = 4096
 
 # Whether it can be read is found out by whoever reads it; click would call a refusal a mistake in typing.
 PATH = click.Path(readable=False, path_type=Path)
@@ -41,7 +43,9 @@ def parse_size(text: str) -> int:
     if size == 0:
         raise UsageError(repr(text), "is zero", SIZE_EXPECTED)
     if size.denominator != 1:
-        raise UsageError(repr(text), "is not a whole number of bytes", SIZE_EXPECTED)
+        unit_bytes = PAGE_BYTES if size > PAGE_BYTES else 1
+        near = math.ceil(size / unit_bytes) * unit_bytes
+        raise UsageError(repr(text), "is not a whole number of bytes", f"a size such as {near}")
     if size > SIZE_MAX:
         raise UsageError(repr(text), "is too large", f"at most {SIZE_MAX} bytes")
     return int(size)

@@ -55,15 +55,11 @@ def parse_parameters(texts: tuple[str, ...], option: str = "--set") -> dict[str,
     return parameters
 
 
+_PLACEMENT: dict[str, Any] = {
+    "type": click.Choice(policies("placement")),
+    "help": "Where pages and their descriptors lie.",
+}
 _OPTIONS = [
-    policy_file_option,
-    click.option(
-        "--placement",
-        type=click.Choice(policies("placement")),
-        default="interleaved",
-        show_default=True,
-        help="Where pages and their descriptors lie.",
-    ),
     click.option(
         "--leveling",
         type=LevelingName(policies("leveling")),
@@ -90,11 +86,22 @@ _OPTIONS = [
 ]
 
 
-def geometry_options(function: Function) -> Function:
-    """Give a verb the options of a geometry, which arrive as keyword arguments for `plan_of`."""
-    for option in reversed(_OPTIONS):
+def _add(function: Function, *options: Any) -> Function:
+    for option in reversed(options):
         function = option(function)
     return function
+
+
+def geometry_options(function: Function) -> Function:
+    """Give a verb the options of a geometry, which arrive as keyword arguments for `plan_of`."""
+    placement = click.option("--placement", default="interleaved", show_default=True, **_PLACEMENT)
+    return _add(function, policy_file_option, placement, *_OPTIONS)
+
+
+def plan_options(function: Function) -> Function:
+    """The same where a placement need not be chosen: it arrives as None."""
+    placement = click.option("--placement", show_default="all of them, side by side", **_PLACEMENT)
+    return _add(function, policy_file_option, placement, *_OPTIONS)
 
 
 def plan_of(size: int, options: dict[str, Any], **more: Any) -> "Geometry":

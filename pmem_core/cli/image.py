@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
-from pmem_core.cli._common import IMAGE, SIZE, emit, human_bytes, json_option, policy_file_option, progress, working
-from pmem_core.cli._geometry import geometry_options, plan_of
+from pmem_core.cli import _capacity
+from pmem_core.cli._common import IMAGE, PATH, SIZE, emit, human_bytes, json_option, progress, working
+from pmem_core.cli._geometry import geometry_options, plan_of, plan_options
+from pmem_core.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -17,14 +20,6 @@ if TYPE_CHECKING:
     from pmem_core.snapshot import Look
 
 EVENTS_SHOWN = 5
-USES = {
-    "info": "info blocks",
-    "data": "pages the client sees",
-    "descriptor": "pages of descriptors",
-    "spare": "free frames of the leveling",
-    "padding": "left free by the placement",
-    "tail": "fills no frame or region",
-}
 
 
 @click.command()
@@ -60,6 +55,10 @@ def create(image: Path, size: int, descriptor_format: int | None, as_json: bool,
 
         plan = plan_of(size, options, descriptor_format=descriptor_format)
         images.create(image, plan)
+        if plan.info.descriptor_writes == "coalesced" and not plan.has_descriptors:
+            click.echo(
+                f"--descriptor-writes coalesced: not used: {plan.info.placement} writes no descriptors", err=True
+            )
     if plan.info.initialise == "eager":
         _initialise(image)
     with working(f"reading {image}"):
@@ -81,19 +80,40 @@ def _initialise(image: Path) -> None:
 
 
 @click.command()
-@IMAGE
+@click.argument("image", type=PATH, required=False)
+@click.option("--plan", "planned", is_flag=True, help="Of no image: what would become of a medium of --size bytes.")
+@click.option("-s", "--size", type=SIZE, help="With --plan: size of the medium.")
 @click.option("--page", type=click.IntRange(min=0), metavar="N", help="Show the descriptor of page N instead.")
-@policy_file_option
+@plan_options
 @json_option
-def info(image: Path, page: int | None, as_json: bool) -> None:
+def info(image: Path | None, planned: bool, size: int | None, page: int | None, as_json: bool, **options: Any) -> None:
     """Show what an image is, and where every byte of its medium goes; or what one page's descriptor says.
+
+    With --plan no image is needed, and the options are those of create.  Without --placement all of them are shown
+    side by side, beside what Linux's fsdax namespaces and BTT would leave of the same medium.
 
     \b
     Examples:
       pmem-nbd info disk.pmem
       pmem-nbd info disk.pmem -j | jq .capacity
       pmem-nbd info disk.pmem --page 70
+      pmem-nbd info --plan --size 1.5T
+      pmem-nbd info --plan --size 1.5T --placement interleaved --descriptor-bytes 128
     """
+    if planned:
+        if image is not None:
+            raise UsageError("--plan", f"and an image: {image}", "one of the two")
+        if size is None:
+            raise UsageError("--plan", "no size", "--size, such as --size 1.5T")
+        with working("planning"):
+            figures = _capacity.planned(size, options)
+        emit(figures) if as_json else _capacity.show(figures)
+        return
+    given = [name for name in ("size", *options) if _was_given(name) and name != "policy_file"]
+    if given:
+        raise UsageError(f"--{given[0].replace('_', '-')}", "says what an image is to be", "--plan, and no image")
+    if image is None:
+        raise UsageError("info", "no image", "IMAGE, or --plan with --size")
     if page is not None:
         from pmem_core.cli._page import show_page
 
@@ -109,12 +129,15 @@ def info(image: Path, page: int | None, as_json: bool) -> None:
         show(figures)
 
 
+def _was_given(name: str) -> bool:
+    return click.get_current_context().get_parameter_source(name) is ParameterSource.COMMANDLINE
+
+
 def report(path: Path, found: "Look") -> dict[str, Any]:
     """What `info` knows of an image, ready for JSON; sizes in bytes."""
-    from pmem_core import snapshot
+    from pmem_core import capacity, snapshot
 
     plan = found.plan
-    shares = snapshot.shares(plan)
     return {
         "image": snapshot.describe(path, found),
         "geometry": {
@@ -123,13 +146,8 @@ def report(path: Path, found: "Look") -> dict[str, Any]:
             "placed_frames": plan.placed_frames,
             "sections": plan.section_count,
         },
-        "capacity": {
-            "medium_bytes": plan.info.size,
-            "device_bytes": plan.device_bytes,
-            "overhead_bytes": plan.info.size - plan.device_bytes,
-            "overhead": 1 - plan.device_bytes / plan.info.size,
-            "bytes": shares,
-        },
+        "capacity": capacity.figures(plan.info.size, capacity.shares(plan)),
+        "descriptor_memory": snapshot.memory(found),
         "files": files(path),
         "served": found.session == "served",
         "pid": found.holder.get("pid"),
@@ -158,12 +176,14 @@ def show(figures: dict[str, Any]) -> None:
 
     console, image = Console(highlight=False), figures["image"]
     parameters = ", ".join(f"{name}={value}" for name, value in image["parameters"].get("leveling", {}).items())
-    if image["descriptor_bytes"]:
-        checks = "with checksums" if image["checksums"] else "without checksums"
-        what = f"{image['descriptor_bytes']} bytes, format {image['descriptor_format']}"
-        descriptors = f"{what}, written {image['descriptor_writes']}, {checks}"
-    else:
-        descriptors = "none on the medium"
+    checks = "with checksums" if image["checksums"] else "without checksums"
+    what = f"{image['descriptor_bytes']} bytes, format {image['descriptor_format']}"
+    descriptors = f"{what}, written {image['descriptor_writes']}, {checks}"
+    if image["descriptors"] == "memory":
+        memory = _capacity.memory_words(figures["descriptor_memory"])
+        descriptors = f"{image['descriptor_bytes']} bytes, in the server's memory, {checks}; {memory}"
+    elif not image["descriptors"]:
+        descriptors = "none"
     session = f"served by process {figures['pid']}" if figures["served"] else figures["session"]
     facts = {
         "uuid": image["uuid"],
@@ -181,7 +201,7 @@ def show(figures: dict[str, Any]) -> None:
     for name, value in facts.items():
         console.print(f"  {name:15} {value}", soft_wrap=True, markup=False)
     console.print()
-    console.print(_capacity_table(figures["capacity"], console))
+    console.print(_capacity.table_of(figures["capacity"], console))
     console.print()
     console.print(_file_table(figures["files"], console))
     console.print()
@@ -199,27 +219,8 @@ def _moment(seconds: int) -> str:
         return str(seconds)
 
 
-def _table(console: "Console", *columns: str) -> "Table":
-    from rich import box
-    from rich.table import Table
-
-    # Nothing but ASCII where nobody watches.
-    table = Table(box=box.SIMPLE_HEAD if console.is_terminal else None, pad_edge=False, show_edge=False)
-    for number, column in enumerate(columns):
-        table.add_column(column, justify="right" if number else "left", overflow="fold")
-    return table
-
-
-def _capacity_table(capacity: dict[str, Any], console: "Console") -> "Table":
-    table = _table(console, "the medium", "bytes", "", "share")
-    size = capacity["medium_bytes"]
-    for use, count in [*((USES[use], count) for use, count in capacity["bytes"].items() if count), ("all", size)]:
-        table.add_row(use, str(count), human_bytes(count), f"{count / size:.3%}")
-    return table
-
-
 def _file_table(sizes: dict[str, dict[str, int]], console: "Console") -> "Table":
-    table = _table(console, "the host's files", "bytes", "on disk")
+    table = _capacity.table(console, "the host's files", "bytes", "on disk")
     for name, size in sizes.items():
         table.add_row(name, human_bytes(size["bytes"]), human_bytes(size["used_bytes"]))
     return table

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pmem_core.cli._capacity import memory_words
 from pmem_core.cli._common import IMAGE, emit, human_bytes, json_option, policy_file_option, working
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def stats(
       pmem-nbd stats disk.pmem -j | jq .wear.descriptor.max
     """
     with working(f"reading {image}"):
-        from pmem_core import counters, snapshot
+        from pmem_core import capacity, counters, snapshot
         from pmem_core import stats as figures_
 
         plan = snapshot.look(image).plan
@@ -81,7 +82,7 @@ def stats(
 
     console = Console(highlight=False)
     group = 4096 // plan.info.descriptor_bytes + 1
-    pages = snapshot.pages_behind_info(plan)
+    pages = capacity.pages_behind_info(plan)
     wanted = heat_map if heat_map is not None else stripe or not (histogram or as_json)
     fold = _fold(console.width, pages, group if stripe else 0, counters.Fold) if wanted else None
 
@@ -147,6 +148,8 @@ def render(figures: dict[str, Any], by: str, console: "Console") -> Iterator["Re
     yield Text(f"write amplification   {_number(figures['write_amplification'])}, {level['moves']} frames moved")
     if "stall_seconds" in level:
         yield Text(f"stalls (modelled)     {level['stall_seconds']:.3g} s")
+    if image["descriptors"] == "memory":
+        yield Text(f"descriptors           in the server's memory: {memory_words(figures['descriptor_memory'])}")
     life = figures["normalized_life"]
     yield Text(f"share of ideal life   {'-' if life is None else f'{life:.2%}'}, if wear goes on as it did so far")
     yield from _warnings(figures)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import host, infoblock, layout, reshape, snapshot, statefile
+from .. import capacity, host, infoblock, layout, reshape, statefile
 from ..check import pages as check_pages
 from ..check import trust
 from ..device import Device
@@ -156,7 +156,7 @@ class Conversion:
         self._loop(reshape.sweep_pages, self.target, found.held, in_file, at=0, behind=(new.info.page_count,))
         numbers = -(-new.info.page_count // each)
         self._loop(reshape.sweep_descriptors, self.target, found.says, in_file, at=0, behind=(numbers,))
-        for first, end in snapshot.padding(new):
+        for first, end in capacity.padding(new):
             first, end = -(-first // layout.PAGE_BYTES), end // layout.PAGE_BYTES
             self._loop(reshape.sweep_placed, in_file, at=first, behind=(end,))
 

@@ -102,6 +102,11 @@ def spare_frames(state, table):
     return (first + ((table >> 32)[:, None] + np.arange(gap)) % ring).ravel()
 
 
+def spare_count(state, table):
+    """How many frames `spare_frames` would name: of a large medium they are millions."""
+    return len(table) * int(state["gap_frames"])
+
+
 def table_is_sane(state, table):
     """True where compiled code can bear `table`, whatever is in it."""
     whole, gap_frames = int(state["whole_regions"]), int(state["gap_frames"])

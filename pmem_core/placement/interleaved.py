@@ -15,6 +15,7 @@ from ..jit import hot
 from ..layout import PAGE_BYTES, PAGE_SHIFT
 
 ON_MEDIUM = True
+IN_MEMORY = False
 STATE = np.dtype([("group_shift", "<i8"), ("descriptor_shift", "<i8")])
 
 

@@ -16,6 +16,7 @@ from ..jit import hot
 from ..layout import FRAMES_AT, PAGE_BYTES, PAGE_SHIFT
 
 ON_MEDIUM = True
+IN_MEMORY = False
 ALIGN = 2 << 20
 STATE = np.dtype([("data_at", "<i8"), ("array_shift", "<i8")])
 

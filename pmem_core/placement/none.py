@@ -12,6 +12,7 @@ from ..jit import hot
 from ..layout import PAGE_BYTES, PAGE_SHIFT
 
 ON_MEDIUM = False
+IN_MEMORY = False
 STATE = np.dtype([("pfn_only", "<i8")])
 
 

@@ -113,6 +113,11 @@ class Memory:
         """The medium frames that hold nothing, as the policy has it."""
         return np.asarray(self.module.spare_frames(self.state, self.table.copy()))
 
+    def spare_count(self) -> int:
+        """How many they are, by the policy's own count where it has one."""
+        count = getattr(self.module, "spare_count", None)
+        return int(count(self.state, self.table.copy())) if count else len(self.spares())
+
     def checkpoint(self) -> None:
         """Make the table durable."""
         self.durable[:] = self.table

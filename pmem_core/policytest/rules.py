@@ -109,9 +109,11 @@ def require_map(memory: Memory, places: np.ndarray, when: str, *, spares: bool =
     if not spares:
         return
     try:
-        named = memory.spares()
+        named, count = memory.spares(), memory.spare_count()
     except Exception as error:
         raise Fault(f"spare_frames: fails {when}", told(error, None)) from None
+    if count != len(named):
+        raise Fault(f"{when} spare_count says {count}", f"{len(named)}, as many as spare_frames names")
     seen: set[int] = set()
     for place in named.tolist():
         if not 0 <= place < memory.medium_frames:

@@ -43,6 +43,10 @@ class Memory:
         self.run = run = np.zeros(1, layout.RUN)
         for name, array in arrays.items():
             run[name] = array.ctypes.data
+        if plan.in_memory:
+            arrays["held"][:] = 1  # of a page not touched yet nothing is known: it holds what the medium has
+        elif not plan.has_descriptors:
+            run["held"] = 0
         # Nothing has to be durable, so the durable table is the table, and no move waits.
         run["durable"] = run["table"]
         weakest = endurance.mean

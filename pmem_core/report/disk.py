@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import __version__, counters, layout, snapshot, stats
+from .. import __version__, capacity, counters, layout, snapshot, stats
 from ..errors import PmemError
 from . import drawn, words
 from .page import Key, Page, Section, Table
@@ -26,7 +26,7 @@ def report(path: Path, *, by: str = "max", over: str = "bytes") -> Page:
     line_bytes = plan.info.line_bytes
     group = layout.PAGE_BYTES // plan.info.descriptor_bytes + 1
     wear_map = WearMap(
-        snapshot.pages_behind_info(plan),
+        capacity.pages_behind_info(plan),
         layout.PAGE_BYTES // line_bytes,
         layout.FRAMES_AT // line_bytes,
         stripe=group if plan.info.placement == "interleaved" else 0,
@@ -41,7 +41,7 @@ def report(path: Path, *, by: str = "max", over: str = "bytes") -> Page:
     except PmemError as error:
         history = str(error)
     sections = [
-        _image(found, snapshot.shares(plan)),
+        _image(found, capacity.shares(plan)),
         _by_kind(found),
         drawn.by_position(found, wear_map, by),
         drawn.lorenz(found, counters),
@@ -103,7 +103,8 @@ def _alarms(found: dict[str, Any]) -> list[str]:
 def _image(found: dict[str, Any], shares: dict[str, int]) -> Section:
     image = found["image"]
     parameters = {**image["parameters"]["placement"], **image["parameters"]["leveling"]}
-    has_descriptors = image["descriptor_bytes"] > 0
+    written = f"{image['descriptor_bytes']} bytes, written {image['descriptor_writes']}"
+    descriptor = {"medium": written, "memory": f"{image['descriptor_bytes']} bytes, in the server’s memory"}
     rows = [
         ["path", words.name_of(image["path"])],
         ["uuid", image["uuid"]],
@@ -115,7 +116,7 @@ def _image(found: dict[str, Any], shares: dict[str, int]) -> Section:
         *[[f"· {name}", number(value)] for name, value in parameters.items()],
         [
             "descriptor",
-            f"{image['descriptor_bytes']} bytes, written {image['descriptor_writes']}" if has_descriptors else "none",
+            descriptor.get(image["descriptors"], "none"),
         ],
         ["checksums", "yes" if image["checksums"] else "no"],
         ["frame (what leveling moves)", f"{image['frame_bytes']} bytes"],

@@ -143,9 +143,10 @@ def cells(
     """Every combination of what is given; of what is not, all there is.  UsageError for a name that is not known.
 
     Without descriptors a page's lines are written together, at every unit and whenever descriptors would be: such
-    cells would be the same, and one of them is run.
+    cells would be the same, and one of them is run.  Descriptors in memory wear as much as none, so they are run only
+    if asked for.
     """
-    placements = placements or tuple(placement.family.modules)
+    placements = placements or tuple(name for name, module in placement.family.modules.items() if not module.IN_MEMORY)
     known = [*workloads.family.modules, *RECORDINGS]
     for name in loads:
         if name not in known:
