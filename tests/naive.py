@@ -410,7 +410,7 @@ class Naive:
         self.placement = PLACEMENTS[placement](placed_bytes, descriptor_bytes)
         self.has_descriptors = self.placement.descriptors is not None
         self.has_memory = isinstance(self.placement, InMemory)
-        self.free = set()  # pages remembered as given back; everything else holds what the medium has
+        self.freed = set()  # pages remembered as given back; everything else holds what the medium has
         self.coalesced = coalesced and self.has_descriptors
         self.medium = bytearray(size)
         self.medium[:INFO_BYTES] = info
@@ -516,7 +516,7 @@ class Naive:
     def holds(self, page):
         """True where the page holds data."""
         if not self.has_descriptors:
-            return page not in self.free
+            return page not in self.freed
         return page in self.fields and self.fields[page][1]
 
     def goes_to_medium(self, page):
@@ -666,7 +666,7 @@ class Naive:
             data, at = bytes(at) + data + bytes(PAGE - at - len(data)), 0
         lines = self.store("host", placed + at, data)
         self.page_writes += 1
-        self.free.discard(page)
+        self.freed.discard(page)
         if self.has_descriptors:
             crc = crc32c(self.load(placed, PAGE)) if self.checksums else 0
             self.change_descriptor(page, crc, True, self.writes_of(page) + 1, lines)
@@ -682,7 +682,7 @@ class Naive:
             self.settle_descriptor(page)
             self.change_descriptor(page, 0, False, self.writes_of(page))
         if self.has_memory:
-            self.free.add(page)
+            self.freed.add(page)
         self.erase(page)
 
     def erase(self, page):
@@ -777,7 +777,7 @@ class Naive:
 
     def forget(self):
         """The server is gone, and its memory with it."""
-        self.free = set()
+        self.freed = set()
 
     def drain(self):
         """Write every pending descriptor to the medium, in the order of the slots."""
