@@ -407,6 +407,12 @@ def test_maps_that_can_serve_are_maps():
     assert set(words.SERVES) <= set(pagemaps.family.modules)
 
 
+@pytest.mark.parametrize("option", sorted({option for option, _ in words.SERVES.values() if option}))
+def test_option_that_makes_a_map_serve_is_one_of_create(tmp_path, option, capsys):
+    assert cli.main(["create", str(tmp_path / "a.pmem"), "--size", "64M", *option.strip("`").split()]) == 0
+    assert "for the client" in capsys.readouterr().out
+
+
 def test_document_is_of_every_map():
     page = (ROOT / "docs" / "page-maps.md").read_text()
     for name in pagemaps.family.modules:

@@ -147,6 +147,11 @@ def _show_one(plan: dict[str, Any], console: "Console") -> None:
     console.print()
 
 
+def _share(count: int, of: int) -> str:
+    """A share in per cent, never rounded up: what is not all shall not look like it."""
+    return f"{100_000 * count // of / 1000:.3f}%"
+
+
 def _side_by_side(figures: dict[str, Any], console: "Console") -> "Table":
     """What the client sees of each, and where the rest goes; a bar is what it does not see."""
     made = table(console, "the client sees", "bytes", "share", "descriptors", "leveling", "the rest")
@@ -161,7 +166,7 @@ def _side_by_side(figures: dict[str, Any], console: "Console") -> "Table":
         descriptors, spare = by_use.get("descriptor", 0), by_use.get("spare", 0)
         in_memory = f"{human_bytes(row['memory_bytes'])} RAM" if row["memory_bytes"] else ""
         rest = capacity["overhead_bytes"] - descriptors - spare
-        cells = [str(capacity["device_bytes"]), f"{capacity['device_bytes'] / capacity['medium_bytes']:.3%}"]
+        cells = [str(capacity["device_bytes"]), _share(capacity["device_bytes"], capacity["medium_bytes"])]
         cells += [in_memory or human_bytes(descriptors), human_bytes(spare), human_bytes(rest)]
         made.add_row(name, *cells, *(["#" * round(room * capacity["overhead_bytes"] / most)] if room else []))
     return made
