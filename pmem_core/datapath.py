@@ -107,7 +107,7 @@ def _free(run, core, offset, end, done):
     """Give back the whole pages within [offset + done, end)."""
     first = (offset + done + PAGE_BYTES - 1) >> PAGE_SHIFT
     last = end >> PAGE_SHIFT
-    page, code = _next_touched(run, first), OK
+    page, code = min(_next_touched(run, first), last), OK
     # A kill between a descriptor and the hole would leave bytes behind a page that reads as zeros.
     intent = core["intent"]
     intent[TRIM_FIRST] = page

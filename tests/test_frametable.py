@@ -6,7 +6,7 @@ import random
 import numpy as np
 import pytest
 
-from pmem_core import frametable, geometry, image, layout, leveling, media, snapshot
+from pmem_core import choices, frametable, geometry, image, layout, leveling, media, snapshot
 from pmem_core.check import check
 from pmem_core.device import Device
 from pmem_core.errors import UsageError
@@ -136,7 +136,7 @@ def test_image_killed_in_an_exchange_is_whole(tmp_path, stores):
 @pytest.mark.parametrize("name", ["table_swap", "sampled_swap"])
 def test_table_of_a_large_device_stays_small(name):
     """Each commit of moves copies it."""
-    for size in (1 << 30, 8 << 30, TIB, geometry.SIZE_MAX):
+    for size in (1 << 30, 8 << 30, TIB, choices.SIZE_MAX):
         plan = geometry.plan(size, leveling_name=name)
         assert len(plan.table) <= frametable.BLOCKS_SUITED + frametable.REDO_WORDS + 1
         assert plan.placed_bytes > size * 0.99
