@@ -414,6 +414,7 @@ def test_kill_seen_from_another_mount_namespace_is_a_kill(path):
     assert told == ["killed", "b'new!'"]
 
 
+@pytest.mark.serial  # a mount namespace that another test makes meanwhile would keep the mount, and with it the cache
 @pytest.mark.kernel
 @needs("loop", "ext4")
 def test_kill_and_a_mount_anew_is_a_power_cut(tmp_path):
