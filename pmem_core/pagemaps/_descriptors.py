@@ -6,7 +6,7 @@ in word 4, the order in word 5.
 """
 
 from ..jit import hot, i64_at
-from ..layout import DESCRIPTOR
+from ..layout import DESCRIPTOR, OK
 
 NONE = -1  # the page has no descriptor (now)
 NO_ROOM = -2  # what the plan has room for is used up
@@ -133,3 +133,19 @@ def next_pages(state, pages):
     """The pages that are to be brought up now: the first, and one beyond the last."""
     first = state["covered"]
     return first, min(first + pages, state["page_count"])
+
+
+@hot
+def nothing_to_map(state, first, count):
+    """`map_extent` where a mapping changes nothing."""
+    return OK
+
+
+@hot
+def nothing_to_unmap(state, first, count):
+    """`unmap_extent` where a mapping changes nothing."""
+
+
+def no_figures(states):
+    """`figures` where there are none but the common ones."""
+    return {}

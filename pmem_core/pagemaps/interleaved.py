@@ -9,15 +9,20 @@ that page."  The arithmetic is the placement's of that name.
 import numpy as np
 
 from ..jit import hot
-from ..layout import OK, PAGE_BYTES
+from ..layout import PAGE_BYTES
 from ..placement import interleaved as placing
+from . import _array as arrays
 from . import _descriptors as d
 
 TITLE = "interleaved on the medium, modulo 65"
 SOURCE = "Molnar, 7 May 2015"
 WHERE, SHARED = "medium", True
 PARAMETERS = {}
-STATE = np.dtype([*d.FIELDS, ("medium_interleaved", "<i8"), ("placing", placing.STATE)])
+STATE = np.dtype([*d.FIELDS, *arrays.FIELDS, ("placing", placing.STATE)])
+
+bring_up, get_page, put_page = arrays.bring_up, arrays.get_page, arrays.put_page
+begin_io, end_io = get_page, put_page
+map_extent, unmap_extent, figures = d.nothing_to_map, d.nothing_to_unmap, d.no_figures
 
 
 def plan(page_count, parameters, arena):
@@ -29,47 +34,10 @@ def plan(page_count, parameters, arena):
     states["placing"], found = placing.plan(placed_bytes, d.BYTES)
     assert found == page_count
     states["page_count"], states["medium_bytes"] = page_count, groups * PAGE_BYTES
-    states["medium_interleaved"] = arena.take(placed_bytes)
+    states["array"], states["medium"] = arena.take(placed_bytes), 1
     return states
-
-
-def figures(states):
-    """See the package."""
-    return {}
-
-
-@hot
-def bring_up(state, pages):
-    first, end = d.next_pages(state, pages)
-    for page in range(first, end):
-        d.ensure(state, lookup(state, page), page, 1)
-    state["covered"] = end
-    return end
-
-
-@hot
-def map_extent(state, first, count):
-    return OK
-
-
-@hot
-def unmap_extent(state, first, count):
-    pass
 
 
 @hot
 def lookup(state, page):
-    return state["medium_interleaved"] + placing.descriptor_at(state["placing"], page)
-
-
-@hot
-def get_page(state, page):
-    return d.get(state, lookup(state, page), page, 1)
-
-
-@hot
-def put_page(state, page, descriptor):
-    d.put(state, descriptor, 1)
-
-
-begin_io, end_io = get_page, put_page
+    return state["array"] + placing.descriptor_at(state["placing"], page)

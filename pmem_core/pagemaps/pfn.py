@@ -8,7 +8,6 @@ __pfn_t, which was to do so in the block layer.
 import numpy as np
 
 from ..jit import hot
-from ..layout import OK
 from . import _descriptors as d
 
 TITLE = "page numbers only"
@@ -17,7 +16,8 @@ WHERE, SHARED = "nowhere", True
 PARAMETERS = {}
 STATE = np.dtype([*d.FIELDS, ("no_descriptors", "<i8")])
 
-bring_up = d.nothing_to_bring_up
+bring_up, map_extent, unmap_extent = d.nothing_to_bring_up, d.nothing_to_map, d.nothing_to_unmap
+figures = d.no_figures
 
 
 def plan(page_count, parameters, arena):
@@ -25,21 +25,6 @@ def plan(page_count, parameters, arena):
     states = np.zeros(1, STATE)
     states["page_count"] = page_count
     return states
-
-
-def figures(states):
-    """See the package."""
-    return {}
-
-
-@hot
-def map_extent(state, first, count):
-    return OK
-
-
-@hot
-def unmap_extent(state, first, count):
-    pass
 
 
 @hot

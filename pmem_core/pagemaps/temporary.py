@@ -11,7 +11,7 @@ page tables would cost is not seen here.
 import numpy as np
 
 from ..jit import clear_bytes, hot, u8_at
-from ..layout import OK, PAGE_BYTES
+from ..layout import PAGE_BYTES
 from . import _descriptors as d
 from . import _pool as pool
 
@@ -22,7 +22,7 @@ PARAMETERS = {"outstanding": (1 << 16, 1, 1 << 24, "I/Os that there is room for 
 STATE = np.dtype([*d.FIELDS, ("outstanding", pool.POOL)])
 IN_PAGE = PAGE_BYTES // d.BYTES - 1
 
-bring_up = d.nothing_to_bring_up
+bring_up, map_extent, unmap_extent = d.nothing_to_bring_up, d.nothing_to_map, d.nothing_to_unmap
 
 
 def plan(page_count, parameters, arena):
@@ -36,16 +36,6 @@ def plan(page_count, parameters, arena):
 def figures(states):
     """See the package."""
     return {"outstanding": int(states[0]["outstanding"]["taken"])}
-
-
-@hot
-def map_extent(state, first, count):
-    return OK
-
-
-@hot
-def unmap_extent(state, first, count):
-    pass
 
 
 @hot
