@@ -11,12 +11,20 @@ from .errors import HostError
 MAP_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)
 
 
-class Arena:
-    """Zero-filled anonymous memory, given out once and freed as a whole; keep it as long as its addresses are used.
+def anonymous(count: int) -> mmap.mmap:
+    """`count` (1 or more) zero bytes, a map of their own; OSError or OverflowError where no addresses are left.
 
     Not counted by the kernel's overcommit (MAP_NORESERVE), and in pages of 4096 bytes only: with transparent huge
-    pages each byte touched would cost 2 MiB.
+    pages each byte touched would cost 2 MiB.  Left out of core dumps, which would write the zeros.
     """
+    taken = mmap.mmap(-1, count, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE)
+    taken.madvise(mmap.MADV_NOHUGEPAGE)
+    taken.madvise(mmap.MADV_DONTDUMP)
+    return taken
+
+
+class Arena:
+    """Such memory, given out once and freed as a whole; keep it as long as its addresses are used."""
 
     def __init__(self) -> None:
         self._maps: list[tuple[mmap.mmap, np.ndarray]] = []
@@ -26,10 +34,9 @@ class Arena:
         """The address of `count` more zero bytes, a multiple of 4096; HostError where no addresses are left."""
         count = max(count, 1)
         try:
-            taken = mmap.mmap(-1, count, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE)
+            taken = anonymous(count)
         except (OSError, OverflowError) as error:
             raise HostError(f"{count} bytes of memory", f"mmap: {error}", "a smaller device") from None
-        taken.madvise(mmap.MADV_NOHUGEPAGE)
         view = np.frombuffer(taken, np.uint8)
         self._maps.append((taken, view))
         self.bytes += count

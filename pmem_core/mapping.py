@@ -9,12 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from . import host, layout
+from . import arena, host, layout
 from .errors import DamagedImage, HostError
 from .geometry import Geometry
 
 MOVED_ROOM = 1 << 15  # moves between two checkpoints whose frames are synced one by one, not with all the medium
-_MAP_NORESERVE = 0x4000  # Python names it from 3.13 on
 
 
 @dataclasses.dataclass
@@ -41,13 +40,11 @@ class Mapping:
         """
         count = host.whole_pages(plan.kept_bytes)
         try:
-            kept = mmap.mmap(-1, count, mmap.MAP_PRIVATE | _MAP_NORESERVE)
+            kept = arena.anonymous(count)
         except OSError as error:
             why = (error.strerror or str(error)).lower()
             wanted = "a larger limit (ulimit -v, vm.overcommit_memory), or descriptors on the medium"
             raise HostError("descriptors", f"{count} bytes of memory: {why}", wanted) from error
-        kept.madvise(mmap.MADV_NOHUGEPAGE)
-        kept.madvise(mmap.MADV_DONTDUMP)
         self.maps["descriptors"] = kept
         self.run["descriptors"] = np.frombuffer(kept, np.uint8).ctypes.data
         self.run["descriptor_bytes"] = plan.info.descriptor_bytes
@@ -90,7 +87,7 @@ def map_image(path: Path, plan: Geometry, *, read_only: bool, live: bool = False
                 private = read_only and not live and name != "media"
                 flags = mmap.MAP_PRIVATE if private else mmap.MAP_SHARED
                 protection = mmap.PROT_READ if not writable and not private else mmap.PROT_READ | mmap.PROT_WRITE
-                maps[name] = mmap.mmap(files[name], size, flags | _MAP_NORESERVE, protection)
+                maps[name] = mmap.mmap(files[name], size, flags | arena.MAP_NORESERVE, protection)
         # Single-page folios: a stored byte must not make a flush write 2 MiB.
         maps["media"].madvise(mmap.MADV_RANDOM)
         maps["wear"].madvise(mmap.MADV_RANDOM)
@@ -112,7 +109,8 @@ def _arrange(plan: Geometry, files: dict[str, int], maps: dict[str, mmap.mmap], 
     table, ticks = part["table"].view(np.int64), part["ticks"].view(np.int64)
     media, wear = np.frombuffer(maps["media"], np.uint8), np.frombuffer(maps["wear"], np.uint32)
     durable = table.copy()
-    reserved = np.zeros((info.size >> 16) + 1, np.uint8)
+    # A byte for every 64 KiB, touched as sparsely as the medium is.
+    reserved = np.frombuffer(arena.anonymous((info.size >> 16) + 1), np.uint8)
     scratch = np.zeros(4 * layout.PAGE_BYTES, np.uint8)
     moved = np.zeros(MOVED_ROOM, np.int64)
     run = np.zeros(1, layout.RUN)
