@@ -51,6 +51,16 @@ def read(device, buffer, offset, done):
 
 
 @hot
+def _write_page(run, core, page, at, source, source_at, count):
+    """Write to a page, which gets its descriptor first where those are brought up."""
+    if run["ensure"]:
+        code = call_at(run["ensure"], run, core, page)
+        if code:
+            return code
+    return onepage.write(run, core, page, at, source, source_at, count)
+
+
+@hot
 def write(device, buffer, offset, done):
     """Write buffer[done:] (uint8) at offset + done."""
     run, core = device[0][0], device[1][0]
@@ -64,9 +74,7 @@ def write(device, buffer, offset, done):
         if done + count < source.size:
             onepage.anticipate(run, core, page + 1)
             onepage.anticipate_data(run, core, page + 1)
-        code = call_at(run["ensure"], run, core, page) if run["ensure"] else OK
-        if code == OK:
-            code = onepage.write(run, core, page, at, source, done, count)
+        code = _write_page(run, core, page, at, source, done, count)
         if code:
             return _stopped(done, code)
         done += count
@@ -174,9 +182,7 @@ def zero(device, offset, end, may_trim, done):
         sections, section = onepage.section_of(run, page)
         if sections[section] & (SECTION_TOUCHED | SECTION_DIRTY) or not may_trim:
             clear_bytes(blank, 0, PAGE_BYTES)
-            code = call_at(run["ensure"], run, core, page) if run["ensure"] else OK
-            if code == OK:
-                code = onepage.write(run, core, page, at, blank, 0, count)
+            code = _write_page(run, core, page, at, blank, 0, count)
             if code:
                 return _stopped(done, code)
         done += count
