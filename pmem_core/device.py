@@ -29,10 +29,11 @@ from typing import Any
 
 import numpy as np
 
-from . import datapath, host, image, initialisation, layout, mapping, recovery, upkeep
+from . import datapath, host, image, infoblock, initialisation, layout, mapping, recovery, upkeep
 from .durability import Durability
 from .errors import BadData, DamagedImage, HostError, HostFull, UsageError
 from .host import Lock
+from .infoblock import Info
 from .journal import Journal
 
 EXTENTS_MAX = 2048
@@ -252,6 +253,10 @@ class Device:
     def commit_moves(self) -> None:
         """Let leveling go on: make the moves made so far durable."""
         self._durability.commit_moves()
+
+    def store_info(self, info: Info, at: int) -> None:
+        """Store `info` as the copy at byte `at` of the medium, and count its lines; nothing is waited for."""
+        upkeep.store_info(self.handle, np.frombuffer(infoblock.pack(info), np.uint8).copy(), at)
 
     def sample(self) -> None:
         """Append the wear totals to the journal's history, where something was written since the last time."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from . import bringup, infoblock, jit, layout, upkeep
+from . import bringup, jit, layout
 from .geometry import Geometry
 
 if TYPE_CHECKING:
@@ -44,9 +44,8 @@ def complete(device: "Device", watch: Watch | None) -> None:
         device.complete(bringup.fill, first << layout.PAGE_SHIFT, first, first + STEP_PAGES)
     device.checkpoint()
     info = dataclasses.replace(info, initialised=True, generation=info.generation + 1)
-    block = np.frombuffer(infoblock.pack(info), np.uint8).copy()
     for at in layout.INFO_OFFSETS:
-        upkeep.store_info(device.handle, block, at)
+        device.store_info(info, at)
         device.checkpoint()  # one copy is whole at every instant
     device.plan = dataclasses.replace(device.plan, info=info)
     watch(1.0)

@@ -23,8 +23,7 @@ class Recovered:
 
     how: killed or power cut; suspect: of `sections`, those whose checksums are rebuilt rather than refused; page: the
     page in flight, or -1; healed: its descriptor had to be brought into line; lines: of the count that was finished;
-    trimmed: pages whose space a trim in flight was still to give back; group: descriptors of a
-    group were in flight.
+    trimmed: pages whose space a trim in flight was still to give back; group: descriptors of a group were in flight.
     """
 
     how: str

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import checkscan, infoblock, layout, recovery, statefile, upkeep
+from .. import checkscan, layout, recovery, statefile, upkeep
 from ..device import Device
 from ..errors import PmemError
 from ..geometry import Geometry
@@ -123,8 +123,8 @@ class Mender:
     def info_blocks(self) -> None:
         """Write the copy that is torn or older again."""
         for finding in self.report.of(Kind.INFO_TORN, Kind.INFO_DIFFERS):
-            block = np.frombuffer(infoblock.pack(self.device.plan.info), np.uint8).copy()
-            upkeep.store_info(self.device.handle, block, finding.offset)
+            assert finding.offset is not None
+            self.device.store_info(self.device.plan.info, finding.offset)
             self.report.done(finding, "written again")
 
     def _call(self, function: Callable[..., Any], page: int) -> None:

@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import choices, geometry, host, image, infoblock, layout, snapshot, upkeep
+from .. import choices, geometry, host, image, infoblock, layout, snapshot
 from ..device import Device
 from ..errors import DamagedImage, UnsupportedImage, UsageError
 from ..geometry import Geometry
@@ -122,9 +122,8 @@ def _begin(path: Path, size: int | None, of_format: int | None, watch: Watch) ->
         device.journal.put_conversion(record)
         before = line_writes(device)
         marked = dataclasses.replace(info, generation=info.generation + 1, converting=True)
-        block = np.frombuffer(infoblock.pack(marked), np.uint8).copy()
         for at in layout.INFO_OFFSETS:
-            upkeep.store_info(device.handle, block, at)
+            device.store_info(marked, at)
             device.flush(counted=False)
         return Conversion(device, new, record, watch, before).run()
     except BaseException:
