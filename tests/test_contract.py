@@ -296,6 +296,20 @@ OPERATIONS = st.one_of(
     st.tuples(st.just("reopen")),
     st.tuples(st.just("kill")),
 )
+
+
+def require_agreement(pair, operations):
+    """Device and twin do the same, and are the same after it and after a close."""
+    try:
+        for operation in operations:
+            pair.run(operation)
+        pair.compare_all()
+        pair.do_reopen()
+        pair.compare_all()
+    finally:
+        pair.close()
+
+
 NUMBER = itertools.count()
 
 
@@ -318,14 +332,7 @@ def test_device_is_what_its_twin_says(tmp_path_factory, placement_name, variant,
     plan = data.draw(plans(placement_name, variant), "plan")
     operations = data.draw(st.lists(OPERATIONS, min_size=1, max_size=30), "operations")
     pair = Pair(tmp_path_factory.getbasetemp() / f"contract-{next(NUMBER)}.pmem", plan)
-    try:
-        for operation in operations:
-            pair.run(operation)
-        pair.compare_all()
-        pair.do_reopen()
-        pair.compare_all()
-    finally:
-        pair.close()
+    require_agreement(pair, operations)
 
 
 # Groups of descriptors are given back where a trim covers them wholly.
@@ -348,14 +355,7 @@ def test_descriptors_come_into_being_as_the_twin_says(tmp_path_factory, placemen
     plan = data.draw(plans(placement_name, variant, strategies), "plan")
     operations = data.draw(st.lists(st.one_of(OPERATIONS, LARGE_TRIMS), min_size=1, max_size=30), "operations")
     pair = Pair(tmp_path_factory.getbasetemp() / f"groups-{next(NUMBER)}.pmem", plan)
-    try:
-        for operation in operations:
-            pair.run(operation)
-        pair.compare_all()
-        pair.do_reopen()
-        pair.compare_all()
-    finally:
-        pair.close()
+    require_agreement(pair, operations)
 
 
 @pytest.mark.parametrize(
