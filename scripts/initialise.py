@@ -25,16 +25,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchlib.peers import Peer, memory_of
+
 from pmem_core import geometry, image, layout, warmup
 from pmem_core.cli._common import human_bytes, parse_size
 from pmem_core.device import Device
-from pmem_core.launch import nbdkit_command, nbdkit_environment
-
-
-def memory() -> dict[str, int]:
-    """The memory of this process in bytes: all that is resident, and what of it belongs to no file."""
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return {name: 1024 * int(status[key].split()[0]) for name, key in (("rss", "VmRSS"), ("anonymous", "RssAnon"))}
 
 
 def timed_create(path: Path, size: int, strategy: str, leveling: str) -> dict[str, Any]:
@@ -67,7 +62,7 @@ def timed_use(path: Path) -> dict[str, Any]:
     again = time.perf_counter()
     device.write(page, offset)
     second = time.perf_counter() - again
-    kept = memory()
+    kept = memory_of("self")
     tally = device.mapping.core["tally"][0].copy()
     # One line each for the two writes' own descriptors.
     worn = int(tally["worn"][layout.CAUSE_DESCRIPTOR]) - 2
@@ -85,37 +80,16 @@ def timed_use(path: Path) -> dict[str, Any]:
     }
 
 
-CLIENT = """
-import os, time
-print("ready", flush=True)
-while True:
-    try:
-        h = nbd.NBD()
-        h.connect_unix({socket!r})
-        break
-    except nbd.Error:
-        time.sleep(0.001)
-h.pwrite(os.urandom(4096), h.get_size() // 4096 // 3 * 4096)
-print(time.monotonic(), flush=True)
-"""
+WRITE = "h.pwrite(os.urandom(4096), h.get_size() // 4096 // 3 * 4096)"
 
 
 def timed_server(path: Path) -> dict[str, Any]:
     """Serve the image to a client that was there before."""
-    socket, pid_file = path.parent / "socket", path.parent / "pid"
-    environ = os.environ | {"PATH": f"/usr/bin:{os.environ['PATH']}"}  # the Python that libnbd was packaged for
-    words = ["timeout", "60", "nbdsh", "-c", CLIENT.format(socket=str(socket))]
-    with subprocess.Popen(words, env=environ, stdout=subprocess.PIPE, text=True) as client:
-        assert client.stdout is not None
-        client.stdout.readline()
-        started = time.monotonic()
-        command = nbdkit_command(path, socket=socket, pidfile=pid_file, nbdkit_args=["--exit-with-parent"])
-        with subprocess.Popen(command, env=nbdkit_environment()) as server:
-            answered = client.stdout.readline()
-            status = dict(line.split(":", 1) for line in Path(f"/proc/{server.pid}/status").read_text().splitlines())
-            server.terminate()
-    socket.unlink(missing_ok=True)
-    return {"served": float(answered) - started, "server_rss": 1024 * int(status["VmRSS"].split()[0])}
+    peer = Peer("pmem", path.parent, path.stat().st_size)
+    try:
+        return {"served": peer.first_answer_s(WRITE), "server_rss": peer.memory_bytes()["rss_bytes"]}
+    finally:
+        peer.stop()
 
 
 def child(*arguments: object) -> dict[str, Any]:
@@ -127,7 +101,7 @@ def child(*arguments: object) -> dict[str, Any]:
 
 def measure(folder: Path, size: int, strategy: str, leveling: str) -> dict[str, Any]:
     """One image, made, used and removed."""
-    path = folder / "disk.pmem"
+    path = folder / "image.pmem"  # as a peer of the benchmarks has it
     try:
         found = child("create", path, size, strategy, leveling) | child("use", path)
         found["used"] = sum(one.stat().st_blocks * 512 for one in path.rglob("*") if one.is_file())
@@ -154,7 +128,7 @@ def row(strategy: str, size: int, runs: list[dict[str, Any]]) -> str:
         f"{1000 * middle['served']:.0f} ({min(served):.0f}–{max(served):.0f})",
         str(lines),
         human_bytes(lines * middle["line_bytes"]),
-        f"{middle['anonymous'] / 2**20:.0f}",
+        f"{middle['anonymous_bytes'] / 2**20:.0f}",
         f"{middle['server_rss'] / 2**20:.0f}",
         human_bytes(middle["used"]),
     ]

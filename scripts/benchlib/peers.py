@@ -18,7 +18,8 @@ import click
 ROOT = Path(__file__).resolve().parent.parent.parent
 SIZES = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 KINDS = ("memory", "file", "qemu", "bytearray", "pmem")
-CREATE_OPTIONS = {"placement", "leveling", "descriptor-bytes", "descriptor-writes", "frame-bytes", "line-bytes"}
+CREATE_OPTIONS = {"placement", "leveling", "descriptor-bytes", "descriptor-format", "descriptor-writes"}
+CREATE_OPTIONS |= {"frame-bytes", "line-bytes", "initialise"}
 START_S_MAX = 180
 TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 
@@ -41,13 +42,20 @@ while time.monotonic() < deadline:
         if os.path.exists({socket!r}):
             h = nbd.NBD()
             h.connect_unix({socket!r})
-            h.pread(1, 0)
+            {request}
             print(time.monotonic(), flush=True)
             break
     except nbd.Error:
         pass
     time.sleep(0.001)
 """
+
+
+def memory_of(pid: int | str) -> dict[str, int]:
+    """A process's resident memory, and the part of it that is not of files; pid may be "self"."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    kib = {name: int(value.split()[0]) for name, _, value in (line.partition(":") for line in lines) if "kB" in value}
+    return {"rss_bytes": kib["VmRSS"] << 10, "anonymous_bytes": kib["RssAnon"] << 10}
 
 
 @dataclass
@@ -130,11 +138,14 @@ class Peer:
             self.process.wait()
         self.process = None
 
-    def first_byte_s(self) -> float:
-        """Start the server; seconds from its exec to one byte read by a client that was there before."""
+    def first_answer_s(self, request: str = "h.pread(1, 0)") -> float:
+        """Start the server; seconds from its exec to an answer to a client that was there before.
+
+        request: what it asks, in Python, of the libnbd handle h.
+        """
         command = self.command()
         self.socket.unlink(missing_ok=True)
-        probe = ["nbdsh", "-c", PROBE.format(socket=str(self.socket), seconds=START_S_MAX)]
+        probe = ["nbdsh", "-c", PROBE.format(socket=str(self.socket), seconds=START_S_MAX, request=request)]
         environ = os.environ | {"PATH": f"/usr/bin:{os.environ['PATH']}"}  # the Python that libnbd was packaged for
         with subprocess.Popen(probe, env=environ, stdout=subprocess.PIPE, text=True) as client:
             assert client.stdout is not None
@@ -163,11 +174,7 @@ class Peer:
     def memory_bytes(self) -> dict[str, int]:
         """The server's resident memory, and the part of it that is not of files."""
         assert self.process is not None
-        lines = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
-        kib = {
-            name: int(value.split()[0]) for name, _, value in (line.partition(":") for line in lines) if "kB" in value
-        }
-        return {"rss_bytes": kib["VmRSS"] << 10, "anonymous_bytes": kib["RssAnon"] << 10}
+        return memory_of(self.process.pid)
 
     def settle(self) -> None:
         """Write this peer's dirty pages back, and nobody else's."""

@@ -54,7 +54,7 @@ def scale(spec: str, folder: Path, seconds: float, tell: Callable[[str], None]) 
             memory = peer.memory_bytes()
             peer.stop()
             result[name] |= {"stats_s": stats_s, **memory, "disk_bytes": peer.disk_bytes()}
-            result[name]["start_s"] = peer.first_byte_s()
+            result[name]["start_s"] = peer.first_answer_s()
             peer.stop()
     return result
 
@@ -74,7 +74,7 @@ def starts(
             disk_bytes = peer.disk_bytes()
             seconds = []
             for _ in range(STARTS + 1):
-                seconds.append(peer.first_byte_s())
+                seconds.append(peer.first_answer_s())
                 peer.stop()
             # The first one is not counted: it may have had to read its files from the disk.
             start_s = statistics.median(seconds[1:])
@@ -94,7 +94,7 @@ def cold_start(folder: Path, tell: Callable[[str], None]) -> dict[str, Any]:
     ):
         peer.create()
         peer.environ = {"XDG_CACHE_HOME": cache}
-        start_s = peer.first_byte_s()
+        start_s = peer.first_answer_s()
         said = [line for line in peer.log.read_text().splitlines() if "compiling" in line]
         peer.stop()
     helps = []
