@@ -16,10 +16,13 @@ import random
 import signal
 import struct
 import subprocess
+import tempfile
 from pathlib import Path
 
+import psutil
+
 _LIBC = ctypes.CDLL(None, use_errno=True)
-_CLONE_NEWNS, _MS_REC, _MS_PRIVATE = 0x00020000, 0x4000, 0x40000
+_CLONE_NEWNS, _MS_REC, _MS_PRIVATE, _MNT_DETACH = 0x00020000, 0x4000, 0x40000, 2
 _LOOP_SET_STATUS64, _LOOP_GET_STATUS64, _LO_FLAGS_AT, _LO_FLAGS_AUTOCLEAR = 0x4C04, 0x4C05, 52, 4
 _SHUTDOWN, _LOGFLUSH, _NOLOGFLUSH = 0x8004587D, 1, 2  # EXT4_IOC_SHUTDOWN and XFS_IOC_GOINGDOWN are the same
 _PR_SET_PDEATHSIG = 1
@@ -37,9 +40,16 @@ def _checked(result: int, what: object) -> None:
 
 
 def private_mounts() -> None:
-    """From now on, what this process mounts is seen by it and its children only, and ends with them."""
+    """From now on, what this process mounts is seen by it and its children only, and ends with them.
+
+    What other tests have mounted at this moment it lets go of: else they would unmount, and nothing would go.
+    """
     _checked(_LIBC.unshare(_CLONE_NEWNS), "unshare")
     _checked(_LIBC.mount(b"none", b"/", None, _MS_REC | _MS_PRIVATE, None), "/")
+    for mount in reversed(psutil.disk_partitions(all=True)):
+        where = Path(mount.mountpoint)
+        if Path(tempfile.gettempdir()) in where.parents and where not in (Path.cwd(), *Path.cwd().parents):
+            _LIBC.umount2(os.fsencode(where), _MNT_DETACH)  # one that is gone by now is no matter
 
 
 def end_with_parent() -> None:
