@@ -151,6 +151,20 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip("needs " + "; ".join(lacking))
 
 
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """The command, run in this process with some arguments; returns (exit status, stdout, stderr)."""
+    from pmem_core import cli
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        status = cli.main([str(argument) for argument in arguments])
+        told = capsys.readouterr()
+        return status, told.out, told.err
+
+    return call
+
+
 # --- with PMEM_NBD_REQUIRE_ALL=1, a skip is a failure, whoever asked for it -------------------------------------------
 
 

@@ -9,7 +9,7 @@ import naive
 import pytest
 from hypothesis import assume, example, given
 
-from pmem_core import capacity, cli, geometry, layout, leveling, peers, placement
+from pmem_core import capacity, geometry, layout, leveling, peers, placement
 from pmem_core.errors import UsageError
 
 PAGE = 4096
@@ -17,18 +17,11 @@ MIB, GIB = 1 << 20, 1 << 30
 
 
 @pytest.fixture
-def run(capsys, tmp_path, monkeypatch):
+def run(command, tmp_path, monkeypatch):
     """Run the command in a folder of its own; returns (exit status, stdout, stderr)."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "120")
-
-    def call(*arguments):
-        capsys.readouterr()
-        status = cli.main([str(argument) for argument in arguments])
-        told = capsys.readouterr()
-        return status, told.out, told.err
-
-    return call
+    return command
 
 
 # ---- what Linux leaves, as ndctl printed it on machines ----

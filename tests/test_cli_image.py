@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pmem_core import cli, geometry, image
+from pmem_core import geometry, image
 from pmem_core.cli import _geometry
 from pmem_core.cli import image as verbs
 from pmem_core.cli import stats as stats_verb
@@ -23,18 +23,11 @@ PAGE = 4096
 
 
 @pytest.fixture
-def run(capsys, tmp_path, monkeypatch):
+def run(command, tmp_path, monkeypatch):
     """Run the command in a folder of its own; returns (exit status, stdout, stderr)."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("PMEM_NBD_DEBUG", raising=False)
-
-    def call(*arguments):
-        capsys.readouterr()
-        status = cli.main([str(argument) for argument in arguments])
-        told = capsys.readouterr()
-        return status, told.out, told.err
-
-    return call
+    return command
 
 
 @pytest.fixture
