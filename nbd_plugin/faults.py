@@ -9,6 +9,7 @@ import traceback
 
 import nbdkit
 
+from nbd_plugin import threads
 from pmem_core import policyfile
 from pmem_core.errors import PmemError
 
@@ -30,6 +31,7 @@ def reported(callback):
 
     @functools.wraps(callback)
     def run(*arguments):
+        threads.pin()
         try:
             return callback(*arguments)
         except PmemError as error:

@@ -8,6 +8,7 @@ from typing import Any
 
 import nbdkit
 
+from nbd_plugin import threads
 from nbd_plugin.faults import Refused, reported
 from pmem_core.device import Device
 from pmem_core.layout import PAGE_BYTES
@@ -17,14 +18,13 @@ from pmem_core.logwrites.logged import LoggedDevice
 VERSION = record.VERSION
 
 _device: LoggedDevice
-_pin_thread: Callable[[], None]
 _handle: Callable[[], Any]
 
 
-def begin(device: Device, path: str, pin_thread: Callable[[], None]) -> dict[str, Callable[..., Any]]:
+def begin(device: Device, path: str) -> dict[str, Callable[..., Any]]:
     """Begin a log of `device`, and return the callbacks that keep it."""
-    global _device, _handle, _pin_thread
-    _device, _handle, _pin_thread = LoggedDevice(device, Path(path)), lambda: device.handle, pin_thread
+    global _device, _handle
+    _device, _handle = LoggedDevice(device, Path(path)), lambda: device.handle
     return {
         "open": open_,
         "block_size": block_size,
@@ -46,7 +46,7 @@ def open_(readonly):
     name = nbdkit.export_name()
     if name.startswith(record.MARK_PREFIX):
         _device.mark(name.removeprefix(record.MARK_PREFIX))
-    _pin_thread()
+    threads.give_back()
     return _handle()
 
 

@@ -4,20 +4,14 @@
 nbdkit calls, in this order: config (each key=value), config_complete, get_ready (still on the terminal: everything is
 compiled here), after_fork (the image is opened: neither LMDB nor threads survive a fork), open (each connection).
 
-Every callback comes on a thread that Python does not know, so nbdkit makes a thread state for it and destroys it again,
-which costs an mmap and a munmap a request.  `open` keeps the thread's state by one PyGILState_Ensure() more than there
-are releases.  It tripled the requests a second.
-
-Each connection has one thread of its own (SERIALIZE_REQUESTS); connections run beside each other, with the GIL as the
-lock of the compiled code and disk waits outside it.  More threads a connection only hand the GIL about: with 16 of them
-4 KiB at depth 16 was a third slower.
+Requests come on several threads a connection (THREAD_MODEL_PARALLEL; threads.py), with the GIL as the lock of the
+compiled code and disk waits outside it: while one thread works, another has the next request read from the socket.
+launch.THREADS says how many.
 """
 
-import ctypes
 import errno
 import os
 import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -29,7 +23,7 @@ _ROOT = Path(__file__).resolve().parent.parent
 _PYTHON = "python{}.{}".format(*sys.version_info)
 sys.path += [str(_ROOT), *map(str, _ROOT.glob(f".venv/lib/{_PYTHON}/site-packages"))]
 try:
-    from nbd_plugin import logged, recorded
+    from nbd_plugin import logged, recorded, threads
     from nbd_plugin.faults import Refused, fail, or_fail, reported
     from pmem_core import (
         __version__,
@@ -65,13 +59,7 @@ _served: device.Device
 _read: Callable[..., int]
 _write: Callable[..., int]
 _housekeeper: housekeeping.Housekeeper | None = None
-_pinned = threading.local()
-
-
-def _pin_thread():
-    if not hasattr(_pinned, "yes"):
-        ctypes.pythonapi.PyGILState_Ensure()
-        _pinned.yes = True
+_mine = threads.mine
 
 
 # ---- start ----
@@ -90,7 +78,7 @@ def dump_plugin():
 
 
 def thread_model():
-    return nbdkit.THREAD_MODEL_SERIALIZE_REQUESTS
+    return nbdkit.THREAD_MODEL_PARALLEL
 
 
 def config(key, value):
@@ -150,7 +138,7 @@ def after_fork():
                 file=sys.stderr,
             )
         if _options["logwrites"]:
-            globals().update(logged.begin(_served, _options["logwrites"], _pin_thread))
+            globals().update(logged.begin(_served, _options["logwrites"]))
         if not _served.read_only:
             _housekeeper = housekeeping.Housekeeper(_served)
     except PmemError as error:
@@ -173,15 +161,8 @@ def cleanup():
 
 
 def open(readonly):
-    _pin_thread()
+    threads.give_back()
     return _served.handle
-
-
-def close(h):
-    # The last release lets the thread's state go with the connection.
-    if hasattr(_pinned, "yes"):
-        del _pinned.yes
-        ctypes.pythonapi.PyGILState_Release(0)
 
 
 def get_size(h):
@@ -236,12 +217,16 @@ def is_rotational(h):
 
 
 def pread(h, buf, offset, flags):
+    if not hasattr(_mine, "pinned"):
+        threads.pin()
     result = _read(h, buf, offset, 0)
     if result:
         _resume_read(result, offset, buf)
 
 
 def pwrite(h, buf, offset, flags):
+    if not hasattr(_mine, "pinned"):
+        threads.pin()
     result = _write(h, buf, offset, 0)
     if result:
         _resume_write(result, offset, buf)

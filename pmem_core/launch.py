@@ -17,6 +17,9 @@ from pmem_core.errors import HostError, MissingProgram, PmemError, ServerError
 
 PROJECT = Path(pmem_core.__file__).resolve().parent.parent
 PLUGIN = PROJECT / "nbd_plugin" / "pmem.py"
+# Threads a connection (docs/performance.md): one at work, one that reads the next request, and one to wake.  With more
+# they only hand the GIL about; with one, nobody reads the socket meanwhile.
+THREADS = 3
 
 
 def nbdkit_command(
@@ -27,7 +30,7 @@ def nbdkit_command(
     bind: str = "127.0.0.1",
     pidfile: str | Path | None = None,
     read_only: bool = False,
-    threads: int | None = None,
+    threads: int = THREADS,
     parameters: Mapping[str, str] | None = None,
     nbdkit_args: Sequence[str] = (),
     plugin: str | Path = PLUGIN,
@@ -48,7 +51,7 @@ def nbdkit_command(
         *(["-r"] if read_only else []),
         *where,
         *(["-P", str(pidfile)] if pidfile is not None else []),
-        *(["-t", str(threads)] if threads is not None else []),
+        *("-t", str(threads)),
         *options,
         "python",
         str(plugin),

@@ -145,7 +145,7 @@ def start(
     port: int | None = None,
     bind: str = "127.0.0.1",
     read_only: bool = False,
-    threads: int | None = None,
+    threads: int = launch.THREADS,
     parameters: Mapping[str, str] | None = None,
     nbdkit_args: Sequence[str] = (),
     plugin: str | Path | None = None,

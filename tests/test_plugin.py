@@ -473,6 +473,24 @@ def test_connections_at_once_do_not_disturb_each_other(server):
     assert not failures
 
 
+def test_connections_that_have_gone_leave_nothing_in_memory(tmp_path):
+    def resident() -> int:
+        return int(Path(f"/proc/{server.pid}/statm").read_text().split()[1]) * PAGE
+
+    def come_and_go(times: int) -> None:
+        for _ in range(times):
+            client = server.connect()
+            for at in range(4):
+                client.pwrite(b"x" * PAGE, at * PAGE)
+            server.leave()
+
+    with serving(make(tmp_path / "disk.pmem"), options=["-t", "3"]) as server:
+        come_and_go(20)
+        before = resident()
+        come_and_go(300)
+        assert resident() - before < 4 * MIB
+
+
 def test_writers_of_one_page_never_mix_within_it(server):
     """Both write the same whole page again and again: a reader sees one or the other."""
     at = 30 * MIB

@@ -92,6 +92,26 @@ def test_reads_of_another_connection_go_on_while_a_flush_waits(tmp_path):
         assert not flusher.is_alive()
 
 
+@needs("nbdkit", "libnbd")
+def test_reads_of_the_same_connection_go_on_while_a_flush_waits(tmp_path):
+    plugin = tmp_path / "slow.py"
+    plugin.write_text("# SPDX-License-Identifier: MIT" + SLOW.format(folder=str(tmp_path), plugin=str(launch.PLUGIN)))
+    with serving(make(tmp_path / "disk.pmem"), plugin=plugin) as server:
+        client = server.connect()
+        try:
+            client.pwrite(b"x" * PAGE, 0)
+            flush = client.aio_flush()
+            while not (tmp_path / "begun").exists():
+                client.poll(10)
+            for _ in range(100):
+                assert client.pread(PAGE, 0) == b"x" * PAGE
+            assert not client.aio_command_completed(flush), "the flush was to wait until now"
+        finally:
+            (tmp_path / "go").touch()
+        while not client.aio_command_completed(flush):
+            assert client.poll(30_000) == 1
+
+
 @pytest.mark.parametrize("writes", ["each", "coalesced"])
 @pytest.mark.parametrize("leveling", ["none", "start_gap"])
 def test_flush_without_a_move_is_one_sync_and_nothing_else(tmp_path, monkeypatch, leveling, writes):

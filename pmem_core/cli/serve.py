@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from pmem_core import attach, server
+from pmem_core import attach, launch, server
 from pmem_core.cli._common import IMAGE, PATH, emit, human_bytes, json_option, policy_file_option, working
 from pmem_core.errors import ServerError, UsageError
 
@@ -41,7 +41,15 @@ def start(image: Path, **options: Any) -> server.Server:
 @click.option("--port", metavar="N", type=int, help="Listen on this TCP port instead.")
 @click.option("--bind", metavar="ADDR", help="The address of --port (default: 127.0.0.1).")
 @click.option("-r", "--read-only", is_flag=True, help="Refuse writes.")
-@click.option("-t", "--threads", metavar="N", type=click.IntRange(1), help="Threads of nbdkit (default: its own).")
+@click.option(
+    "-t",
+    "--threads",
+    metavar="N",
+    type=click.IntRange(1),
+    default=launch.THREADS,
+    show_default=True,
+    help="Threads of nbdkit for each connection.",
+)
 @click.option("--log-writes", metavar="FILE", type=PATH, help="Log what is written to this new file (dm-log-writes).")
 @click.option("--record", metavar="FILE", type=PATH, help="Record the requests in this new file, to be replayed.")
 @policy_file_option
@@ -53,7 +61,7 @@ def serve(
     port: int | None,
     bind: str | None,
     read_only: bool,
-    threads: int | None,
+    threads: int,
     log_writes: Path | None,
     record: Path | None,
     background: bool,
