@@ -9,8 +9,8 @@ nbdkit tells nobody when a thread ends.  So each new connection gives back what 
 """
 
 import ctypes
-import os
 import threading
+from pathlib import Path
 
 _PYTHON = ctypes.pythonapi
 _PYTHON.PyGILState_GetThisThreadState.restype = ctypes.c_void_p
@@ -32,7 +32,8 @@ def pin() -> None:
 
 def give_back() -> None:
     """Give back the states of the threads that have ended."""
-    for number in set(_kept) - set(map(int, os.listdir("/proc/self/task"))):
+    alive = {int(task.name) for task in Path("/proc/self/task").iterdir()}
+    for number in set(_kept) - alive:
         _give_back(number)
 
 
