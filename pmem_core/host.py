@@ -119,8 +119,10 @@ def whole_pages(count: int) -> int:
 
 
 def resident_bytes(pid: int | str, count: int) -> int | None:
-    """How much memory the process uses of a private mapping of `count` bytes that has no room set aside (MAP_NORESERVE)
-    and is not dumped; proc(5), smaps.  None where there is none, or where this process may not look."""
+    """How much memory the process uses of a map of `count` bytes that is as mapping.keep_descriptors makes it.
+
+    proc(5), smaps.  None where there is none, or where this process may not look.
+    """
     size, resident = 0, 0
     with contextlib.suppress(OSError, ValueError), Path(f"/proc/{pid}/smaps").open() as file:
         for line in file:
@@ -129,7 +131,7 @@ def resident_bytes(pid: int | str, count: int) -> int | None:
                 size = 1024 * int(value.split()[0])
             elif name == "Rss":
                 resident = 1024 * int(value.split()[0])
-            elif name == "VmFlags" and size == whole_pages(count) and {"nr", "dd", "nh"} <= set(value.split()):
+            elif name == "VmFlags" and size == whole_pages(count) and {"nr", "dd", "nh", "rr"} <= set(value.split()):
                 return resident
     return None
 

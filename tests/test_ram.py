@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pmem_core import check, cli, geometry, image, layout, snapshot, stats
+from pmem_core import arena, check, cli, geometry, image, layout, snapshot, stats
 from pmem_core.device import Device
 from pmem_core.errors import BadData, HostError
 
@@ -181,6 +181,21 @@ def test_only_touched_pages_of_descriptors_take_memory(tmp_path):
         assert snapshot.memory(snapshot.look(path))["resident_bytes"] == 5 * PAGE
         device.extents(64 * PAGE, 3 * 64 * PAGE)  # which only looks
         assert snapshot.memory(snapshot.look(path))["resident_bytes"] == 5 * PAGE
+
+
+def test_memory_of_descriptors_is_told_beside_other_memory_of_its_kind(path, monkeypatch):
+    """The kernel joins maps that lie side by side and are alike, and maps lie side by side when it can be had."""
+    real, others = arena.anonymous, []
+
+    def surrounded(count):
+        # So many that they have filled every gap between other maps, and the next one has to lie beside the last.
+        others.extend(real(count) for _ in range(100))
+        return real(count)
+
+    monkeypatch.setattr(arena, "anonymous", surrounded)
+    with Device(path) as device:
+        device.write(b"x", 0)
+        assert snapshot.memory(snapshot.look(path))["resident_bytes"] == PAGE
 
 
 def test_reading_holes_on_tmpfs_takes_no_room():
