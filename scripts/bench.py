@@ -111,8 +111,8 @@ def show(report: dict[str, Any]) -> None:
 
 
 @click.command(help=__doc__)
-@click.option("--rounds", default=5, show_default=True, help="Rounds; figures are medians over them.")
-@click.option("--seconds", default=0.8, show_default=True, help="Seconds of each fio run.")
+@click.option("--rounds", default=7, show_default=True, help="Rounds; figures are medians over them.")
+@click.option("--seconds", default=0.6, show_default=True, help="Seconds of each fio run.")
 @click.option("--size", default="1G", show_default=True, help="Size of each device.")
 @click.option("--peers", help=f"Who is measured: {PEERS}; with --compare {COMPARED}.")
 @click.option("--workloads", default="", help="Only workloads with one of these words, comma-separated, in their name.")

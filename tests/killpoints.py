@@ -45,12 +45,15 @@ BUGS = {**PLANTED, **AT_KILLS, **AT_KILLS_IN_GROUPS}
 WITNESS = {"boot": "0", "mount": 1, "device": 1, "inode": 1}
 INTENT_AT = layout.ZONE_BYTES + layout.core_dtype(np.dtype("<i8"), np.dtype("<i8")).fields["intent"][1]
 PAGES_MIN, WARM_WRITES, GROUPED_PAGES_MIN = 16, 300, 36
-# Strategies that bring descriptors into being, by leveling and placement: each is killed in once, for they cost time.
+# Strategies that bring descriptors into being, by leveling and placement.  They cost time: two of them, unless all are
+# asked for; the sorts of groups and the ways to write descriptors are in these.
 INITIALISED = {
     ("none", "interleaved"): ("buddy", "each"),
+    ("start_gap", "linear"): ("subsection", "coalesced"),
+}
+INITIALISED_TOO = {
     ("none", "linear"): ("section", "each"),
     ("start_gap", "interleaved"): ("buddy", "coalesced"),
-    ("start_gap", "linear"): ("subsection", "coalesced"),
 }
 CLOSED, REOPENED = 0.01, 0.25  # of the kills: closed and checked later; of the operations: the opening killed too
 
@@ -132,8 +135,9 @@ def choices(level: str, place: str, *, all_of_them: bool) -> Iterator[list[Choic
         for j, some in enumerate(alternatives):
             if all_of_them or not (module.ON_MEDIUM or module.IN_MEMORY) or (turn + i + j) % 2 == 0:
                 yield [Choice(place, level, tuple(given.items()), writes, frame) for given, frame in some]
-    if (level, place) in INITIALISED:
-        strategy, writes = INITIALISED[level, place]
+    initialised = INITIALISED | INITIALISED_TOO if all_of_them else INITIALISED
+    if (level, place) in initialised:
+        strategy, writes = initialised[level, place]
         given, frame = tried[0]
         yield [Choice(place, level, tuple(given.items()), writes, frame, strategy)]
 

@@ -17,7 +17,7 @@ import click
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SIZES = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
-KINDS = ("memory", "file", "qemu", "bytearray", "pmem")
+KINDS = ("null", "memory", "file", "qemu", "bytearray", "pmem")
 CREATE_OPTIONS = {"placement", "leveling", "descriptor-bytes", "descriptor-format", "descriptor-writes"}
 CREATE_OPTIONS |= {"frame-bytes", "line-bytes", "initialise"}
 START_S_MAX = 180
@@ -91,7 +91,9 @@ class Peer:
                 file.truncate(self.size)
         if self.kind == "pmem" and not self.image.exists():
             words = [str(self.bin / "pmem-nbd"), "create", str(self.image), "--size", str(self.size)]
-            for key, value in self.settings.items():
+            if self.settings.get("checksums") == "no":
+                words.append("--no-checksums")
+            for key, value in self.settings.items() - {("checksums", "no")}:
                 words += [f"--{key}", value] if key in CREATE_OPTIONS else ["--set", f"{key}={value}"]
             run(words)
 
@@ -106,6 +108,7 @@ class Peer:
             command, environ = json.loads(run([str(self.bin / "python"), "-I", "-c", LAUNCH, *words]))
             return command, environ | self.environ
         plugin = {
+            "null": ["null", str(self.size)],
             "memory": ["memory", str(self.size)],
             "file": ["file", str(self.image)],
             "bytearray": ["python", str(ROOT / "scripts" / "bench_bytearray.py"), f"size={self.size}"],

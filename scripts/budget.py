@@ -1,0 +1,267 @@
+# SPDX-License-Identifier: MIT
+"""Where the time of a request goes: docs/performance.md is made of what this prints.
+
+    scripts/setup && .venv/bin/python scripts/budget.py [--rounds 7] [--size 1G] [--json FILE]
+
+Three looks at the same thing:
+
+* parts removed: the server's processor time for a request, of nbdkit's null plugin (the way through the sockets and
+  nothing else), its memory plugin (and a copy), and of images in tmpfs with everything on and with one thing off each;
+* samples: what the server with everything on was doing, by perf, 4000 times a second of its time;
+* compiled code by itself, in this process, with no server: writes and reads of 4096 bytes, all in the processor's
+  caches or scattered over memory, beside a bare copy; by size of line; parts of pages; and the checksum.
+"""
+
+import argparse
+import itertools
+import json
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from benchlib.peers import Peer, peers_at, size_of
+from benchlib.workloads import WORKLOADS, fill, in_turn, run_for
+
+from pmem_core import datapath, geometry, image, layout
+from pmem_core.crc32c import page_crc
+from pmem_core.device import Device
+from pmem_core.jit import copy_bytes, hot
+
+NAMES = ("randwrite 4k depth 16", "randread 4k depth 16", "randwrite 4k depth 1", "seqwrite 128k", "seqread 128k")
+FULL = "pmem@tmpfs"
+MANY, NEAR_PAGES = 20_000, 8
+PEERS = {
+    "null": "nbdkit's null plugin: sockets alone",
+    "memory": "nbdkit's memory plugin: and a copy",
+    FULL: "everything on",
+    "pmem:leveling=none@tmpfs": "without leveling",
+    "pmem:placement=none@tmpfs": "without descriptors, and so without checksums",
+    "pmem:placement=none:leveling=none@tmpfs": "without either: wear and totals are counted",
+    "pmem:checksums=no@tmpfs": "without checksums",
+    "pmem:descriptor-writes=coalesced@tmpfs": "descriptors at the next flush",
+    "pmem:line-bytes=4096@tmpfs": "lines of 4096 bytes",
+}
+# By whose code a sample fell into; in the kernel by the function's name.  The first that matches is taken.
+WAITING = (
+    r"_raw_spin_unlock_irqrestore|finish_task_switch.*|.*futex.*|.*sched.*|.*wake.*|(en|de)queue.*|prepare_to_wait.*"
+    r"|finish_wait.*|pick_next.*|update_curr.*|.*switch.*"
+)
+COPYING = r"_?copy_(to|from)_iter|rep_movs.*|.*datagram.*|__check_object.*|.*copy_user.*|memcpy.*"
+PAGING = r".*(fault|shmem|filemap|folio|xas_|page_erms|uptodate|_pte|lru|rmap|vma).*"
+PARTS = (
+    ("compiled: placement, leveling, media", r"(\[JIT\]|.*perf-\d+\.map|//anon|\[unknown\]).*"),
+    ("Python, and numba's way in", r"(libpython|_dispatcher|_nrt_python|_helperlib|_internal|python).*"),
+    ("nbdkit and libc", r"(nbdkit|libc|ld-linux|\[vdso\]).*"),
+    ("kernel: waking and waiting", rf"\[kernel\S* ({WAITING})$"),
+    ("kernel: copies from and to the socket", rf"\[kernel\S* ({COPYING})$"),
+    ("kernel: pages of the image", rf"\[kernel\S* ({PAGING})$"),
+    ("kernel: everything else", ""),
+)
+
+
+# ---- parts removed ----
+
+
+def removed(peers: list[Peer], rounds: int, seconds: float, tell: Callable[[str], None]) -> dict[str, Any]:
+    """By workload and peer, the medians of processor time a request (ns) and requests a second."""
+    for peer in peers:
+        tell(f"filling {peer.spec}")
+        peer.create()
+        peer.start()
+        fill(peer)
+    found: dict[str, Any] = {name: {peer.spec: ([], []) for peer in peers} for name in NAMES}
+    for number in range(rounds):
+        for name in NAMES:
+            for peer in in_turn(peers, number):
+                tell(f"round {number + 1}: {name} on {peer.spec}")
+                figures = run_for(peer, seconds, number + 1, WORKLOADS[name])
+                for kept, key in zip(found[name][peer.spec], ("cpu_ns", "iops"), strict=True):
+                    kept.append(figures[key])
+    return {
+        name: {spec: [statistics.median(values) for values in pair] for spec, pair in by.items()}
+        for name, by in found.items()
+    }
+
+
+# ---- samples ----
+
+
+def sampled(peer: Peer, name: str, seconds: float) -> dict[str, float]:
+    """The share of the server's samples that fell into each of PARTS; empty where perf cannot sample."""
+    assert peer.process is not None
+    with tempfile.TemporaryDirectory() as folder:
+        data = Path(folder) / "perf.data"
+        words = ["perf", "record", "-q", "-e", "cpu-clock", "-F", "4000", "-p", str(peer.process.pid), "-o", str(data)]
+        # nbdkit makes its threads when the client connects: they are followed from the start.
+        with subprocess.Popen([*words, "--", "sleep", str(seconds + 1)], stderr=subprocess.DEVNULL):
+            time.sleep(0.3)
+            run_for(peer, seconds, 1, WORKLOADS[name])
+        report = ["perf", "report", "-i", str(data), "--stdio", "-g", "none", "-F", "period,dso,sym", "-t", "\t"]
+        said = subprocess.run(report, capture_output=True, text=True, check=False).stdout
+    sums: dict[str, int] = defaultdict(int)
+    for line in said.splitlines():
+        if not re.match(r"\s*\d+\s*\t", line):
+            continue
+        period, dso, symbol = (word.strip() for word in line.split("\t")[:3])
+        where = f"{dso} {symbol.removeprefix('[k] ')}"
+        sums[next(part for part, pattern in PARTS if re.match(pattern, where))] += int(period)
+    total = sum(sums.values())
+    return {part: sums[part] / total for part, _ in PARTS} if total else {}
+
+
+# ---- compiled code by itself ----
+
+
+@hot
+def copies(source, target, places):
+    """Copy `source` to each of `places`."""
+    for place in places:
+        copy_bytes(target, place, source, 0, source.size)
+
+
+@hot
+def checksums(words, places):
+    """The checksum of the page at each of `places`, added up to something that cannot be left out."""
+    total = 0
+    for place in places:
+        total ^= page_crc(words, place >> 3)
+    return total == 1
+
+
+@hot
+def requests(function, device, buffer, places):
+    """One request after another, with no Python in between; the first stop code, or 0."""
+    for place in places:
+        code = function(device, buffer, place, 0)
+        if code:
+            return code
+    return 0
+
+
+def timed(work: Callable[[], Any], times: int, rounds: int) -> float:
+    """ns each of the `times` things that `work` does: the median over the rounds."""
+    work()
+    seconds = []
+    for _ in range(rounds):
+        started = time.perf_counter()
+        assert not work(), "a request was stopped"
+        seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds) / times * 1e9
+
+
+def measured(device: Device, works: dict[str, tuple[Any, Any, np.ndarray]], rounds: int) -> dict[str, float]:
+    """ns of one request of each of `works`: function, buffer, offsets."""
+    found = {}
+    for name, (function, buffer, places) in works.items():
+        found[name] = timed(partial(requests, function, device.handle, buffer, places), len(places), rounds)
+    return found
+
+
+def alone(rounds: int, size: int, seed: int) -> dict[str, dict[str, float]]:
+    """ns of what compiled code does by itself: by what it is of, and what it is."""
+    page, chance = layout.PAGE_BYTES, np.random.default_rng(seed)
+    source, target = memoryview(chance.bytes(page)), memoryview(bytearray(page))
+    mib, found = memoryview(bytes(1 << 20)), {}
+    for line, checksum in itertools.product((64, 256, 4096), (True, False)):
+        with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+            path = Path(folder) / "image.pmem"
+            image.create(path, geometry.plan(size, line_bytes=line, checksums=checksum, leveling_name="none"))
+            with Device(path) as device:
+                for start in range(0, device.plan.device_bytes - len(mib), len(mib)):
+                    device.write(mib, start)
+                device.write(mib, device.plan.device_bytes - len(mib))
+                pages = device.plan.info.page_count
+                near, far = (chance.integers(0, most, MANY) * page for most in (NEAR_PAGES, pages))
+                works = {
+                    "write, near": (datapath.write, source, near),
+                    "write, far": (datapath.write, source, far),
+                    "read, near": (datapath.read, target, near),
+                    "read, far": (datapath.read, target, far),
+                    "write of 512 bytes, near": (datapath.write, source[:512], near),
+                }
+                told = f"lines of {line}" + ("" if checksum else ", no checksums")
+                found[told] = measured(device, works, rounds)
+    return found | {"bare": bare(rounds, size, chance)}
+
+
+def bare(rounds: int, size: int, chance: np.random.Generator) -> dict[str, float]:
+    """ns of a copy and of a checksum of 4096 bytes, and nothing else."""
+    page = layout.PAGE_BYTES
+    memory, source = np.ones(size, np.uint8), np.ones(page, np.uint8)
+    near, far = (chance.integers(0, most, MANY) * page for most in (NEAR_PAGES, size // page))
+    return {
+        "copy, near": timed(partial(copies, source, memory, near), MANY, rounds),
+        "copy, far": timed(partial(copies, source, memory, far), MANY, rounds),
+        "checksum, near": timed(partial(checksums, memory.view(np.int64), near), MANY, rounds),
+    }
+
+
+# ---- what is printed ----
+
+
+def told(found: dict[str, Any]) -> list[str]:
+    """The tables, in Markdown."""
+    lines = []
+    for name in NAMES:
+        lines += ["", f"### {name}", "", "| server | its time a request, ns | less than everything | requests/s |"]
+        lines += ["| --- | ---: | ---: | ---: |"]
+        by = found["removed"][name]
+        for spec, (cpu, rate) in by.items():
+            less = "" if spec == FULL else f"{by[FULL][0] - cpu:+.0f}"
+            lines.append(f"| `{spec}`: {PEERS[spec]} | {cpu:.0f} | {less} | {rate:.0f} |")
+        if shares := found["sampled"].get(name):
+            lines += ["", f"Of the {by[FULL][0]:.0f} ns with everything on, by samples:", ""]
+            lines += ["| part | ns | share |", "| --- | ---: | ---: |"]
+            lines += [f"| {part} | {by[FULL][0] * share:.0f} | {share:.1%} |" for part, share in shares.items()]
+    columns = list(next(iter(found["alone"].values())))
+    lines += ["", "### Compiled code by itself, ns", "", f"| | {' | '.join(columns)} |", "| --- |" + " ---: |" * 5]
+    alone_ = dict(found["alone"])
+    bare_ = alone_.pop("bare")
+    lines += [f"| {told} | {' | '.join(f'{works[name]:.0f}' for name in columns)} |" for told, works in alone_.items()]
+    lines += ["", *(f"* bare {name}: {ns:.0f} ns, {layout.PAGE_BYTES / ns:.1f} GB/s" for name, ns in bare_.items())]
+    per_line = (alone_["lines of 64"]["write, near"] - alone_["lines of 4096"]["write, near"]) / 63
+    ratio = alone_["lines of 64"]["write, near"] / alone_["lines of 4096"]["write, near"]
+    far = alone_["lines of 64"]["write, far"] / alone_["lines of 4096"]["write, far"]
+    lines += [f"* a line of wear more: {per_line:.2f} ns; 64-byte lines against 4096-byte lines: {ratio:.2f} near, "]
+    lines[-1] += f"{far:.2f} far"
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=7, help="figures are medians over them")
+    parser.add_argument("--seconds", type=float, default=0.6, help="of each run of fio")
+    parser.add_argument("--size", type=size_of, default="1G", help="of each device")
+    parser.add_argument("--seed", type=int, default=20150507)
+    parser.add_argument("--json", type=Path, help="write every figure here")
+    given = parser.parse_args()
+
+    def tell(what: str) -> None:
+        print(f"\r\033[K{what}", end="", file=sys.stderr, flush=True)
+
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        peers_at([(spec, given.size) for spec in PEERS], Path(folder)) as peers,
+    ):
+        found = {"removed": removed(peers, given.rounds, given.seconds, tell)}
+        full = next(peer for peer in peers if peer.spec == FULL)
+        found["sampled"] = {name: sampled(full, name, 3) for name in NAMES}
+    tell("compiled code by itself")
+    found["alone"] = alone(given.rounds, given.size, given.seed)
+    tell("")
+    if given.json:
+        given.json.write_text(json.dumps({"parameters": {**vars(given), "json": None}, **found}, indent=1))
+    print("\n".join(told(found)))
+
+
+if __name__ == "__main__":
+    main()
