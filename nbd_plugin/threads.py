@@ -18,23 +18,26 @@ _PYTHON.PyThreadState_Clear.argtypes = _PYTHON.PyThreadState_Delete.argtypes = [
 
 mine = threading.local()  # has `pinned` on a thread whose state is kept
 _kept: dict[int, int] = {}  # thread states by the kernel's number of their thread
+_keeping = threading.Lock()  # who is kept does not change while it is looked who is alive
 
 
 def pin() -> None:
     """Keep this thread's state, unless it is kept already."""
     if not hasattr(mine, "pinned"):
         number = threading.get_native_id()
-        _give_back(number)  # of an earlier thread with the same number
-        _PYTHON.PyGILState_Ensure()
-        mine.pinned = True
-        _kept[number] = _PYTHON.PyGILState_GetThisThreadState()
+        with _keeping:
+            _give_back(number)  # of an earlier thread with the same number
+            _PYTHON.PyGILState_Ensure()
+            mine.pinned = True
+            _kept[number] = _PYTHON.PyGILState_GetThisThreadState()
 
 
 def give_back() -> None:
     """Give back the states of the threads that have ended."""
-    alive = {int(task.name) for task in Path("/proc/self/task").iterdir()}
-    for number in set(_kept) - alive:
-        _give_back(number)
+    with _keeping:
+        alive = {int(task.name) for task in Path("/proc/self/task").iterdir()}
+        for number in set(_kept) - alive:
+            _give_back(number)
 
 
 def _give_back(number: int) -> None:

@@ -491,6 +491,36 @@ def test_connections_that_have_gone_leave_nothing_in_memory(tmp_path):
         assert resident() - before < 4 * MIB
 
 
+def test_connections_that_come_and_go_at_once_do_not_harm_the_server(tmp_path):
+    """A thread's state in Python is given back after its end, and never that of a thread that has just begun."""
+    failures = []
+
+    def come_and_go(number: int) -> None:
+        import nbd
+
+        try:
+            for _ in range(150):
+                client = nbd.NBD()
+                client.connect_unix(str(server.socket))
+                for at in range(3):
+                    client.aio_pwrite(nbd.Buffer.from_bytearray(bytearray(PAGE)), at * PAGE)
+                client.pwrite(bytes([number]) * PAGE, number * PAGE)
+                assert client.pread(PAGE, number * PAGE) == bytes([number]) * PAGE
+                client.shutdown()
+        except (nbd.Error, AssertionError) as error:
+            failures.append(error)
+
+    with serving(make(tmp_path / "disk.pmem"), options=["-t", "3"]) as server:
+        server.connect()
+        threads = [threading.Thread(target=come_and_go, args=(4 + number,)) for number in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert server.process.poll() is None, server.said
+    assert not failures
+
+
 def test_writers_of_one_page_never_mix_within_it(server):
     """Both write the same whole page again and again: a reader sees one or the other."""
     at = 30 * MIB
