@@ -3,11 +3,12 @@
 
     scripts/setup && .venv/bin/python scripts/budget.py [--rounds 7] [--size 1G] [--json FILE]
 
-Three looks at the same thing:
+Four looks at the same thing:
 
 * parts removed: the server's processor time for a request, of nbdkit's null plugin (the way through the sockets and
   nothing else), its memory plugin (and a copy), and of images in tmpfs with everything on and with one thing off each;
 * samples: what the server with everything on was doing, by perf, 4000 times a second of its time;
+* a file on a disk's filesystem (--dir): stores to its map and pwrite, to clean pages and dirty ones;
 * compiled code by itself, in this process, with no server: writes and reads of 4096 bytes, all in the processor's
   caches or scattered over memory, beside a bare copy; by size of line; parts of pages; and the checksum.
 """
@@ -15,6 +16,8 @@ Three looks at the same thing:
 import argparse
 import itertools
 import json
+import mmap
+import os
 import re
 import statistics
 import subprocess
@@ -205,6 +208,48 @@ def bare(rounds: int, size: int, chance: np.random.Generator) -> dict[str, float
     }
 
 
+# ---- a file on a disk's filesystem ----
+
+
+def through_file(folder: Path, rounds: int, seed: int) -> dict[str, dict[str, float]]:
+    """ns for a page of 4096 bytes: stores to a mapped file and pwrite, to clean pages (just synced) and dirty ones."""
+    page, piece, size, chance = layout.PAGE_BYTES, 128 << 10, 128 << 20, np.random.default_rng(seed)
+    data, found = np.ones(piece, np.uint8), {}
+    in_order, scattered = np.arange(0, size, piece), chance.integers(0, size // page, 8192) * page
+    with tempfile.TemporaryFile(dir=folder) as file:
+        os.posix_fallocate(file.fileno(), 0, size)
+        with mmap.mmap(file.fileno(), size) as mapped:
+            mapped.madvise(mmap.MADV_RANDOM)  # as an image is mapped
+            memory = np.frombuffer(mapped, np.uint8)
+            copies(data, memory, in_order)
+            for name, places, part in (
+                ("128 KiB in order", in_order, data),
+                ("4 KiB scattered", scattered, data[:page]),
+            ):
+                works = {
+                    "stores": partial(copies, part, memory, places),
+                    "pwrite": partial(written, file.fileno(), part.tobytes(), places.tolist()),
+                }
+                for how, work in works.items():
+                    took: dict[str, list[float]] = {"clean": [], "dirty": []}
+                    for _ in range(rounds):
+                        os.fsync(file.fileno())
+                        for times in took.values():
+                            started = time.perf_counter()
+                            work()
+                            times.append((time.perf_counter() - started) / (len(places) * len(part) / page) * 1e9)
+                    for state, times in took.items():
+                        found.setdefault(f"{name}, {state}", {})[how] = statistics.median(times)
+            del memory, works, work
+    return found
+
+
+def written(fd: int, data: bytes, places: list[int]) -> None:
+    """Write `data` at each of `places`."""
+    for place in places:
+        os.pwrite(fd, data, place)
+
+
 # ---- what is printed ----
 
 
@@ -222,6 +267,9 @@ def told(found: dict[str, Any]) -> list[str]:
             lines += ["", f"Of the {by[FULL][0]:.0f} ns with everything on, by samples:", ""]
             lines += ["| part | ns | share |", "| --- | ---: | ---: |"]
             lines += [f"| {part} | {by[FULL][0] * share:.0f} | {share:.1%} |" for part, share in shares.items()]
+    lines += ["", "### A page of 4096 bytes of a file on a disk, ns", "", "| | stores to its map | pwrite |"]
+    lines += ["| --- | ---: | ---: |"]
+    lines += [f"| {name} | {by['stores']:.0f} | {by['pwrite']:.0f} |" for name, by in found["file"].items()]
     columns = list(next(iter(found["alone"].values())))
     lines += ["", "### Compiled code by itself, ns", "", f"| | {' | '.join(columns)} |", "| --- |" + " ---: |" * 5]
     alone_ = dict(found["alone"])
@@ -242,6 +290,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=0.6, help="of each run of fio")
     parser.add_argument("--size", type=size_of, default="1G", help="of each device")
     parser.add_argument("--seed", type=int, default=20150507)
+    parser.add_argument("--dir", type=Path, default=Path(), help="a folder on a disk")
     parser.add_argument("--json", type=Path, help="write every figure here")
     given = parser.parse_args()
 
@@ -255,11 +304,13 @@ def main() -> None:
         found = {"removed": removed(peers, given.rounds, given.seconds, tell)}
         full = next(peer for peer in peers if peer.spec == FULL)
         found["sampled"] = {name: sampled(full, name, 3) for name in NAMES}
+    tell("a file on a disk")
+    found["file"] = through_file(given.dir, given.rounds, given.seed)
     tell("compiled code by itself")
     found["alone"] = alone(given.rounds, given.size, given.seed)
     tell("")
     if given.json:
-        given.json.write_text(json.dumps({"parameters": {**vars(given), "json": None}, **found}, indent=1))
+        given.json.write_text(json.dumps({"parameters": {**vars(given), "json": None, "dir": None}, **found}, indent=1))
     print("\n".join(told(found)))
 
 
