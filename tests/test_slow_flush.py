@@ -43,6 +43,13 @@ def make(path: Path, **options) -> Path:
     return path
 
 
+def slow_plugin(folder: Path) -> Path:
+    """SLOW as a file, with its signs in `folder`."""
+    plugin = folder / "slow.py"
+    plugin.write_text("# SPDX-License-Identifier: MIT" + SLOW.format(folder=str(folder), plugin=str(launch.PLUGIN)))
+    return plugin
+
+
 def test_reads_go_on_while_a_flush_waits_for_the_disk(tmp_path, monkeypatch):
     begun, go, real = threading.Event(), threading.Event(), os.fdatasync
 
@@ -70,10 +77,7 @@ def test_reads_go_on_while_a_flush_waits_for_the_disk(tmp_path, monkeypatch):
 
 @needs("nbdkit", "libnbd")
 def test_reads_of_another_connection_go_on_while_a_flush_waits(tmp_path):
-    plugin = tmp_path / "slow.py"
-    plugin.write_text("# SPDX-License-Identifier: MIT" + SLOW.format(folder=str(tmp_path), plugin=str(launch.PLUGIN)))
-    path = make(tmp_path / "disk.pmem")
-    with serving(path, plugin=plugin) as server:
+    with serving(make(tmp_path / "disk.pmem"), plugin=slow_plugin(tmp_path)) as server:
         one, other = server.connect(), server.connect()
         try:
             one.pwrite(b"x" * PAGE, 0)
@@ -94,9 +98,7 @@ def test_reads_of_another_connection_go_on_while_a_flush_waits(tmp_path):
 
 @needs("nbdkit", "libnbd")
 def test_reads_of_the_same_connection_go_on_while_a_flush_waits(tmp_path):
-    plugin = tmp_path / "slow.py"
-    plugin.write_text("# SPDX-License-Identifier: MIT" + SLOW.format(folder=str(tmp_path), plugin=str(launch.PLUGIN)))
-    with serving(make(tmp_path / "disk.pmem"), plugin=plugin) as server:
+    with serving(make(tmp_path / "disk.pmem"), plugin=slow_plugin(tmp_path)) as server:
         client = server.connect()
         try:
             client.pwrite(b"x" * PAGE, 0)
