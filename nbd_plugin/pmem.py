@@ -13,7 +13,6 @@ import errno
 import os
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import nbdkit
@@ -23,7 +22,7 @@ _ROOT = Path(__file__).resolve().parent.parent
 _PYTHON = "python{}.{}".format(*sys.version_info)
 sys.path += [str(_ROOT), *map(str, _ROOT.glob(f".venv/lib/{_PYTHON}/site-packages"))]
 try:
-    from nbd_plugin import logged, recorded, threads
+    from nbd_plugin import compiled, logged, recorded, threads
     from nbd_plugin.faults import Refused, fail, or_fail, reported
     from pmem_core import (
         __version__,
@@ -56,10 +55,7 @@ _YES, _NO = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 _options = {"image": "", "readonly": "false", "logwrites": "", "record": ""}
 _EXPECTED = "image=PATH, readonly=true|false, logwrites=FILE, record=FILE"
 _served: device.Device
-_read: Callable[..., int]
-_write: Callable[..., int]
 _housekeeper: housekeeping.Housekeeper | None = None
-_mine = threads.mine
 
 
 # ---- start ----
@@ -99,7 +95,6 @@ def config_complete():
 
 @or_fail
 def get_ready():
-    global _read, _write
     path = Path(_options["image"]).absolute()
     _options["image"] = str(path)
     for name, what in (("logwrites", "a log"), ("record", "a recording")):
@@ -111,7 +106,9 @@ def get_ready():
     started = time.monotonic()
     if not jit.cache_is_warm():
         print("pmem-nbd: compiling for the first start, about 20 seconds ...", file=sys.stderr, flush=True)
-    _read, _write = warmup.warm_up(plan)
+    warmup.warm_up(plan)
+    if not jit.PLAIN:
+        compiled.warm_up()
     jit.freeze()
     jit.prune_cache()
     nbdkit.debug(f"compiled code is ready after {time.monotonic() - started:.2f} s")
@@ -126,9 +123,7 @@ def after_fork():
     try:
         path = Path(_options["image"])
         if _options["record"]:
-            # nbdkit looks callbacks up by name, so those of a server without it are as they always were.
             _served = recorded.open_device(path, _options["record"])
-            globals()["pwrite"] = recorded.pwrite
         else:
             _served = device.Device(path, read_only=_read_only())
         if _served.recovery:
@@ -137,8 +132,14 @@ def after_fork():
                 f"{_served.recovered}",
                 file=sys.stderr,
             )
+        # nbdkit looks callbacks up by name at every request.
+        callbacks = globals()
+        callbacks["pread"] = compiled.callback(datapath.read_at, _served, pread, _resume_read)
+        if not _options["record"]:
+            callbacks["pwrite"] = compiled.callback(datapath.write_at, _served, pwrite, _resume_write)
+        nbdkit.debug(f"pread: {type(callbacks['pread']).__name__}, pwrite: {type(callbacks['pwrite']).__name__}")
         if _options["logwrites"]:
-            globals().update(logged.begin(_served, _options["logwrites"]))
+            callbacks.update(logged.begin(_served, _options["logwrites"]))
         if not _served.read_only:
             _housekeeper = housekeeping.Housekeeper(_served)
     except PmemError as error:
@@ -216,37 +217,27 @@ def is_rotational(h):
 # ---- requests ----
 
 
-def pread(h, buf, offset, flags):
-    if not hasattr(_mine, "pinned"):
-        threads.pin()
-    result = _read(h, buf, offset, 0)
-    if result:
-        _resume_read(result, offset, buf)
-
-
-def pwrite(h, buf, offset, flags):
-    if not hasattr(_mine, "pinned"):
-        threads.pin()
-    result = _write(h, buf, offset, 0)
-    if result:
-        _resume_write(result, offset, buf)
-    if flags & nbdkit.FLAG_FUA:
-        _flush_for_fua()
+# With compiled code (compiled.py) these two are called for a thread's first request and for a FUA write only.
 
 
 @reported
-def _resume_read(result, offset, buf):
+def pread(h, buf, offset, flags):
+    _served.read_into(buf, offset)
+
+
+@reported
+def pwrite(h, buf, offset, flags):
+    _served.write(buf, offset, fua=bool(flags & nbdkit.FLAG_FUA))
+
+
+@reported
+def _resume_read(buf, offset, result):
     _served.finish(datapath.read, result, offset, buf, offset)
 
 
 @reported
-def _resume_write(result, offset, buf):
+def _resume_write(buf, offset, result):
     _served.finish(datapath.write, result, offset, buf, offset)
-
-
-@reported
-def _flush_for_fua():
-    _served.flush(counted=False)
 
 
 @reported

@@ -15,21 +15,35 @@ from pathlib import Path
 _PYTHON = ctypes.pythonapi
 _PYTHON.PyGILState_GetThisThreadState.restype = ctypes.c_void_p
 _PYTHON.PyThreadState_Clear.argtypes = _PYTHON.PyThreadState_Delete.argtypes = [ctypes.c_void_p]
+_C = ctypes.CDLL(None)
+_C.pthread_setspecific.argtypes = [ctypes.c_uint, ctypes.c_void_p]
 
-mine = threading.local()  # has `pinned` on a thread whose state is kept
+ROOM_WORDS = 16  # of int64, for what compiled code has to put somewhere: a Py_buffer and more
+_mine = threading.local()  # `room`: of a thread whose state is kept
 _kept: dict[int, int] = {}  # thread states by the kernel's number of their thread
 _keeping = threading.Lock()  # who is kept does not change while it is looked who is alive
 
 
+def _new_key() -> int:
+    key = ctypes.c_uint()
+    if error := _C.pthread_key_create(ctypes.byref(key), None):
+        raise OSError(error, "pthread_key_create")
+    return key.value
+
+
+KEY = _new_key()  # pthread_getspecific(KEY): the address of the thread's room, or 0
+
+
 def pin() -> None:
-    """Keep this thread's state, unless it is kept already."""
-    if not hasattr(mine, "pinned"):
+    """Keep this thread's state, and give it its room, unless it has them already."""
+    if not hasattr(_mine, "room"):
         number = threading.get_native_id()
         with _keeping:
             _give_back(number)  # of an earlier thread with the same number
             _PYTHON.PyGILState_Ensure()
-            mine.pinned = True
+            _mine.room = (ctypes.c_int64 * ROOM_WORDS)()
             _kept[number] = _PYTHON.PyGILState_GetThisThreadState()
+        _C.pthread_setspecific(KEY, ctypes.addressof(_mine.room))
 
 
 def give_back() -> None:

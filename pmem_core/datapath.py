@@ -31,8 +31,14 @@ def _stopped(done, code):
 @hot
 def read(device, buffer, offset, done):
     """Read len(buffer) - done bytes at offset + done into buffer[done:] (a writable buffer of uint8)."""
-    run, core = device[0][0], device[1][0]
     target = np.frombuffer(buffer, np.uint8)
+    return read_at(device[0][0], device[1][0], np.int64(target.ctypes.data), target.size, offset, done)
+
+
+@hot
+def read_at(run, core, address, size, offset, done):
+    """`read` into the `size` bytes of memory at `address`."""
+    target = u8_at(address, size)
     while done < target.size:
         page, at = (offset + done) >> PAGE_SHIFT, (offset + done) & (PAGE_BYTES - 1)
         count = min(PAGE_BYTES - at, target.size - done)
@@ -63,9 +69,14 @@ def _write_page(run, core, page, at, source, source_at, count):
 @hot
 def write(device, buffer, offset, done):
     """Write buffer[done:] (uint8) at offset + done."""
-    run, core = device[0][0], device[1][0]
-    given = np.frombuffer(buffer, np.uint8)
-    source = u8_at(given.ctypes.data, given.size)  # for a read-only buffer all below would be compiled once more
+    source = np.frombuffer(buffer, np.uint8)
+    return write_at(device[0][0], device[1][0], np.int64(source.ctypes.data), source.size, offset, done)
+
+
+@hot
+def write_at(run, core, address, size, offset, done):
+    """`write` from the `size` bytes of memory at `address`."""
+    source = u8_at(address, size)
     if done < source.size:
         onepage.anticipate(run, core, (offset + done) >> PAGE_SHIFT)
     while done < source.size:

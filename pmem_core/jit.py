@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from . import policyfile
+from .layout import RAISED
 
 
 def choose_cache_folder(outside: Iterable[Path], boundscheck: str) -> Path:
@@ -126,15 +127,16 @@ def compile_for(function, *arguments):
 _at_addresses: dict[int, Any] = {}  # what address_of has given out
 
 
-def address_of(function, run, core):
-    """The address of function(run, core, page), for call_at.  run, core: records, as their arrays hold them.
+def address_of(function, run, core, numbers=1):
+    """The address of function(run, core, a number, ...), for call_at and call_compiled.
 
-    Code that few devices need is called like this: what calls it need not be compiled together with it.
+    run, core: arrays of one record each, which reach the function as records.  Code that few devices need is called
+    like this: what calls it need not be compiled together with it.
     """
     if PLAIN:
         address = id(function)
     else:
-        types_ = numba.typeof(run).dtype, numba.typeof(core).dtype, numba.int64
+        types_ = numba.typeof(run).dtype, numba.typeof(core).dtype, *[numba.int64] * numbers
         if types_ not in function.overloads:  # `freeze` forbids to compile even what was compiled before
             function.compile(types_)
         made = function.overloads[types_]
@@ -277,25 +279,29 @@ else:
 
         return types.void(types.int64), generate
 
+    def call_compiled(builder, function, records, numbers, raised):
+        """Call what `address_of` gave the address of, in numba's convention; its answer, or `raised` where it raised.
+
+        The convention: where the answer goes, where an exception would, the arguments, a record by its address.
+        """
+        i64, pointer = ir.IntType(64), ir.IntType(8).as_pointer()
+        places = [i64.as_pointer(), pointer.as_pointer()]
+        kind = ir.FunctionType(ir.IntType(32), [*places, *(value.type for value in (*records, *numbers))])
+        answer = cgutils.alloca_once_value(builder, ir.Constant(i64, 0))
+        problem = cgutils.alloca_once_value(builder, ir.Constant(pointer, None))
+        target = builder.inttoptr(function, kind.as_pointer())
+        status = builder.call(target, [answer, problem, *records, *numbers])
+        well = builder.icmp_signed("==", status, ir.Constant(status.type, 0))
+        return builder.select(well, builder.load(answer), ir.Constant(i64, raised))
+
     @intrinsic
     def call_at(typing_context, address, run, core, page):
-        """Call what `address_of` gave the address of; its answer, an int64.
-
-        numba's convention: where the answer goes, where an exception would, the arguments, a record by its address.
-        """
+        """Call what `address_of` gave the address of; its answer, an int64, or RAISED."""
 
         def generate(context, builder, signature, arguments):
-            i64, pointer = ir.IntType(64), ir.IntType(8).as_pointer()
             target, first, second, number = arguments
-            kind = ir.FunctionType(
-                ir.IntType(32), [i64.as_pointer(), pointer.as_pointer(), pointer, pointer, number.type]
-            )
-            answer = cgutils.alloca_once_value(builder, ir.Constant(i64, 0))
-            problem = cgutils.alloca_once_value(builder, ir.Constant(pointer, None))
-            call = builder.inttoptr(target, kind.as_pointer())
-            records = [builder.bitcast(record, pointer) for record in (first, second)]
-            builder.call(call, [answer, problem, *records, number])
-            return builder.load(answer)
+            records = [builder.bitcast(record, ir.IntType(8).as_pointer()) for record in (first, second)]
+            return call_compiled(builder, target, records, [number], RAISED)
 
         return types.int64(types.int64, run, core, types.int64), generate
 

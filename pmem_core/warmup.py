@@ -1,23 +1,17 @@
 # SPDX-License-Identifier: MIT
 """Compiling ahead: nothing may compile on a request."""
 
-from collections.abc import Callable
-
 import numpy as np
 
 from . import bringup, datapath, initialisation, jit, layout, statefile, upkeep
 from .geometry import Geometry
 
 
-def warm_up(plan: Geometry) -> tuple[Callable[..., int], Callable[..., int]]:
-    """Compile (or load from the cache) everything a request may need, for a device of this plan.
-
-    Returns datapath.read and datapath.write as a server should call them: they take this device's handle and the
-    buffers that nbdkit hands over, and nothing else.
-    """
+def warm_up(plan: Geometry) -> None:
+    """Compile (or load from the cache) everything a request may need, for a device of this plan."""
     handle = (np.zeros(1, layout.RUN), statefile.fresh_core(plan))
-    read = jit.compile_for(datapath.read, handle, memoryview(bytearray()), 0, 0)
-    write = jit.compile_for(datapath.write, handle, memoryview(b""), 0, 0)
+    jit.compile_for(datapath.read, handle, memoryview(bytearray()), 0, 0)
+    jit.compile_for(datapath.write, handle, memoryview(b""), 0, 0)
     jit.compile_for(datapath.trim, handle, 0, 0, 0)
     jit.compile_for(datapath.zero, handle, 0, 0, False, 0)
     jit.compile_for(upkeep.count_flush, handle)
@@ -32,4 +26,3 @@ def warm_up(plan: Geometry) -> tuple[Callable[..., int], Callable[..., int]]:
     initialisation.bind(*handle, plan)
     if plan.info.initialise != "zeros":
         jit.compile_for(bringup.finish, handle, 0)
-    return read, write

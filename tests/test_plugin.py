@@ -185,6 +185,12 @@ def path(tmp_path):
     return make(tmp_path / "disk.pmem")
 
 
+def test_requests_go_to_compiled_code(path):
+    with serving(path, options=["-v"]) as server:
+        server.connect().pwrite(bytes(PAGE), 0)
+        assert "pread: builtin_function_or_method, pwrite: builtin_function_or_method" in server.said
+
+
 MIB = 1 << 20
 HOLE = 3  # NBD_STATE_HOLE | NBD_STATE_ZERO
 
