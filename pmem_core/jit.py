@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from . import policyfile
-from .layout import RAISED
+from .layout import BROKE
 
 
 def choose_cache_folder(outside: Iterable[Path], boundscheck: str) -> Path:
@@ -296,12 +296,12 @@ else:
 
     @intrinsic
     def call_at(typing_context, address, run, core, page):
-        """Call what `address_of` gave the address of; its answer, an int64, or RAISED."""
+        """Call what `address_of` gave the address of; its answer, an int64, or BROKE."""
 
         def generate(context, builder, signature, arguments):
             target, first, second, number = arguments
             records = [builder.bitcast(record, ir.IntType(8).as_pointer()) for record in (first, second)]
-            return call_compiled(builder, target, records, [number], RAISED)
+            return call_compiled(builder, target, records, [number], BROKE)
 
         return types.int64(types.int64, run, core, types.int64), generate
 

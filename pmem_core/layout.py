@@ -238,7 +238,7 @@ STOP_KIND = 7
 ERRNO_SHIFT = 3
 STOP_SHIFT = 16
 STOP_MASK = (1 << STOP_SHIFT) - 1
-RAISED = 5 << ERRNO_SHIFT | HOST  # EIO: compiled code raised, which only a bug makes it do
+BROKE = 5 << ERRNO_SHIFT | HOST  # EIO: compiled code raised, which only a bug makes it do
 
 # ---- what compiled code is handed besides the core: addresses and geometry.  In memory only. ----
 

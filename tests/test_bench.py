@@ -72,10 +72,22 @@ def test_file_is_compared_on_the_same_filesystem():
     ]
 
 
-def test_four_connections_are_held_to_one():
-    rounds = {DEEP: {"pmem": figure(100.0)}, "randwrite 4k 4 connections": {"pmem": figure(99.0)}}
+def test_four_connections_are_held_to_one_of_them():
+    one, four = "randwrite 4k depth 4", "randwrite 4k 4 connections"
+    rounds = {one: {"pmem": figure(100.0), "memory": figure(100.0)}, four: {"pmem": figure(99.0)}}
     (line,) = figures.judge(rounds, {}, {})
     assert line["figure"] == pytest.approx(0.99) and figures.met(line, figures.C) is False
+
+
+def test_four_connections_are_shown_beside_one_as_deep_as_all_of_them_for_everybody():
+    four = "randwrite 4k 4 connections"
+    peers = {"pmem": figure(100.0), "file": figure(200.0)}
+    rounds = {DEEP: peers, four: {"pmem": figure(50.0), "file": figure(60.0)}}
+    lines = figures.judge(rounds, {}, {})
+    assert {line["what"]: (line["figure"], line["bars"]) for line in lines} == {
+        f"{four}: pmem / one of depth 16": (pytest.approx(0.5), {}),
+        f"{four}: file / one of depth 16": (pytest.approx(0.3), {}),
+    }
 
 
 def test_large_device_is_held_to_a_small_one():

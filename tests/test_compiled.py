@@ -150,6 +150,6 @@ def test_compiled_code_that_raises_is_an_error_of_the_request(device, calls):
     pwrite = compiled.callback(raises, device, calls.ordinary, calls.resume)
     data = memoryview(bytes(PAGE))
     pwrite(None, data, 0, 0)
-    assert calls == [("resume", data, 0, layout.RAISED)]
+    assert calls == [("resume", data, 0, layout.BROKE)]
     with pytest.raises(HostError, match="input/output error"):
-        device.finish(datapath.write, layout.RAISED, 0, data, 0)
+        device.finish(datapath.write, layout.BROKE, 0, data, 0)

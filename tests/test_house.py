@@ -52,6 +52,15 @@ def test_module_says_what_it_is(path):
 
 
 @pytest.mark.parametrize("path", PYTHON, ids=name)
+def test_constant_is_defined_once(path):
+    """Of two of one name the second wins everywhere, and where they are indexes that is a store to the wrong place."""
+    targets = [target for node in ast.parse(path.read_text()).body for target in getattr(node, "targets", ())]
+    found = [node for target in targets for node in ast.walk(target) if isinstance(node, ast.Name)]
+    constants = [node.id for node in found if isinstance(node.ctx, ast.Store) and node.id.isupper()]
+    assert len(constants) == len(set(constants))
+
+
+@pytest.mark.parametrize("path", PYTHON, ids=name)
 def test_long_code_has_a_reason(path):
     """A long module or function is allowed, with a comment ``# long: why it is better in one piece``."""
     text = path.read_text()

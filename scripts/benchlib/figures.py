@@ -26,8 +26,9 @@ RATIOS: tuple[tuple[str, str, dict[str, float]], ...] = (
     (EXT4, "memory", {C: 0.95}),
     ("*", "qemu", {C: 1.0}),
 )
-ONE, FOUR = "4k depth 16", "4k 4 connections"  # both have sixteen requests under way
-CONNECTIONS_BARS = {C: 1.0}
+FOUR = "4k 4 connections"  # of depth 4 each
+# One of these four, and one with as many requests under way as all of them.
+ONES: dict[str, dict[str, float]] = {"4k depth 4": {C: 1.0}, "4k depth 16": {}}
 SCALE_BARS = {C: 0.8}
 START_BAR_S, CREATE_BAR_S, CREATE_BAR_MIB, OPEN_BAR_RATIO = 1.5, 1.0, 64, 1.25
 
@@ -82,11 +83,12 @@ def judge(rounds: Rounds, started: dict[str, Any], scale: dict[str, Any]) -> lis
                 if other in ("file", "qemu"):
                     other += "@" * ("@" in ours) + ours.partition("@")[2]  # the same filesystem
                 line(f"{name}: {ours} / {other}", throughput_ratio(rounds, name, ours, other), bars)
-        if FOUR in name and (one := name.replace(FOUR, ONE)) in rounds:
-            for ours in filter(is_ours, peers):
-                if ours in rounds[one]:
-                    figure = ratio(peers[ours]["bytes_per_s"], rounds[one][ours]["bytes_per_s"])
-                    line(f"{name}: {ours} / with one", figure, CONNECTIONS_BARS)
+        for one, bars in ONES.items() if FOUR in name else ():
+            alone = rounds.get(name.replace(FOUR, one), {})
+            for spec in filter(alone.__contains__, peers):
+                if is_ours(spec) or not bars:
+                    figure = ratio(peers[spec]["bytes_per_s"], alone[spec]["bytes_per_s"])
+                    line(f"{name}: {spec} / one of {one.removeprefix('4k ')}", figure, bars)
     for key in ("randwrite_iops", "randread_iops"):
         if scale:
             figure = ratio(scale["1 TiB"][key], scale["1 GiB"][key])

@@ -30,7 +30,7 @@ def _random(rw: str, depth: int, *more: str) -> list[str]:
 
 # By name, the jobs that run at once; the figures are the first one's.
 WORKLOADS: dict[str, list[list[str]]] = {
-    f"{rw} 4k depth {depth}": [_random(rw, depth)] for depth in (1, 16) for rw in ("randwrite", "randread")
+    f"{rw} 4k depth {depth}": [_random(rw, depth)] for depth in (1, 4, 16) for rw in ("randwrite", "randread")
 }
 WORKLOADS |= {
     f"{rw} 4k 4 connections": [_random(rw, 4, "--numjobs=4", "--group_reporting")] for rw in ("randwrite", "randread")
