@@ -165,14 +165,14 @@ START_GAP = [
     ]
     for randomize in (0, 1)
 ]
-TRIED = [(name, parameters) for name in leveling.family.modules for parameters in variants(name).values()]
-TRIED += [("start_gap", parameters) for parameters in START_GAP]
+WANTED = [(name, parameters) for name in leveling.family.modules for parameters in variants(name).values()]
+WANTED += [("start_gap", parameters) for parameters in START_GAP]
 # The other block random, or the coldest of some; spares few enough that checkpoints are needed.
-TRIED += [
+WANTED += [
     ("table_swap", {"interval": interval, "block_frames": size, "candidates": candidates, "spare_blocks": spares})
     for interval, size, candidates, spares in [(1, 1, 1, 1), (3, 2, 1, 2), (1, 1, 5, 3), (4, 2, 3, 1)]
 ]
-TRIED += [
+WANTED += [
     ("sampled_swap", {"interval": interval, "sample": sample, "block_frames": size, "spare_blocks": spares})
     for interval, sample, size, spares in [(1, 1, 1, 1), (1, 3, 2, 1), (2, 1, 1, 3), (3, 2, 1, 1)]
 ]
@@ -183,7 +183,7 @@ def places_left(name, parameters, medium_frames):
     return leveling.family.modules[name].plan(medium_frames, parameters, 1)[1]
 
 
-TRIED = [(name, parameters) for name, parameters in TRIED if places_left(name, parameters, 40) >= 12]
+TRIED = [(name, parameters) for name, parameters in WANTED if places_left(name, parameters, 40) >= 12]
 IDS = [f"{name}-{'-'.join(map(str, parameters.values())) or 'plain'}" for name, parameters in TRIED]
 
 
