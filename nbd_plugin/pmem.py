@@ -232,12 +232,12 @@ def pwrite(h, buf, offset, flags):
 
 @reported
 def _resume_read(buf, offset, result):
-    _served.finish(datapath.read, result, offset, buf, offset)
+    _served.transfer(datapath.read, buf, offset, result)
 
 
 @reported
 def _resume_write(buf, offset, result):
-    _served.finish(datapath.write, result, offset, buf, offset)
+    _served.transfer(datapath.write, buf, offset, result)
 
 
 @reported

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from . import capacity, host, layout, snapshot, wearscan
+from . import capacity, host, layout, wearscan
 from .geometry import Geometry
 from .snapshot import Look
 
@@ -67,7 +67,7 @@ def _kinds(found: Look, slots: np.ndarray, unit_shift: int) -> np.ndarray:
     block_units = BLOCK_LINES * plan.info.line_bytes >> unit_shift
     kinds = np.full((int(slots.max(initial=-1)) + 1) * block_units, wearscan.DATA, np.uint8)
     common = (device, slots, kinds, unit_shift)
-    wearscan.mark_medium(*common, wearscan.SPARE, snapshot.free_frames(found), frame_bytes)
+    wearscan.mark_medium(*common, wearscan.SPARE, found.free_frames, frame_bytes)
     if plan.leveling.MOVES:
         rest = plan.info.size - layout.FRAMES_AT - plan.medium_frames * frame_bytes
         wearscan.mark_medium(*common, wearscan.SPARE, np.array([plan.medium_frames]), rest)

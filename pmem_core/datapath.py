@@ -6,8 +6,6 @@ the cold side does what it asks for (device.Device) and calls again with `done`.
 keeps the GIL.
 """
 
-import numpy as np
-
 from . import descriptor, media, onepage
 from .jit import call_at, clear_bytes, hot, publish, u8_at
 from .layout import (
@@ -29,15 +27,14 @@ def _stopped(done, code):
 
 
 @hot
-def read(device, buffer, offset, done):
-    """Read len(buffer) - done bytes at offset + done into buffer[done:] (a writable buffer of uint8)."""
-    target = np.frombuffer(buffer, np.uint8)
-    return read_at(device[0][0], device[1][0], np.int64(target.ctypes.data), target.size, offset, done)
+def read(device, address, size, offset, done):
+    """Read size - done bytes at offset + done into memory, from address + done on."""
+    return read_at(device[0][0], device[1][0], address, size, offset, done)
 
 
 @hot
 def read_at(run, core, address, size, offset, done):
-    """`read` into the `size` bytes of memory at `address`."""
+    """`read`, for who has the two records and not the device."""
     target = u8_at(address, size)
     while done < target.size:
         page, at = (offset + done) >> PAGE_SHIFT, (offset + done) & (PAGE_BYTES - 1)
@@ -67,15 +64,14 @@ def _write_page(run, core, page, at, source, source_at, count):
 
 
 @hot
-def write(device, buffer, offset, done):
-    """Write buffer[done:] (uint8) at offset + done."""
-    source = np.frombuffer(buffer, np.uint8)
-    return write_at(device[0][0], device[1][0], np.int64(source.ctypes.data), source.size, offset, done)
+def write(device, address, size, offset, done):
+    """Write size - done bytes of memory, from address + done on, at offset + done."""
+    return write_at(device[0][0], device[1][0], address, size, offset, done)
 
 
 @hot
 def write_at(run, core, address, size, offset, done):
-    """`write` from the `size` bytes of memory at `address`."""
+    """`write`, for who has the two records and not the device."""
     source = u8_at(address, size)
     if done < source.size:
         onepage.anticipate(run, core, (offset + done) >> PAGE_SHIFT)

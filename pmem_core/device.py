@@ -146,16 +146,12 @@ class Device:
     def read_into(self, buffer: Any, offset: int) -> None:
         """Fill the writable `buffer` from `offset` on."""
         self._require(len(buffer), offset, writes=False)
-        result = datapath.read(self.handle, buffer, offset, 0)
-        if result:
-            self.finish(datapath.read, result, offset, buffer, offset)
+        self.transfer(datapath.read, buffer, offset)
 
     def write(self, data: Any, offset: int, *, fua: bool = False) -> None:
         """Write `data` at `offset`; with `fua` it is durable on return.  HostFull, BadData (a part of a bad page)."""
         self._require(len(data), offset)
-        result = datapath.write(self.handle, data, offset, 0)
-        if result:
-            self.finish(datapath.write, result, offset, data, offset)
+        self.transfer(datapath.write, data, offset)
         if fua:
             self.flush(counted=False)
 
@@ -190,6 +186,16 @@ class Device:
             placed = upkeep.page_address(self.handle, number)
             at = int(upkeep.medium_address(self.handle, placed)) // page * page
             self.mapping.maps["media"].madvise(3, at, page)  # MADV_WILLNEED
+
+    def transfer(self, function: Callable[..., int], buffer: Any, offset: int, result: int | None = None) -> None:
+        """Do datapath.read or write of `buffer`, or the rest of it where it has begun and answered `result`."""
+        memory = np.frombuffer(buffer, np.uint8)
+        if function is datapath.read and not memory.flags.writeable:
+            raise BufferError("read into memory that must not change")
+        where = memory.ctypes.data, memory.size, offset
+        if result is None:
+            result = function(self.handle, *where, 0)
+        self.finish(function, result, offset, *where)
 
     def finish(self, function: Callable[..., int], result: int, offset: int, *arguments: Any) -> None:
         """Do what a stop code asks for and call again, until all is done."""

@@ -4,6 +4,7 @@
 import contextlib
 import dataclasses
 import fcntl
+import functools
 import json
 import os
 import tempfile
@@ -46,6 +47,18 @@ class Look:
         """The device's totals."""
         return self.core["tally"][0]
 
+    @functools.cached_property
+    def free_frames(self) -> np.ndarray:
+        """Medium frames that no placed frame is mapped to, int64[], ascending.
+
+        They are the leveling's own and those behind its last region.
+        """
+        plan = self.plan
+        own = np.asarray(plan.leveling.spare_frames(self.core["leveling"][0], self.table), np.int64)
+        rest = np.arange(plan.placed_frames + len(own), plan.medium_frames, dtype=np.int64)
+        # In order but for a gap that goes round: quick for this kind of sort, and a large device has millions.
+        return np.sort(np.concatenate([own, rest]), kind="stable")
+
     def handle(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The `device` of wearscan, on the copied table."""
         run = np.zeros(1, layout.RUN)
@@ -54,14 +67,6 @@ class Look:
         for name, value in self.plan.for_compiled_code().items():
             run[name] = value
         return run, self.core["placement"].copy(), self.core["leveling"].copy()
-
-
-def free_frames(found: Look) -> np.ndarray:
-    """Medium frames that no placed frame is mapped to, int64[]: the leveling's own and those behind its last region."""
-    plan = found.plan
-    own = np.asarray(plan.leveling.spare_frames(found.core["leveling"][0], found.table), np.int64)
-    rest = np.arange(plan.placed_frames + len(own), plan.medium_frames, dtype=np.int64)
-    return np.concatenate([own, rest])
 
 
 @contextlib.contextmanager
@@ -230,7 +235,7 @@ def memory(found: Look) -> dict[str, int | None]:
 
 def check_map(found: Look) -> tuple[bool, bool, int]:
     """Is the leveling's map one-to-one, does it avoid the spare frames, and of how many frames is that known."""
-    plan, device, free = found.plan, found.handle(), free_frames(found)
+    plan, device, free = found.plan, found.handle(), found.free_frames
     if plan.placed_frames <= FRAMES_MAX:
         hit, wrong = np.zeros(plan.medium_frames, np.uint8), np.zeros(3, np.int64)
         hit[free] = wearscan.HIT_SPARE
@@ -244,7 +249,7 @@ def check_map(found: Look) -> tuple[bool, bool, int]:
     frames = np.zeros((len(starts), WINDOW_FRAMES), np.int64)
     for start, window in zip(starts.tolist(), frames, strict=True):
         wearscan.translate_frames(device, start, window)
-    used, free = np.sort(frames, axis=None), np.sort(free)
+    used = np.sort(frames, axis=None)
     one_to_one = bool((np.diff(used) > 0).all() and used[0] >= 0 and used[-1] < plan.medium_frames)
     at = np.searchsorted(free, used)
     met = free[np.minimum(at, len(free) - 1)] == used if len(free) else np.zeros(1, bool)

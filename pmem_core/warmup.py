@@ -10,8 +10,8 @@ from .geometry import Geometry
 def warm_up(plan: Geometry) -> None:
     """Compile (or load from the cache) everything a request may need, for a device of this plan."""
     handle = (np.zeros(1, layout.RUN), statefile.fresh_core(plan))
-    jit.compile_for(datapath.read, handle, memoryview(bytearray()), 0, 0)
-    jit.compile_for(datapath.write, handle, memoryview(b""), 0, 0)
+    jit.compile_for(datapath.read, handle, 0, 0, 0, 0)
+    jit.compile_for(datapath.write, handle, 0, 0, 0, 0)
     jit.compile_for(datapath.trim, handle, 0, 0, 0)
     jit.compile_for(datapath.zero, handle, 0, 0, False, 0)
     jit.compile_for(upkeep.count_flush, handle)

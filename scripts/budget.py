@@ -141,10 +141,10 @@ def checksums(words, places):
 
 
 @hot
-def requests(function, device, buffer, places):
+def requests(function, device, address, size, places):
     """One request after another, with no Python in between; the first stop code, or 0."""
     for place in places:
-        code = function(device, buffer, place, 0)
+        code = function(device, address, size, place, 0)
         if code:
             return code
     return 0
@@ -165,7 +165,9 @@ def measured(device: Device, works: dict[str, tuple[Any, Any, np.ndarray]], roun
     """ns of one request of each of `works`: function, buffer, offsets."""
     found = {}
     for name, (function, buffer, places) in works.items():
-        found[name] = timed(partial(requests, function, device.handle, buffer, places), len(places), rounds)
+        memory = np.frombuffer(buffer, np.uint8)
+        work = partial(requests, function, device.handle, memory.ctypes.data, memory.size, places)
+        found[name] = timed(work, len(places), rounds)
     return found
 
 
@@ -191,8 +193,7 @@ def alone(rounds: int, size: int, seed: int) -> dict[str, dict[str, float]]:
                     "read, far": (datapath.read, target, far),
                     "write of 512 bytes, near": (datapath.write, source[:512], near),
                 }
-                told = f"lines of {line}" + ("" if checksum else ", no checksums")
-                found[told] = measured(device, works, rounds)
+                found[f"lines of {line}" + ("" if checksum else ", no checksums")] = measured(device, works, rounds)
     return found | {"bare": bare(rounds, size, chance)}
 
 

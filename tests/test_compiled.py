@@ -152,4 +152,4 @@ def test_compiled_code_that_raises_is_an_error_of_the_request(device, calls):
     pwrite(None, data, 0, 0)
     assert calls == [("resume", data, 0, layout.BROKE)]
     with pytest.raises(HostError, match="input/output error"):
-        device.finish(datapath.write, layout.BROKE, 0, data, 0)
+        device.transfer(datapath.write, data, 0, layout.BROKE)

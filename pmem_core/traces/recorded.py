@@ -19,6 +19,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pmem_core import __version__, datapath, layout
 from pmem_core.device import Device
 from pmem_core.tracescan import DRAIN, FLUSH, TRIM, WRITE, ZERO, ZERO_KEEP
@@ -62,12 +64,13 @@ class RecordedDevice(Device):
         assert self._writer is not None
         count = len(data)
         self._require(count, offset)
+        where = np.frombuffer(data, np.uint8).ctypes.data, count, offset
         with self._writer.lock:
-            result = datapath.write(self.handle, data, offset, 0)
+            result = datapath.write(self.handle, *where, 0)
             if result == layout.OK and not self._stopped:
                 self._writer.note(WRITE, offset, count)  # nearly all of them: nothing was waited for
             else:
-                rest = functools.partial(self.finish, datapath.write, result, offset, data, offset)
+                rest = functools.partial(self.finish, datapath.write, result, offset, *where)
                 self._go_on(_Begun(WRITE, offset, count), rest)
         if fua:
             self.flush(counted=False)
