@@ -117,16 +117,19 @@ def page_checksum(run, core, placed):
 
 @hot
 def anticipate(run, core, page):
-    """Bring near what a request for `page` will look at first: four places far apart, four misses at once."""
-    at = medium_at(run, core, placement.page_at(core["placement"], page))
-    prefetch(run["media"] + at)
-    prefetch(run["wear"] + ((at >> run["line_shift"]) << 2))
+    """Bring near what a request for `page` will look at first: places far apart, so that their misses are one."""
+    _anticipate_at(run, medium_at(run, core, placement.page_at(core["placement"], page)))
     if run["descriptors"]:
         prefetch(run["descriptors"] + page * run["descriptor_bytes"])
     elif run["descriptor_bytes"]:
-        at = medium_at(run, core, placement.descriptor_at(core["placement"], page))
-        prefetch(run["media"] + at)
-        prefetch(run["wear"] + ((at >> run["line_shift"]) << 2))
+        _anticipate_at(run, medium_at(run, core, placement.descriptor_at(core["placement"], page)))
+
+
+@hot
+def _anticipate_at(run, at):
+    prefetch(run["media"] + at)
+    prefetch(run["wear"] + ((at >> run["line_shift"]) << 2))
+    prefetch(run["reserved"] + (at >> media.RESERVE_SHIFT))
 
 
 @hot
