@@ -8,8 +8,8 @@ body numba compiled, `_answer`.  It keeps to the documented C API of Python:
 =========================== ========================================================================
 what comes                  what is done
 =========================== ========================================================================
-a thread's first request,   `ordinary` is called, the Python function of the same arguments
-or one with flags
+a thread's first request,   `ordinary` is called, the Python function of the same arguments, here
+or one with flags           those of pmem.py
 any other                   datapath.read_at or write_at runs on the memory of the buffer
 a stop code of these        `resume(buffer, offset, result)` is called, and does the rest
 =========================== ========================================================================
@@ -69,11 +69,10 @@ def _answer(itself, arguments, count):
     """Answer nbdkit's call: `arguments` are handle, buffer, offset and flags.  Objects are their addresses."""
     words = jit.i64_at(_as_number(itself), WORDS)
     given = jit.i64_at(arguments, 4)
-    buffer, offset, flags = given[1], given[2], given[3]
     at = _room(types.uint32(words[ROOM_KEY]))
-    if not at or _as_number(flags):
+    if not at or count != 4 or _as_number(given[3]):
         return _call(words[ORDINARY], arguments, count, 0)
-    room = jit.i64_at(at, threads.ROOM_WORDS)
+    buffer, offset, room = given[1], given[2], jit.i64_at(at, threads.ROOM_WORDS)
     if _get_buffer(buffer, at, _int(words[ACCESS])):
         return 0  # with Python's own exception
     result = _request(words[FUNCTION], words[RUN], words[CORE], room[BUFFER], room[LENGTH], _as_number(offset))
@@ -122,5 +121,5 @@ def callback(
     addresses = (jit.address_of(function, run, core, 4), run.ctypes.data, core.ctypes.data)
     words = np.array([threads.KEY, access, *addresses, id(ordinary), id(resume), id(None)], np.int64)
     method = _Method(ordinary.__name__.encode(), warm_up().address, METH_FASTCALL)
-    _kept.append((words, method, ordinary, resume))
+    _kept.append((words, method, run, core, ordinary, resume))
     return _new_function(ctypes.addressof(method), words.ctypes.data, None)
