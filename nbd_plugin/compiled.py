@@ -31,7 +31,6 @@ from numba.extending import intrinsic
 from nbd_plugin import threads
 from pmem_core import datapath, jit
 from pmem_core.device import Device
-from pmem_core.layout import BROKE
 
 METH_FASTCALL = 0x80  # methodobject.h
 PyBUF_SIMPLE, PyBUF_WRITABLE = 0, 1  # pybuffer.h
@@ -53,13 +52,13 @@ _room = types.ExternalFunction("pthread_getspecific", _word(types.uint32))
 
 @intrinsic
 def _request(typing_context, function, run, core, buffer, size, offset):
-    """function(run, core, buffer, size, offset, 0), all of them addresses and numbers; BROKE where it raised."""
+    """function(run, core, buffer, size, offset, 0), all of them addresses and numbers."""
 
     def generate(context, builder, signature, arguments):
         function, run, core, *numbers = arguments
         records = [builder.inttoptr(record, ir.IntType(8).as_pointer()) for record in (run, core)]
         zero = ir.Constant(ir.IntType(64), 0)
-        return jit.call_compiled(builder, function, records, [*numbers, zero], BROKE)
+        return jit.call_compiled(builder, function, records, [*numbers, zero])
 
     return _word(*[_word] * 6), generate
 

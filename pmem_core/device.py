@@ -189,13 +189,17 @@ class Device:
 
     def transfer(self, function: Callable[..., int], buffer: Any, offset: int, result: int | None = None) -> None:
         """Do datapath.read or write of `buffer`, or the rest of it where it has begun and answered `result`."""
-        memory = np.frombuffer(buffer, np.uint8)
-        if function is datapath.read and not memory.flags.writeable:
+        if function is datapath.read and memoryview(buffer).readonly:
             raise BufferError("read into memory that must not change")
-        where = memory.ctypes.data, memory.size, offset
+        where = self._where(buffer, offset)
         if result is None:
             result = function(self.handle, *where, 0)
         self.finish(function, result, offset, *where)
+
+    def _where(self, buffer: Any, offset: int) -> tuple[int, int, int]:
+        """What datapath.read and write want to know: address and bytes of `buffer`, and the offset on the device."""
+        memory = np.frombuffer(buffer, np.uint8)
+        return memory.ctypes.data, memory.size, offset
 
     def finish(self, function: Callable[..., int], result: int, offset: int, *arguments: Any) -> None:
         """Do what a stop code asks for and call again, until all is done."""

@@ -19,8 +19,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from pmem_core import __version__, datapath, layout
 from pmem_core.device import Device
 from pmem_core.tracescan import DRAIN, FLUSH, TRIM, WRITE, ZERO, ZERO_KEEP
@@ -64,7 +62,7 @@ class RecordedDevice(Device):
         assert self._writer is not None
         count = len(data)
         self._require(count, offset)
-        where = np.frombuffer(data, np.uint8).ctypes.data, count, offset
+        where = self._where(data, offset)
         with self._writer.lock:
             result = datapath.write(self.handle, *where, 0)
             if result == layout.OK and not self._stopped:
