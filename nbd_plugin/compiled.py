@@ -117,7 +117,7 @@ def callback(
         return ordinary
     run, core = device.handle
     access = PyBUF_WRITABLE if function is datapath.read_at else PyBUF_SIMPLE
-    addresses = (jit.address_of(function, run, core, 4), run.ctypes.data, core.ctypes.data)
+    addresses = (jit.address_of(function, run, core, numbers=4), run.ctypes.data, core.ctypes.data)
     words = np.array([threads.KEY, access, *addresses, id(ordinary), id(resume), id(None)], np.int64)
     method = _Method(ordinary.__name__.encode(), warm_up().address, METH_FASTCALL)
     _kept.append((words, method, run, core, ordinary, resume))

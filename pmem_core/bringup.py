@@ -27,7 +27,7 @@ What a crash may do, without any record but those on the medium:
   may cut short, and `finish` does it again: every step may be done twice.
 """
 
-from . import descriptor, onepage, placement
+from . import descriptor, onepage, policies
 from .jit import clear_bytes, copy_bytes, hot, publish, u8_at
 from .layout import (
     CAUSE_DESCRIPTOR,
@@ -79,9 +79,9 @@ def fits(run, head, order):
 
 
 @hot
-def look(run, core, page):
+def look(run, page):
     """What the descriptor of `page` is: its order if it is a head, NOTHING or UP."""
-    status = onepage.load_descriptor(run, core, page)
+    status = onepage.load_descriptor(run, page)
     if status == descriptor.EMPTY:
         return NOTHING
     order = descriptor.order_of_head(run) if status == descriptor.VALID else -1
@@ -89,7 +89,7 @@ def look(run, core, page):
 
 
 @hot
-def covering(run, core, page):
+def covering(run, page):
     """First page and order of the free group that covers `page`, which is not up: the smallest that is claimed.
 
     Where there is none, and with strategies without heads, it is what is brought up together.
@@ -99,7 +99,7 @@ def covering(run, core, page):
     while run["initialise"] == INITIALISE_BUDDY and 1 << order <= run["page_count"]:
         head = page >> order << order
         if head != before:
-            found = look(run, core, head)
+            found = look(run, head)
             if found >= 0 and fits(run, head, found) and page >> found << found == head:
                 return head, found
             if found == UP or head == 0:
@@ -116,13 +116,13 @@ def covering(run, core, page):
 def _store_now(run, core, page):
     """Store the scratch descriptor of `page` on the medium, also where descriptors wait."""
     scratch, size = u8_at(run["scratch"], PAGE_BYTES), run["descriptor_bytes"]
-    onepage.store(run, core, CAUSE_DESCRIPTOR, placement.descriptor_at(core["placement"], page), scratch, 0, size)
+    onepage.store(run, core, CAUSE_DESCRIPTOR, policies.descriptor_at(run, page), scratch, 0, size)
 
 
 @hot
 def _store_head(run, core, page, order):
     """Make `page` a head, unless it is up."""
-    if look(run, core, page) != UP:
+    if look(run, page) != UP:
         descriptor.note_head(run, page, order)
         _store_now(run, core, page)
 
@@ -132,9 +132,9 @@ def _fill(run, core, first):
     """Give a free descriptor to those that have none of the pages with descriptors in one page, from `first` on."""
     size, missing = run["descriptor_bytes"], 0
     count = min(_per_page(run), run["page_count"] - first)
-    placed = placement.descriptor_at(core["placement"], first)
+    placed = policies.descriptor_at(run, first)
     scratch, whole = u8_at(run["scratch"], PAGE_BYTES), u8_at(run["scratch"] + 2 * PAGE_BYTES, PAGE_BYTES)
-    onepage.load(run, core, placed, whole, 0, count * size)
+    onepage.load(run, placed, whole, 0, count * size)
     for i in range(count):
         copy_bytes(scratch, 0, whole, i * size, size)
         status = descriptor.status(run, first + i)
@@ -151,22 +151,22 @@ def _fill(run, core, first):
 def _ready(run, core, placed, count, with_room):
     """Settle, or reserve, for a store."""
     if with_room:
-        return onepage.reserve(run, core, placed, count)
+        return onepage.reserve(run, placed, count)
     return onepage.settle(run, core, placed, count)
 
 
 @hot
 def _prepare(run, core, page, order, first, end):
     """Settle and reserve for the heads around `page` below `order`, and descriptors of pages `first` to `end` - 1."""
-    place, size, step = core["placement"], run["descriptor_bytes"], _per_page(run)
+    size, step = run["descriptor_bytes"], _per_page(run)
     for with_room in (False, True):
         for at in range(run["group_shift"], order):
-            code = _ready(run, core, placement.descriptor_at(place, _buddy(page, at)), size, with_room)
+            code = _ready(run, core, policies.descriptor_at(run, _buddy(page, at)), size, with_room)
             if code:
                 return code
         for at in range(first, end, step):
             count = min(step, end - at) * size
-            code = _ready(run, core, placement.descriptor_at(place, at), count, with_room)
+            code = _ready(run, core, policies.descriptor_at(run, at), count, with_room)
             if code:
                 return code
     return OK
@@ -196,12 +196,12 @@ def _forget(core, word):
 @hot
 def ensure(run, core, page):
     """See to it that `page`, about to be written, is up; OK, or why not yet."""
-    if run["initialise"] <= INITIALISE_EAGER or look(run, core, page) == UP:
+    if run["initialise"] <= INITIALISE_EAGER or look(run, page) == UP:
         return OK
     sections, at = onepage.section_of(run, page)
     if not sections[at] & SECTION_DIRTY:
         return SECTION
-    head, order = covering(run, core, page)
+    head, order = covering(run, page)
     return _raise_group(run, core, page, head, order)
 
 
@@ -229,7 +229,7 @@ def give_back(run, core, first):
     """Take the descriptors from the group that begins with `first`, and join it with its buddies; OK or a stop code."""
     up = False
     for page in range(first, _group_end(run, first)):
-        up = up or look(run, core, page) == UP
+        up = up or look(run, page) == UP
     if not up:
         return OK
     sections, at = onepage.section_of(run, first)
@@ -237,7 +237,7 @@ def give_back(run, core, first):
         return SECTION
     sections[at] |= SECTION_RECENT
     head, order = first, run["group_shift"]
-    while fits(run, min(head, _buddy(head, order)), order + 1) and look(run, core, _buddy(head, order)) == order:
+    while fits(run, min(head, _buddy(head, order)), order + 1) and look(run, _buddy(head, order)) == order:
         head = min(head, _buddy(head, order))
         order += 1
     return _return_group(run, core, first, head, order)
@@ -256,7 +256,7 @@ def _return_group(run, core, first, head, order):
     if head == first:
         descriptor.note_head(run, first, order)
         copy_bytes(whole, 0, u8_at(run["scratch"], PAGE_BYTES), 0, size)
-    placed = placement.descriptor_at(core["placement"], first)
+    placed = policies.descriptor_at(run, first)
     onepage.store(run, core, CAUSE_DESCRIPTOR, placed, whole, 0, (end - first) * size)
     if run["coalesced"]:
         for page in range(first, end):
@@ -267,7 +267,7 @@ def _return_group(run, core, first, head, order):
         _store_head(run, core, head, order)
     for at in range(run["group_shift"], order):
         joined = _buddy(first, at)
-        if joined != head and look(run, core, joined) != UP:
+        if joined != head and look(run, joined) != UP:
             descriptor.clear(run)
             _store_now(run, core, joined)
     _forget(core, RETURNED)
@@ -286,7 +286,7 @@ def cover(device, first, last):
         order = shift
         while fits(run, page, order + 1) and page + (2 << order) <= last:
             order += 1
-        code = onepage.reserve(run, core, placement.descriptor_at(core["placement"], page), run["descriptor_bytes"])
+        code = onepage.reserve(run, policies.descriptor_at(run, page), run["descriptor_bytes"])
         if code:
             return code
         _store_head(run, core, page, order)
@@ -303,7 +303,7 @@ def mend(device, page, head, order, last):
     run, core = device[0][0], device[1][0]
     end, up = min(page + _per_page(run), run["page_count"]), False
     for at in range(page, end):
-        up = up or look(run, core, at) == UP
+        up = up or look(run, at) == UP
     if order >= 0 and up:
         return _raise_group(run, core, page, head, order)
     code = _prepare(run, core, page, run["group_shift"], page, end)
@@ -313,7 +313,7 @@ def mend(device, page, head, order, last):
         _fill(run, core, page)
         return OK
     for at in range(page, end):
-        if look(run, core, at) >= 0:
+        if look(run, at) >= 0:
             descriptor.clear(run)
             _store_now(run, core, at)
     return cover(device, page, last) if order < 0 else OK

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: MIT
 """The loops of `check`: they go over frames or pages and stop at the first that wants a look.
 
-`device` is (RUN[1], core[1]), as for a request.  What lies in a hole of the medium file is not read: `blocks` has a bit
+`device` is (RUN[1], CORE[1]), as for a request.  What lies in a hole of the medium file is not read: `blocks` has a bit
 for every 4096 bytes of the file that are not in a hole, `held` the same for placed addresses (both uint8[]).
 """
 
-from . import bringup, descriptor, leveling, media, onepage, placement
+from . import bringup, descriptor, media, onepage, policies
 from .jit import hot, i64_at
 from .layout import INITIALISE_BUDDY, INITIALISE_EAGER, OK, PAGE_BYTES, PAGE_SHIFT
 
@@ -45,10 +45,10 @@ def map_frames(device, first, last, frames, seen, blocks, held):
     held (uint8[]): the bit of each 4096 placed bytes is set of which something is in the file.  Returns the first
     placed frame that has no medium frame or one that another has; else `last`.
     """
-    run, state = device[0][0], device[1][0]["leveling"]
+    run = device[0][0]
     shift = run["frame_shift"]
     for placed in range(first, last):
-        frame = leveling.translate(state, run, placed)
+        frame = policies.translate(run, placed)
         if frame < 0 or frame >= frames or has(seen, frame):
             return placed
         seen[frame >> 3] |= 1 << (frame & 7)
@@ -75,21 +75,21 @@ def _piece_bytes(run):
 
 
 @hot
-def _leaks(run, core, held, page):
+def _leaks(run, held, page):
     """True where the medium has something else than zeros for `page`."""
-    placed, size = placement.page_at(core["placement"], page), _piece_bytes(run)
+    placed, size = policies.page_at(run, page), _piece_bytes(run)
     if not has(held, placed >> PAGE_SHIFT):
         return False
     for at in range(placed, placed + PAGE_BYTES, size):
-        if _nonzero(run, onepage.medium_at(run, core, at), size):
+        if _nonzero(run, onepage.medium_at(run, at), size):
             return True
     return False
 
 
 @hot
-def _in_hole(core, held, page):
+def _in_hole(run, held, page):
     """True where the descriptor of `page` is in a hole."""
-    return not has(held, placement.descriptor_at(core["placement"], page) >> PAGE_SHIFT)
+    return not has(held, policies.descriptor_at(run, page) >> PAGE_SHIFT)
 
 
 @hot
@@ -98,17 +98,17 @@ def _is_pending(run, page):
 
 
 @hot
-def _examine(run, core, page):
+def _examine(run, page):
     """The verdict on descriptor and data of `page`, whatever its section; and 1 where it holds data."""
-    status = onepage.load_descriptor(run, core, page)
+    status = onepage.load_descriptor(run, page)
     if status == descriptor.DAMAGED:
         return DAMAGED, 1
     if status == descriptor.EMPTY or not descriptor.holds_data(run):
         return FINE, 0
     if descriptor.is_bad(run):
         return CONDEMNED, 1
-    placed = placement.page_at(core["placement"], page)
-    if run["checksums"] and onepage.page_checksum(run, core, placed) != descriptor.data_checksum(run):
+    placed = policies.page_at(run, page)
+    if run["checksums"] and onepage.page_checksum(run, placed) != descriptor.data_checksum(run):
         return MISMATCHED, 1
     return FINE, 1
 
@@ -120,13 +120,13 @@ def touched(device, first, last, held, holds):
     holds (uint8[]), from `first` on: 1 where the page holds data, IN_HOLE where not even its descriptor is in the
     file.  Returns that page (or `last`) and its verdict.
     """
-    run, core = device[0][0], device[1][0]
+    run = device[0][0]
     for page in range(first, last):
         verdict, holding = FINE, IN_HOLE
-        if not _in_hole(core, held, page) or _is_pending(run, page):
-            verdict, holding = _examine(run, core, page)
+        if not _in_hole(run, held, page) or _is_pending(run, page):
+            verdict, holding = _examine(run, page)
         holds[page - first] = holding
-        if verdict == FINE and holding != 1 and _leaks(run, core, held, page):
+        if verdict == FINE and holding != 1 and _leaks(run, held, page):
             verdict = LEAKED
         if verdict != FINE:
             return page, verdict
@@ -136,25 +136,25 @@ def touched(device, first, last, held, holds):
 @hot
 def untouched(device, first, last, held):
     """Look for anything behind pages first .. last - 1 of a section that was never written; returns as `touched`."""
-    run, core = device[0][0], device[1][0]
+    run = device[0][0]
     has_descriptors = run["descriptor_bytes"] > 0 and run["descriptors"] == 0
     for page in range(first, last):
-        if has_descriptors and not _in_hole(core, held, page):
-            verdict, holding = _examine(run, core, page)
+        if has_descriptors and not _in_hole(run, held, page):
+            verdict, holding = _examine(run, page)
             if verdict != FINE or holding:
                 return page, UNMARKED
-        if _leaks(run, core, held, page):
+        if _leaks(run, held, page):
             return page, LEAKED if has_descriptors else UNMARKED
     return last, FINE
 
 
 @hot
-def _count_up(run, core, held, first, end):
+def _count_up(run, held, first, end):
     """Of the pages with descriptors in one page, how many are up, and how many are heads."""
     up, heads = 0, 0
-    if not _in_hole(core, held, first):
+    if not _in_hole(run, held, first):
         for page in range(first, end):
-            found = bringup.look(run, core, page)
+            found = bringup.look(run, page)
             up += found == bringup.UP
             heads += found >= 0
     return up, heads
@@ -167,14 +167,14 @@ def groups(device, first, last, held, claim):
     claim (int64[CLAIM_WORDS]) goes along, zeros at first: the free group that was met last, order -1 where there is
     none, and its end; and of a gap the end.
     """
-    run, core = device[0][0], device[1][0]
+    run = device[0][0]
     step, page = PAGE_BYTES // run["descriptor_bytes"], first
     while page < last:
         end = min(page + step, last)
-        up, heads = _count_up(run, core, held, page, end)
+        up, heads = _count_up(run, held, page, end)
         claim[GAP_END] = end
         if run["initialise"] != INITIALISE_BUDDY:
-            if up < end - page and (run["initialise"] == INITIALISE_EAGER or _group_is_used(run, core, held, page)):
+            if up < end - page and (run["initialise"] == INITIALISE_EAGER or _group_is_used(run, held, page)):
                 return page, GAP
         elif page < claim[CLAIM_END]:
             if up or heads:
@@ -182,12 +182,12 @@ def groups(device, first, last, held, claim):
         elif up < end - page:
             order = -1
             if heads == 1 and not up:
-                order = bringup.look(run, core, page)
+                order = bringup.look(run, page)
             if not bringup.fits(run, page, order):
                 claim[CLAIM_ORDER] = -1
                 while not up and not heads and claim[GAP_END] < last:
                     end = min(claim[GAP_END] + step, last)
-                    up, heads = _count_up(run, core, held, claim[GAP_END], end)
+                    up, heads = _count_up(run, held, claim[GAP_END], end)
                     if not up and not heads:
                         claim[GAP_END] = end
                 return page, GAP
@@ -199,17 +199,17 @@ def groups(device, first, last, held, claim):
 @hot
 def note_head(device, page, held):
     """The descriptor of `page` is in no hole any more, since it may have become a head."""
-    at = placement.descriptor_at(device[1][0]["placement"], page) >> PAGE_SHIFT
+    at = policies.descriptor_at(device[0][0], page) >> PAGE_SHIFT
     mark(held, at, at + 1)
 
 
 @hot
-def _group_is_used(run, core, held, page):
+def _group_is_used(run, held, page):
     """True where a page of the group that is brought up with `page` is up."""
     step, first = PAGE_BYTES // run["descriptor_bytes"], page >> run["group_shift"] << run["group_shift"]
     last = min(first + (1 << run["group_shift"]), run["page_count"])
     for at in range(first, last, step):
-        if _count_up(run, core, held, at, min(at + step, last))[0]:
+        if _count_up(run, held, at, min(at + step, last))[0]:
             return True
     return False
 
@@ -217,10 +217,10 @@ def _group_is_used(run, core, held, page):
 @hot
 def punch_page(device, page):
     """Give the host back what lies behind `page`, which is free; OK or HOST."""
-    run, core = device[0][0], device[1][0]
-    placed, size = placement.page_at(core["placement"], page), _piece_bytes(run)
+    run = device[0][0]
+    placed, size = policies.page_at(run, page), _piece_bytes(run)
     for at in range(placed, placed + PAGE_BYTES, size):
-        code = media.punch(run, onepage.medium_at(run, core, at), size)
+        code = media.punch(run, onepage.medium_at(run, at), size)
         if code:
             return code
     return OK
@@ -229,21 +229,21 @@ def punch_page(device, page):
 @hot
 def page_offset(device, page):
     """Where in the medium file the data of `page` begins."""
-    run, core = device[0][0], device[1][0]
-    return onepage.medium_at(run, core, placement.page_at(core["placement"], page))
+    run = device[0][0]
+    return onepage.medium_at(run, policies.page_at(run, page))
 
 
 @hot
 def descriptor_offset(device, page):
     """Where in the medium file the descriptor of `page` begins."""
-    run, core = device[0][0], device[1][0]
-    return onepage.medium_at(run, core, placement.descriptor_at(core["placement"], page))
+    run = device[0][0]
+    return onepage.medium_at(run, policies.descriptor_at(run, page))
 
 
 @hot
 def descriptor_address(device, page):
     """The placed address of the descriptor of `page`."""
-    return placement.descriptor_at(device[1][0]["placement"], page)
+    return policies.descriptor_at(device[0][0], page)
 
 
 @hot
@@ -252,11 +252,11 @@ def count_lines(device, first, last, held, lines):
 
     Of format 2 only.  Returns the first page whose first write comes after its last; `last`: there is none.
     """
-    run, core = device[0][0], device[1][0]
+    run = device[0][0]
     for page in range(first, last):
-        if _in_hole(core, held, page) and not _is_pending(run, page):
+        if _in_hole(run, held, page) and not _is_pending(run, page):
             continue
-        if onepage.load_descriptor(run, core, page) == descriptor.VALID:
+        if onepage.load_descriptor(run, page) == descriptor.VALID:
             words = descriptor.large_words(run)
             lines[0] += words[descriptor.DATA_LINES]
             lines[1] += words[descriptor.DESCRIPTOR_LINES]

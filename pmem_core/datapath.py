@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Requests: read, write, trim, zero, extents, page by page (onepage.py has the road of one page).
 
-Each entry point takes `device`, the tuple (RUN[1], core[1]), and answers ``done << STOP_SHIFT | code``.  On a stop code
+Each entry point takes `device`, the tuple (RUN[1], CORE[1]), and answers ``done << STOP_SHIFT | code``.  On a stop code
 the cold side does what it asks for (device.Device) and calls again with `done`.  Calls never overlap: compiled code
 keeps the GIL.
 """
@@ -40,7 +40,7 @@ def read_at(run, core, address, size, offset, done):
         page, at = (offset + done) >> PAGE_SHIFT, (offset + done) & (PAGE_BYTES - 1)
         count = min(PAGE_BYTES - at, target.size - done)
         if done + count < target.size:
-            onepage.anticipate_data(run, core, page + 1)
+            onepage.anticipate_data(run, page + 1)
         code = onepage.read(run, core, page, at, target, done, count)
         if code:
             return _stopped(done, code)
@@ -57,7 +57,7 @@ def read_at(run, core, address, size, offset, done):
 def _write_page(run, core, page, at, source, source_at, count):
     """Write to a page, which gets its descriptor first where those are brought up."""
     if run["ensure"]:
-        code = call_at(run["ensure"], run, core, page)
+        code = call_at(run["ensure"], (run, core, page))
         if code:
             return code
     return onepage.write(run, core, page, at, source, source_at, count)
@@ -74,13 +74,13 @@ def write_at(run, core, address, size, offset, done):
     """`write`, for who has the two records and not the device."""
     source = u8_at(address, size)
     if done < source.size:
-        onepage.anticipate(run, core, (offset + done) >> PAGE_SHIFT)
+        onepage.anticipate(run, (offset + done) >> PAGE_SHIFT)
     while done < source.size:
         page, at = (offset + done) >> PAGE_SHIFT, (offset + done) & (PAGE_BYTES - 1)
         count = min(PAGE_BYTES - at, source.size - done)
         if done + count < source.size:
-            onepage.anticipate(run, core, page + 1)
-            onepage.anticipate_data(run, core, page + 1)
+            onepage.anticipate(run, page + 1)
+            onepage.anticipate_data(run, page + 1)
         code = _write_page(run, core, page, at, source, done, count)
         if code:
             return _stopped(done, code)
@@ -129,11 +129,11 @@ def _free(run, core, offset, end, done):
     while page < last:
         count = _whole_group(run, page, last) if run["give_back"] else 0
         publish(intent, TRIM_END, page + max(count, 1))
-        code = call_at(run["give_back"], run, core, page) if count else onepage.trim(run, core, page)
+        code = call_at(run["give_back"], (run, core, page)) if count else onepage.trim(run, core, page)
         if code:
             break
         page = _next_touched(run, page + max(count, 1))
-    punched = _punch(run, core, first, min(page, last))
+    punched = _punch(run, first, min(page, last))
     publish(intent, TRIM_END, 0)
     intent[TRIM_FIRST] = 0
     code = code if code else punched
@@ -143,7 +143,7 @@ def _free(run, core, offset, end, done):
 
 
 @hot
-def _punch(run, core, page, last):
+def _punch(run, page, last):
     """Punch the medium's bytes of pages `page` to last - 1, adjacent ones at once; OK or a stop code.
 
     Only now, when the descriptors are stored: storing them moves frames.
@@ -151,7 +151,7 @@ def _punch(run, core, page, last):
     held_at, held, code = 0, 0, OK
     page = _next_touched(run, page)
     while page < last:
-        held_at, held, code = onepage.punch(run, core, page, held_at, held)
+        held_at, held, code = onepage.punch(run, page, held_at, held)
         if code:
             return code
         page = _next_touched(run, page + 1)
@@ -203,7 +203,7 @@ def zero(device, offset, end, may_trim, done):
 @hot
 def extents(device, offset, end, runs):
     """Fill runs (int64[n, 2]: end offset, 1 where data) from `offset` on; how many were filled."""
-    run, core = device[0][0], device[1][0]
+    run = device[0][0]
     sections = u8_at(run["sections"], run["section_count"])
     count = 0
     while offset < end:
@@ -214,7 +214,7 @@ def extents(device, offset, end, runs):
         elif not run["descriptor_bytes"]:
             stop, holds = ((section + 1) << run["section_shift"]) << PAGE_SHIFT, 1
         else:
-            status = onepage.load_descriptor(run, core, page)
+            status = onepage.load_descriptor(run, page)
             sure = status == descriptor.DAMAGED or (status == descriptor.EMPTY and run["descriptors"] != 0)
             holds = (
                 1

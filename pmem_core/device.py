@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 
-from . import datapath, host, image, infoblock, initialisation, layout, mapping, recovery, upkeep
+from . import binding, datapath, host, image, infoblock, initialisation, layout, mapping, recovery, upkeep
 from .durability import Durability
 from .errors import BadData, DamagedImage, HostError, HostFull, UsageError
 from .host import Lock
@@ -83,9 +83,8 @@ class Device:
             self.journal.begin_session({**host.witness(self.path), "pid": os.getpid()}, event)
         self.mapping = mapping.map_image(self.path, self.plan, read_only=self.read_only)
         undo.callback(self._unmap)
-        self.handle = (self.mapping.run, self.mapping.core)
         self.mapping.run["session"] = time.time_ns()
-        initialisation.bind(*self.handle, self.plan)
+        self.handle = binding.bind(self.mapping.run, self.mapping.core, self.plan)
         self._tally = self.mapping.core["tally"][0]
         if self.read_only and found == "power cut":
             recovery.recall(self.mapping, self.plan, self.journal)
@@ -312,7 +311,7 @@ class Device:
         self._lock.release()
 
     def _unmap(self) -> None:
-        self.handle = (np.zeros(1, layout.RUN), np.zeros(0, self.handle[1].dtype))
+        self.handle = (np.zeros(1, layout.RUN), np.zeros(0, layout.CORE))
         self._tally = np.zeros((), layout.TALLY)
         self._durability = None  # type: ignore[assignment]  # it holds views of the files; nothing may use it any more
         self.mapping.close()

@@ -47,9 +47,6 @@ class Durability:
         self._sync_failed: OSError | None = None
         self._moves_committed = self._moves()
 
-    def _handle(self) -> tuple[np.ndarray, np.ndarray]:
-        return self._mapping.run, self._mapping.core
-
     def _moves(self) -> int:
         return int(self._mapping.core["tally"][0]["moves"])
 
@@ -102,7 +99,7 @@ class Durability:
         """
         moves = self._moves()
         table, frames = np.empty(len(self._mapping.table), np.int64), np.empty(MOVED_ROOM, np.int64)
-        count = int(upkeep.take_moves(self._handle(), table, frames))
+        count = int(upkeep.take_moves(self._mapping.handle, table, frames))
         try:
             yield table, frames[:count].tolist() if count <= len(frames) else None
         except BaseException:
@@ -135,7 +132,7 @@ class Durability:
         with self._lock:
             cleared = np.empty(self._plan.section_count if closing or settle_sections else 0, np.int64)
             if len(cleared):
-                cleared = cleared[: int(upkeep.clear_dirty(self._handle(), closing, cleared))]
+                cleared = cleared[: int(upkeep.clear_dirty(self._mapping.handle, closing, cleared))]
             if not due and not len(cleared):
                 return False
             try:
@@ -144,7 +141,7 @@ class Durability:
                     self._drain()
                 self._commit(cleared, closing)
             except BaseException:
-                upkeep.restore_dirty(self._handle(), cleared)
+                upkeep.restore_dirty(self._mapping.handle, cleared)
                 raise
             return True
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from . import bringup, geometry, infoblock, layout
+from .binding import bind
 from .errors import DamagedImage, HostError, HostFull, NotAnImage, UnsupportedImage, UsageError
 from .geometry import Geometry
 from .host import fallocate, host_errors, sync_folder
@@ -118,7 +119,7 @@ def _cover(work: Path, plan: Geometry) -> np.ndarray:
     """Store the heads of the groups that cover a new device; the core record from then on."""
     mapping = map_image(work, plan, read_only=False)
     try:
-        code = int(bringup.cover((mapping.run, mapping.core), 0, plan.info.page_count))
+        code = int(bringup.cover(bind(mapping.run, mapping.core, plan), 0, plan.info.page_count))
         if code:
             number = code >> layout.ERRNO_SHIFT
             raise OSError(number, os.strerror(number))

@@ -7,26 +7,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from . import bringup, jit, layout
-from .geometry import Geometry
+from . import bringup, layout
 
 if TYPE_CHECKING:
     from .device import Device
 
 Watch = Callable[[float], None]
 STEP_PAGES = 1 << 18  # between two looks at how far it has come
-
-
-def bind(run: np.ndarray, core: np.ndarray, plan: Geometry) -> None:
-    """Let requests call what the strategy of `plan` needs: put addresses of compiled code into `run`.
-
-    run, core: RUN[1] and core[1].  For `zeros` there is none, and nothing is compiled.
-    """
-    run["ensure"] = run["give_back"] = 0
-    if plan.info.initialise in ("section", "subsection", "buddy"):
-        run["ensure"] = jit.address_of(bringup.ensure, run, core)
-    if plan.info.initialise == "buddy":
-        run["give_back"] = jit.address_of(bringup.give_back, run, core)
 
 
 def complete(device: "Device", watch: Watch | None) -> None:

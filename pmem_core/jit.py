@@ -33,7 +33,7 @@ def choose_cache_folder(outside: Iterable[Path], boundscheck: str) -> Path:
     outside: files with policies.
     """
     here = Path(__file__).parent
-    names = "jit layout plugins crc32c media frametable descriptor onepage bringup offline datapath"
+    names = "jit layout plugins policies crc32c media frametable descriptor onepage bringup offline datapath"
     names += " upkeep wearscan checkscan tracescan reshape maploops"
     sources = [here / f"{name}.py" for name in names.split()]
     for folder in ("placement", "leveling", "pagemaps"):
@@ -119,25 +119,35 @@ def compile_for(function, *arguments):
         function.compile(tuple(numba.typeof(argument) for argument in arguments))
 
 
-_at_addresses: dict[int, Any] = {}  # what address_of has given out
+# Of the plain twins: what address_of and record_address have given out.
+_at_addresses: dict[int, Any] = {}
+_dtypes: dict[int, np.dtype] = {}
 
 
-def address_of(function, run, core, numbers=1):
-    """The address of function(run, core, a number, ...), for call_at and call_compiled.
+def address_of(function, *records, numbers=1, answer=numba.int64):
+    """The address of function(*records, *numbers), for call_at, do_at and call_compiled.
 
-    run, core: arrays of one record each, which reach the function as records.  Code that few devices need is called
-    like this: what calls it need not be compiled together with it.
+    records: arrays of one record each, which reach the function as records; numbers: how many int64 follow; answer:
+    what it returns, numba.void for do_at.  What calls code by its address need not be compiled together with it.
     """
     if PLAIN:
         address = id(function)
     else:
-        types_ = numba.typeof(run).dtype, numba.typeof(core).dtype, *[numba.int64] * numbers
+        types_ = *[numba.typeof(record).dtype for record in records], *[numba.int64] * numbers
         if types_ not in function.overloads:  # `freeze` forbids to compile even what was compiled before
-            function.compile(types_)
+            function.compile(answer(*types_))
         made = function.overloads[types_]
+        if made.signature.return_type != answer:
+            raise TypeError(f"{function.__name__}: returns {made.signature.return_type}: expected {answer}")
         address = made.library.get_pointer_to_function(made.fndesc.llvm_func_name)
     _at_addresses[address] = function
     return address
+
+
+def record_address(array):
+    """The address of the one record of `array`, for record_at."""
+    _dtypes[array.ctypes.data] = array.dtype
+    return array.ctypes.data
 
 
 def freeze():
@@ -173,8 +183,14 @@ if PLAIN:
     def prefetch(address):
         pass
 
-    def call_at(address, run, core, page):
-        return _at_addresses[int(address)](run, core, page)
+    def record_at(address):
+        dtype = _dtypes[int(address)]
+        return _array_at(ctypes.c_uint8, address, dtype.itemsize).view(dtype)[0]
+
+    def call_at(address, arguments):
+        return _at_addresses[int(address)](*arguments)
+
+    do_at = call_at
 
     _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -290,15 +306,35 @@ else:
         return builder.select(well, builder.load(answer), ir.Constant(i64, BROKE))
 
     @intrinsic
-    def call_at(typing_context, address, run, core, page):
-        """Call what `address_of` gave the address of; its answer, an int64, or BROKE."""
+    def record_at(typing_context, address):
+        """The record at `address`, of whichever type: only for call_at, which hands its address on."""
 
         def generate(context, builder, signature, arguments):
-            target, first, second, number = arguments
-            records = [builder.bitcast(record, ir.IntType(8).as_pointer()) for record in (first, second)]
-            return call_compiled(builder, target, records, [number])
+            return builder.inttoptr(arguments[0], context.get_value_type(_ANY_RECORD))
 
-        return types.int64(types.int64, run, core, types.int64), generate
+        return _ANY_RECORD(types.int64), generate
+
+    _ANY_RECORD = numba.from_dtype(np.dtype([("word", "<i8")]))
+
+    def _caller(answer, told):
+        @intrinsic
+        def call(typing_context, address, arguments):
+            def generate(context, builder, signature, values):
+                kind = context.call_conv.get_function_type(answer, arguments.types)
+                function = builder.inttoptr(values[0], kind.as_pointer())
+                given = cgutils.unpack_tuple(builder, values[1])
+                status, result = context.call_conv.call_function(builder, function, answer, arguments.types, given)
+                with cgutils.if_unlikely(builder, status.is_error):
+                    context.call_conv.return_status_propagate(builder, status)
+                return result
+
+            return answer(types.int64, arguments), generate
+
+        call.__doc__ = told
+        return call
+
+    call_at = _caller(types.int64, "Call what `address_of` gave the address of with a tuple of arguments; an int64.")
+    do_at = _caller(types.none, "The same for a function that answers nothing.")
 
     @intrinsic
     def _fallocate(typing_context, fd, mode, offset, count):

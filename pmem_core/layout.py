@@ -210,19 +210,21 @@ PENDING_SLOTS = 4096
 PENDING_HEAD_WORDS = 2  # page + 1 (0: empty), and one word unused, before the descriptor's bytes
 
 
+# What the core record begins with, whatever the policies.
+CORE = np.dtype([("tally", TALLY), ("intent", "<i8", (INTENT_WORDS,)), ("unit", "<i8", (UNIT_WORDS,))])
+
+
 def core_dtype(placement_state: np.dtype, leveling_state: np.dtype) -> np.dtype:
-    """The record at 4096 of the state file, for a pair of policies; its type selects the compiled code."""
-    core = np.dtype(
-        [
-            ("tally", TALLY),
-            ("intent", "<i8", (INTENT_WORDS,)),
-            ("unit", "<i8", (UNIT_WORDS,)),
-            ("placement", placement_state),
-            ("leveling", leveling_state),
-        ]
-    )
+    """The record at 4096 of the state file, for a pair of policies."""
+    begins = [(name, CORE[name]) for name in CORE.names or ()]
+    core = np.dtype([*begins, ("placement", placement_state), ("leveling", leveling_state)])
     assert core.itemsize <= ZONE_BYTES
     return core
+
+
+def common(core: np.ndarray) -> np.ndarray:
+    """What the core record core[1] begins with, CORE[1], at the same place in memory."""
+    return np.ndarray(1, CORE, core.data)
 
 
 # ---- how compiled code answers: the bytes (or items) done << STOP_SHIFT | a stop code.  OK: all is done. ----
@@ -274,7 +276,15 @@ RUN = np.dtype(
         ("session", "<i8"),  # when it began, nanoseconds since 1970
         ("initialise", "<i8"),  # INITIALISE
         ("group_shift", "<i8"),  # log2 of the pages whose descriptors are brought up together
-        ("ensure", "<i8"),  # addresses of functions of bringup (jit.call_at); 0: not wanted
+        # Addresses of what is called by them (binding.py):
+        ("placement", "<i8"),  # the states of the policies
+        ("leveling", "<i8"),
+        ("page_at", "<i8"),  # and their functions
+        ("descriptor_at", "<i8"),
+        ("translate", "<i8"),
+        ("tick", "<i8"),
+        ("settle", "<i8"),
+        ("ensure", "<i8"),  # functions of bringup; 0: not wanted
         ("give_back", "<i8"),
         ("checksums", "<i8"),
         ("coalesced", "<i8"),

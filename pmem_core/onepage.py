@@ -16,7 +16,7 @@ A kill between 4 and 6 leaves data and descriptor of that one page apart; openin
 A page is either not begun or finished, so nothing is done twice when a stopped request goes on.
 """
 
-from . import descriptor, leveling, media, placement
+from . import descriptor, media, policies
 from .crc32c import MASK, page_crc, words_crc
 from .jit import clear_bytes, copy_bytes, hot, i64_at, prefetch, publish, u8_at, u32_at
 from .layout import (
@@ -44,10 +44,10 @@ from .layout import (
 
 
 @hot
-def medium_at(run, core, placed):
+def medium_at(run, placed):
     frame = placed >> run["frame_shift"]
     within = placed - (frame << run["frame_shift"])
-    return media.frame_at(run, leveling.translate(core["leveling"], run, frame)) + within
+    return media.frame_at(run, policies.translate(run, frame)) + within
 
 
 @hot
@@ -58,11 +58,11 @@ def piece(run, placed, count):
 
 
 @hot
-def load(run, core, placed, target, target_at, count):
+def load(run, placed, target, target_at, count):
     done = 0
     while done < count:
         size = piece(run, placed + done, count - done)
-        media.load(run, medium_at(run, core, placed + done), target, target_at + done, size)
+        media.load(run, medium_at(run, placed + done), target, target_at + done, size)
         done += size
 
 
@@ -72,8 +72,8 @@ def store(run, core, cause, placed, source, source_at, count):
     done, worn = 0, 0
     while done < count:
         size = piece(run, placed + done, count - done)
-        lines = media.store(run, core, cause, medium_at(run, core, placed + done), source, source_at + done, size)
-        leveling.tick(core["leveling"], run, (placed + done) >> run["frame_shift"], lines)
+        lines = media.store(run, core, cause, medium_at(run, placed + done), source, source_at + done, size)
+        policies.tick(run, (placed + done) >> run["frame_shift"], lines)
         done, worn = done + size, worn + lines
     return worn
 
@@ -82,7 +82,7 @@ def store(run, core, cause, placed, source, source_at, count):
 def settle(run, core, placed, count):
     first, last = placed >> run["frame_shift"], (placed + count - 1) >> run["frame_shift"]
     for frame in range(first, last + 1):
-        code = leveling.settle(core["leveling"], run, core, frame)
+        code = policies.settle(run, core, frame)
         # No room on the host for a move is no reason to refuse the write: the move stays due.
         if code and code & STOP_KIND != HOST:
             return code
@@ -90,11 +90,11 @@ def settle(run, core, placed, count):
 
 
 @hot
-def reserve(run, core, placed, count):
+def reserve(run, placed, count):
     done = 0
     while done < count:
         size = piece(run, placed + done, count - done)
-        code = media.reserve(run, medium_at(run, core, placed + done), size)
+        code = media.reserve(run, medium_at(run, placed + done), size)
         if code:
             return code
         done += size
@@ -102,27 +102,27 @@ def reserve(run, core, placed, count):
 
 
 @hot
-def page_checksum(run, core, placed):
+def page_checksum(run, placed):
     """crc32c of the page at `placed`, as it lies on the medium."""
     if run["frame_shift"] >= PAGE_SHIFT:
-        return page_crc(i64_at(run["media"] + medium_at(run, core, placed), PAGE_BYTES >> 3), 0)
+        return page_crc(i64_at(run["media"] + medium_at(run, placed), PAGE_BYTES >> 3), 0)
     crc, done = MASK, 0
     while done < PAGE_BYTES:
         size = piece(run, placed + done, PAGE_BYTES - done)
-        words = i64_at(run["media"] + medium_at(run, core, placed + done), size >> 3)
+        words = i64_at(run["media"] + medium_at(run, placed + done), size >> 3)
         crc = words_crc(crc, words, 0, size >> 3)
         done += size
     return crc ^ MASK
 
 
 @hot
-def anticipate(run, core, page):
+def anticipate(run, page):
     """Bring near what a request for `page` will look at first: places far apart, so that their misses are one."""
-    _anticipate_at(run, medium_at(run, core, placement.page_at(core["placement"], page)))
+    _anticipate_at(run, medium_at(run, policies.page_at(run, page)))
     if run["descriptors"]:
         prefetch(run["descriptors"] + page * run["descriptor_bytes"])
     elif run["descriptor_bytes"]:
-        _anticipate_at(run, medium_at(run, core, placement.descriptor_at(core["placement"], page)))
+        _anticipate_at(run, medium_at(run, policies.descriptor_at(run, page)))
 
 
 @hot
@@ -133,9 +133,9 @@ def _anticipate_at(run, at):
 
 
 @hot
-def anticipate_data(run, core, page):
+def anticipate_data(run, page):
     """Bring near the data of `page`: the processor's own prefetching ends at every 4096 bytes."""
-    at = run["media"] + medium_at(run, core, placement.page_at(core["placement"], page))
+    at = run["media"] + medium_at(run, policies.page_at(run, page))
     for i in range(min(PAGE_BYTES, 1 << run["frame_shift"]) >> 6):
         prefetch(at + (i << 6))
 
@@ -157,7 +157,7 @@ def kept_descriptor(run, page):
 
 
 @hot
-def load_descriptor(run, core, page):
+def load_descriptor(run, page):
     """Bring the descriptor of `page` into scratch; its status."""
     count = run["descriptor_bytes"]
     if run["descriptors"]:
@@ -173,7 +173,7 @@ def load_descriptor(run, core, page):
             for i in range(count >> 3):
                 words[i] = slot[PENDING_HEAD_WORDS + i]
             return descriptor.status(run, page)
-    load(run, core, placement.descriptor_at(core["placement"], page), scratch, 0, count)
+    load(run, policies.descriptor_at(run, page), scratch, 0, count)
     return descriptor.status(run, page)
 
 
@@ -196,7 +196,7 @@ def store_descriptor(run, core, page):
         publish(slot, 0, page + 1)
         return
     scratch = u8_at(run["scratch"], PAGE_BYTES)
-    store(run, core, CAUSE_DESCRIPTOR, placement.descriptor_at(core["placement"], page), scratch, 0, count)
+    store(run, core, CAUSE_DESCRIPTOR, policies.descriptor_at(run, page), scratch, 0, count)
 
 
 @hot
@@ -208,7 +208,7 @@ def drain_slot(run, core, slot):
     for i in range(count >> 3):
         words[i] = slot[PENDING_HEAD_WORDS + i]
     descriptor.note_drain(run, slot[0] - 1, u32_at(run["scratch"] + PAGE_BYTES, PAGE_BYTES >> 2), words)
-    store(run, core, CAUSE_DESCRIPTOR, placement.descriptor_at(core["placement"], slot[0] - 1), second, 0, count)
+    store(run, core, CAUSE_DESCRIPTOR, policies.descriptor_at(run, slot[0] - 1), second, 0, count)
     publish(slot, 0, 0)
 
 
@@ -223,11 +223,11 @@ def prepare_descriptor(run, core, page):
         if held == 0 or held == page + 1:
             return OK
         target = held - 1
-    placed = placement.descriptor_at(core["placement"], target)
+    placed = policies.descriptor_at(run, target)
     code = settle(run, core, placed, run["descriptor_bytes"])
     if code:
         return code
-    return reserve(run, core, placed, run["descriptor_bytes"])
+    return reserve(run, placed, run["descriptor_bytes"])
 
 
 @hot
@@ -237,21 +237,21 @@ def section_of(run, page):
 
 
 @hot
-def scrub(run, core, page):
+def scrub(run, page):
     """Blank what a write that a crash cut short left behind `page`, if that holds nothing; CHECKPOINT where it did.
 
     The page reads as zeros.  Were its next write torn by a power cut, those bytes would come to light: neither what
     was there before nor what was written.
     """
-    status = load_descriptor(run, core, page)
+    status = load_descriptor(run, page)
     if status == descriptor.DAMAGED or (
         status == descriptor.VALID and (descriptor.holds_data(run) or descriptor.is_bad(run))
     ):
         return OK
-    placed, done, code = placement.page_at(core["placement"], page), 0, OK
+    placed, done, code = policies.page_at(run, page), 0, OK
     while done < PAGE_BYTES:
         size = piece(run, placed + done, PAGE_BYTES - done)
-        at = medium_at(run, core, placed + done)
+        at = medium_at(run, placed + done)
         if not media.is_blank(run, at, size):
             media.blank(run, at, size)
             code = CHECKPOINT
@@ -266,7 +266,7 @@ def begin(run, core, page, with_data):
     if not sections[at] & SECTION_DIRTY:
         return SECTION
     sections[at] |= SECTION_RECENT
-    placed = placement.page_at(core["placement"], page)
+    placed = policies.page_at(run, page)
     if with_data:
         code = settle(run, core, placed, PAGE_BYTES)
         if code:
@@ -276,9 +276,9 @@ def begin(run, core, page, with_data):
         if code:
             return code
     if with_data:
-        code = reserve(run, core, placed, PAGE_BYTES)
+        code = reserve(run, placed, PAGE_BYTES)
         if code == OK and sections[at] & SECTION_SUSPECT and run["descriptor_bytes"] and not run["descriptors"]:
-            code = scrub(run, core, page)
+            code = scrub(run, page)
         if code:
             return code
     publish(core["intent"], 0, page + 1)
@@ -293,7 +293,7 @@ def meet(run, core, page, placed):
     """The first touch of a page whose descriptor is kept in memory: what the medium has is its data; returns 1."""
     if run["tmpfs"]:
         return 1  # this may be a hole, and there a look at it would take room
-    descriptor.note_data(run, page, PG_UPTODATE, page_checksum(run, core, placed) if run["checksums"] else 0)
+    descriptor.note_data(run, page, PG_UPTODATE, page_checksum(run, placed) if run["checksums"] else 0)
     store_descriptor(run, core, page)
     return 1
 
@@ -306,7 +306,7 @@ def judge(run, core, page, placed):
     sections, at = section_of(run, page)
     # One in memory is of this session: no power cut has been between it and its page.
     suspect = sections[at] & SECTION_SUSPECT != 0 and run["descriptors"] == 0
-    status = load_descriptor(run, core, page)
+    status = load_descriptor(run, page)
     if status == descriptor.EMPTY:
         return meet(run, core, page, placed) if run["descriptors"] else 0
     if status == descriptor.DAMAGED:
@@ -318,7 +318,7 @@ def judge(run, core, page, placed):
         return -BAD_DATA
     if not descriptor.holds_data(run):
         return 0
-    if run["checksums"] and not suspect and page_checksum(run, core, placed) != descriptor.data_checksum(run):
+    if run["checksums"] and not suspect and page_checksum(run, placed) != descriptor.data_checksum(run):
         return -BAD_DATA
     return 1
 
@@ -335,14 +335,14 @@ def count_error(core):
 def read(run, core, page, at, target, target_at, count):
     sections, section = section_of(run, page)
     holds = 0
-    placed = placement.page_at(core["placement"], page)
+    placed = policies.page_at(run, page)
     if sections[section] & (SECTION_TOUCHED | SECTION_DIRTY):
         holds = judge(run, core, page, placed)
     if holds < 0:
         count_error(core)
         return -holds
     if holds:
-        load(run, core, placed + at, target, target_at, count)
+        load(run, placed + at, target, target_at, count)
     else:
         clear_bytes(target, target_at, count)
     return OK
@@ -353,10 +353,10 @@ def write(run, core, page, at, source, source_at, count):
     code = begin(run, core, page, True)
     if code:
         return code
-    placed = placement.page_at(core["placement"], page)
+    placed = policies.page_at(run, page)
     whole, lines = count == PAGE_BYTES, 0
     if whole:
-        if run["descriptor_bytes"] and load_descriptor(run, core, page) == descriptor.DAMAGED:
+        if run["descriptor_bytes"] and load_descriptor(run, page) == descriptor.DAMAGED:
             descriptor.clear(run)
     else:
         holds = judge(run, core, page, placed)
@@ -384,7 +384,7 @@ def write(run, core, page, at, source, source_at, count):
             # Of the client's bytes: they are near, those on the medium are not.
             crc = page_crc(i64_at(source.ctypes.data + source_at, PAGE_BYTES >> 3), 0)
         elif run["checksums"]:
-            crc = page_checksum(run, core, placed)
+            crc = page_checksum(run, placed)
         descriptor.note_write(run, page, crc, tally["page_writes"], lines)
         store_descriptor(run, core, page)
     publish(core["intent"], 0, 0)
@@ -402,7 +402,7 @@ def trim(run, core, page):
         if code == OK:
             publish(core["intent"], 0, 0)
         return code
-    status = load_descriptor(run, core, page)
+    status = load_descriptor(run, page)
     if status == descriptor.EMPTY and not run["descriptors"]:
         return OK
     if status == descriptor.VALID and not descriptor.holds_data(run) and not descriptor.is_bad(run):
@@ -410,7 +410,7 @@ def trim(run, core, page):
     code = begin(run, core, page, False)
     if code:
         return code
-    if load_descriptor(run, core, page) == descriptor.DAMAGED:
+    if load_descriptor(run, page) == descriptor.DAMAGED:
         descriptor.clear(run)
     descriptor.note_trim(run, page, core["tally"]["page_writes"])
     store_descriptor(run, core, page)
@@ -419,13 +419,13 @@ def trim(run, core, page):
 
 
 @hot
-def punch(run, core, page, held_at, held):
+def punch(run, page, held_at, held):
     """Add `page` to the held run of medium bytes to punch; punch what is not adjacent.  Returns at, count, code."""
-    placed = placement.page_at(core["placement"], page)
+    placed = policies.page_at(run, page)
     done = 0
     while done < PAGE_BYTES:
         size = piece(run, placed + done, PAGE_BYTES - done)
-        at = medium_at(run, core, placed + done)
+        at = medium_at(run, placed + done)
         if held and at == held_at + held:
             held += size
         else:

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 
 from . import checkscan, descriptor, host, layout, snapshot, upkeep
+from .binding import Handle, bind
 from .errors import UnsupportedImage, UsageError
 from .snapshot import Look
 
 TRIES = 16  # a served descriptor may be read while it is stored
 STATUS = {descriptor.EMPTY: "never written", descriptor.DAMAGED: "fails its checksum"}
-Handle = tuple[np.ndarray, np.ndarray]
 
 
 def look_at_page(path: Path, page: int) -> dict[str, Any]:
@@ -27,10 +27,10 @@ def look_at_page(path: Path, page: int) -> dict[str, Any]:
         raise UsageError(f"page {page}", "beyond the device", f"0 to {info.page_count - 1}")
     if not plan.has_descriptors:
         raise UnsupportedImage(path, f"placement {info.placement} has no descriptors", "interleaved or linear")
-    run, core = found.handle()[0], found.core.copy()
+    run = found.handle()[0]
     scratch = np.zeros(4 * layout.PAGE_BYTES, np.uint8)
     run["scratch"] = scratch.ctypes.data
-    handle = (run, core)
+    handle = bind(run, found.core.copy(), plan)
     for _ in range(TRIES):
         data, pending = _read(path, found, handle, page)
         scratch[: len(data)] = np.frombuffer(data, np.uint8)

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: MIT
 """Families of policies: one module is one policy, found by looking into the family's folder.
 
-How compiled code picks the policy: every policy declares ``STATE``, the dtype of the record it persists, and the type
-of that record selects the code.  A family's generic function, say ``translate(state, ...)``, is a stub; numba asks
-`_resolve` which function to compile for the type of `state`, and the answer is the function of the same name in the
-module whose ``STATE`` it is.  Two policies must therefore not have equal ``STATE`` dtypes (tests hold this).
+A device calls its policies by their addresses (policies.py).  Where a policy is compiled in, the type of its state
+selects the code: every policy declares ``STATE``, the dtype of the record it persists.  A family's generic function,
+say ``translate(state, ...)``, is a stub; numba asks `_resolve` which function to compile for the type of `state`, and
+the answer is the function of the same name in the module whose ``STATE`` it is.  Two policies must therefore not have
+equal ``STATE`` dtypes (tests hold this).
 """
 
 import functools

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: MIT
 """The loops of a conversion: pages and their descriptors change places (convert/run.py has the order of steps).
 
-`device` is (RUN[1], core[1]), as for a request: the image as it is.  `target` is the same with the size and format of
-descriptors, and the placement's record, that it is to have; both see the same files.  `held` (uint8[]) has a bit a
+`device` is (RUN[1], CORE[1]), as for a request: the image as it is.  `target` is the same with the size and format of
+descriptors, and the placement, that it is to have; both see the same files.  `held` (uint8[]) has a bit a
 page, set where it holds data.  An answer is ``page << STOP_SHIFT | code``, and the loop goes on from that page.
 """
 
-from . import descriptor, media, onepage, placement
+from . import descriptor, media, onepage, policies
 from .checkscan import has
 from .jit import copy_bytes, hot, u8_at
 from .layout import (
@@ -33,7 +33,7 @@ def gather(device, target, first, last, numbers, pages, bad):
     that fail a checksum.  Returns the descriptor page to go on with, how many were made, how many pages are bad (they
     may be more than fit), and how many with data lie beyond the end of the target.
     """
-    run, core, to = device[0][0], device[1][0], target[0][0]
+    run, to = device[0][0], target[0][0]
     size = to["descriptor_bytes"]
     each = PAGE_BYTES // size
     scratch = u8_at(run["scratch"], PAGE_BYTES)
@@ -41,10 +41,10 @@ def gather(device, target, first, last, numbers, pages, bad):
     while number < last and made < numbers.size:
         says = False
         for page in range(number * each, min((number + 1) * each, run["page_count"])):
-            status = onepage.load_descriptor(run, core, page)
+            status = onepage.load_descriptor(run, page)
             if status == descriptor.EMPTY:
                 continue
-            if status == descriptor.DAMAGED or _is_wrong(run, core, page):
+            if status == descriptor.DAMAGED or _is_wrong(run, page):
                 if bad_count < bad.size:
                     bad[bad_count] = page
                 bad_count += 1
@@ -65,13 +65,13 @@ def gather(device, target, first, last, numbers, pages, bad):
 
 
 @hot
-def _is_wrong(run, core, page):
+def _is_wrong(run, page):
     """True where the data of `page` is not what the scratch descriptor says."""
     if descriptor.is_bad(run):
         return True
     if not descriptor.holds_data(run) or not run["checksums"]:
         return False
-    return onepage.page_checksum(run, core, placement.page_at(core["placement"], page)) != descriptor.data_checksum(run)
+    return onepage.page_checksum(run, policies.page_at(run, page)) != descriptor.data_checksum(run)
 
 
 @hot
@@ -81,30 +81,28 @@ def batch(device, target, held, page, step, most):
     Returns the first and the one behind the last, equal where there are none.  No place that a page of the batch goes
     to is one that a page of the batch comes from: until the batch is durable, what it comes from is.
     """
-    here, there = device[1][0]["placement"], target[1][0]["placement"]
+    here, there = device[0][0], target[0][0]
     pages = min(device[0][0]["page_count"], target[0][0]["page_count"])
-    while 0 <= page < pages and (
-        not has(held, page) or placement.page_at(here, page) == placement.page_at(there, page)
-    ):
+    while 0 <= page < pages and (not has(held, page) or policies.page_at(here, page) == policies.page_at(there, page)):
         page += step
     first = page
     if not 0 <= page < pages:
         return first, first
-    came_from = placement.page_at(here, first)
+    came_from = policies.page_at(here, first)
     while 0 <= page < pages and (page - first) * step < most:
-        if (came_from - placement.page_at(there, page)) * step <= 0:
+        if (came_from - policies.page_at(there, page)) * step <= 0:
             break
         page += step
     return first, page
 
 
 @hot
-def _reserve(run, core, placed):
+def _reserve(run, placed):
     """Make sure that the host has room for the page at `placed`, and take no more: it may be a page in a hole."""
     done = 0
     while done < PAGE_BYTES:
         size = onepage.piece(run, placed + done, PAGE_BYTES - done)
-        at = onepage.medium_at(run, core, placed + done)
+        at = onepage.medium_at(run, placed + done)
         error = media.allocate(run, at, at + size)
         if error:
             return error << ERRNO_SHIFT | HOST
@@ -115,19 +113,19 @@ def _reserve(run, core, placed):
 @hot
 def move(device, target, held, page, end, step):
     """Copy each page with data from `page` to the one before `end`, by `step`, to where the target has it."""
-    run, core, there = device[0][0], device[1][0], target[1][0]["placement"]
+    run, core, there = device[0][0], device[1][0], target[0][0]
     buffer = u8_at(run["scratch"] + PAGE_BYTES, PAGE_BYTES)
     while page != end:
-        source, placed = placement.page_at(core["placement"], page), placement.page_at(there, page)
+        source, placed = policies.page_at(run, page), policies.page_at(there, page)
         if has(held, page) and source != placed:
             code = onepage.settle(run, core, placed, PAGE_BYTES)
             if code == OK:
-                code = _reserve(run, core, placed)
+                code = _reserve(run, placed)
             if code:
                 return page << STOP_SHIFT | code
-            onepage.load(run, core, source, buffer, 0, PAGE_BYTES)
+            onepage.load(run, source, buffer, 0, PAGE_BYTES)
             onepage.store(run, core, CAUSE_MOVE, placed, buffer, 0, PAGE_BYTES)
-            if onepage.page_checksum(run, core, placed) != onepage.page_checksum(run, core, source):
+            if onepage.page_checksum(run, placed) != onepage.page_checksum(run, source):
                 return page << STOP_SHIFT | BAD_DATA
         page += step
     return OK
@@ -136,13 +134,13 @@ def move(device, target, held, page, end, step):
 @hot
 def describe(device, target, numbers, pages, done):
     """Store descriptor pages, as `gather` made them, from the one at `done` on; what is answered counts them."""
-    run, core, to, there = device[0][0], device[1][0], target[0][0], target[1][0]["placement"]
-    each = PAGE_BYTES // to["descriptor_bytes"]
+    run, core, there = device[0][0], device[1][0], target[0][0]
+    each = PAGE_BYTES // there["descriptor_bytes"]
     while done < numbers.size:
-        placed = placement.descriptor_at(there, numbers[done] * each)
+        placed = policies.descriptor_at(there, numbers[done] * each)
         code = onepage.settle(run, core, placed, PAGE_BYTES)
         if code == OK:
-            code = _reserve(run, core, placed)
+            code = _reserve(run, placed)
         if code:
             return done << STOP_SHIFT | code
         onepage.store(run, core, CAUSE_DESCRIPTOR, placed, pages, done * PAGE_BYTES, PAGE_BYTES)
@@ -151,14 +149,14 @@ def describe(device, target, numbers, pages, done):
 
 
 @hot
-def _give_back(run, core, in_file, placed):
+def _give_back(run, in_file, placed):
     """Punch the page at `placed`, where something of it is in the file (checkscan.map_frames); OK or HOST."""
     if not has(in_file, placed >> PAGE_SHIFT):
         return OK
     done, code = 0, OK
     while done < PAGE_BYTES and code == OK:
         size = onepage.piece(run, placed + done, PAGE_BYTES - done)
-        code = media.punch(run, onepage.medium_at(run, core, placed + done), size)
+        code = media.punch(run, onepage.medium_at(run, placed + done), size)
         done += size
     return code
 
@@ -166,10 +164,10 @@ def _give_back(run, core, in_file, placed):
 @hot
 def sweep_pages(device, target, held, in_file, page, last):
     """Give back what lies where the target has pages without data, `page` to last - 1."""
-    there = target[1][0]["placement"]
+    there = target[0][0]
     while page < last:
         if not has(held, page):
-            code = _give_back(device[0][0], device[1][0], in_file, placement.page_at(there, page))
+            code = _give_back(device[0][0], in_file, policies.page_at(there, page))
             if code:
                 return page << STOP_SHIFT | code
         page += 1
@@ -179,11 +177,12 @@ def sweep_pages(device, target, held, in_file, page, last):
 @hot
 def sweep_descriptors(device, target, says, in_file, number, last):
     """Give back what lies where the target has descriptor pages that say nothing (no bit in `says`)."""
-    there, each = target[1][0]["placement"], PAGE_BYTES // target[0][0]["descriptor_bytes"]
+    there = target[0][0]
+    each = PAGE_BYTES // there["descriptor_bytes"]
     while number < last:
         if not has(says, number):
-            placed = placement.descriptor_at(there, number * each)
-            code = _give_back(device[0][0], device[1][0], in_file, placed)
+            placed = policies.descriptor_at(there, number * each)
+            code = _give_back(device[0][0], in_file, placed)
             if code:
                 return number << STOP_SHIFT | code
         number += 1
@@ -194,7 +193,7 @@ def sweep_descriptors(device, target, says, in_file, number, last):
 def sweep_placed(device, in_file, number, last):
     """Give back the placed pages `number` to last - 1."""
     while number < last:
-        code = _give_back(device[0][0], device[1][0], in_file, number << PAGE_SHIFT)
+        code = _give_back(device[0][0], in_file, number << PAGE_SHIFT)
         if code:
             return number << STOP_SHIFT | code
         number += 1
@@ -204,16 +203,14 @@ def sweep_placed(device, in_file, number, last):
 @hot
 def verify(target, numbers, held):
     """Read the pages of descriptor pages `numbers` as the target has them; the first that is not right, or -1."""
-    run, core = target[0][0], target[1][0]
+    run = target[0][0]
     each = PAGE_BYTES // run["descriptor_bytes"]
     for i in range(numbers.size):
         for page in range(numbers[i] * each, min((numbers[i] + 1) * each, run["page_count"])):
-            status = onepage.load_descriptor(run, core, page)
+            status = onepage.load_descriptor(run, page)
             if status == descriptor.DAMAGED or (status == descriptor.EMPTY and has(held, page)):
                 return page
-            if status == descriptor.VALID and (
-                descriptor.holds_data(run) != has(held, page) or _is_wrong(run, core, page)
-            ):
+            if status == descriptor.VALID and (descriptor.holds_data(run) != has(held, page) or _is_wrong(run, page)):
                 return page
     return -1
 

@@ -5,7 +5,7 @@ Compiled, because these steps must not mix with a request: numpy lets go of the 
 and the answers are those of datapath.
 """
 
-from . import descriptor, media, onepage, placement
+from . import descriptor, media, onepage, policies
 from .jit import hot, i64_at, publish, u8_at
 from .layout import (
     CAUSE_INFO,
@@ -33,10 +33,10 @@ def drain(device, done):
         while done < PENDING_SLOTS:
             slot = onepage.pending_slot(run, done)
             if slot[0]:
-                placed = placement.descriptor_at(core["placement"], slot[0] - 1)
+                placed = policies.descriptor_at(run, slot[0] - 1)
                 code = onepage.settle(run, core, placed, run["descriptor_bytes"])
                 if code == OK:
-                    code = onepage.reserve(run, core, placed, run["descriptor_bytes"])
+                    code = onepage.reserve(run, placed, run["descriptor_bytes"])
                 if code:
                     return done << STOP_SHIFT | code
                 onepage.drain_slot(run, core, slot)
@@ -108,17 +108,17 @@ def heal(device, page):
     run, core = device[0][0], device[1][0]
     if not run["descriptor_bytes"]:
         return OK
-    placed = placement.page_at(core["placement"], page)
-    status = onepage.load_descriptor(run, core, page)
-    crc = onepage.page_checksum(run, core, placed) if run["checksums"] else 0
+    placed = policies.page_at(run, page)
+    status = onepage.load_descriptor(run, page)
+    crc = onepage.page_checksum(run, placed) if run["checksums"] else 0
     if status == descriptor.EMPTY or (status == descriptor.VALID and not descriptor.holds_data(run)):
-        return onepage.scrub(run, core, page)
+        return onepage.scrub(run, page)
     if status == descriptor.VALID and (descriptor.is_bad(run) or crc == descriptor.data_checksum(run)):
         return OK
     code = onepage.begin(run, core, page, False)
     if code:
         return code
-    if onepage.load_descriptor(run, core, page) == descriptor.DAMAGED:
+    if onepage.load_descriptor(run, page) == descriptor.DAMAGED:
         descriptor.clear(run)
     descriptor.note_data(run, page, PG_UPTODATE, crc)
     onepage.store_descriptor(run, core, page)
@@ -140,11 +140,11 @@ def finish_trim(device):
     count, held_at, held = 0, 0, 0
     if run["descriptor_bytes"]:
         for page in range(intent[TRIM_FIRST], intent[TRIM_END]):
-            status = onepage.load_descriptor(run, core, page)
+            status = onepage.load_descriptor(run, page)
             if status == descriptor.EMPTY or (
                 status == descriptor.VALID and not descriptor.holds_data(run) and not descriptor.is_bad(run)
             ):
-                held_at, held, _ = onepage.punch(run, core, page, held_at, held)
+                held_at, held, _ = onepage.punch(run, page, held_at, held)
                 count += 1
         if held:
             media.punch(run, held_at, held)
@@ -158,7 +158,7 @@ def condemn(device, page):
     code = onepage.begin(run, core, page, False)
     if code:
         return code
-    if onepage.load_descriptor(run, core, page) == descriptor.DAMAGED:
+    if onepage.load_descriptor(run, page) == descriptor.DAMAGED:
         descriptor.clear(run)
     descriptor.note_data(run, page, PG_UPTODATE | PG_ERROR, descriptor.data_checksum(run))
     onepage.store_descriptor(run, core, page)
@@ -175,10 +175,10 @@ def store_info(device, block, at):
 @hot
 def medium_address(device, placed):
     """The address on the medium of placed byte `placed`."""
-    return onepage.medium_at(device[0][0], device[1][0], placed)
+    return onepage.medium_at(device[0][0], placed)
 
 
 @hot
 def page_address(device, page):
     """The placed address of `page`."""
-    return placement.page_at(device[1][0]["placement"], page)
+    return policies.page_at(device[0][0], page)

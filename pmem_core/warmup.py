@@ -3,13 +3,13 @@
 
 import numpy as np
 
-from . import bringup, datapath, initialisation, jit, layout, statefile, upkeep
+from . import binding, bringup, datapath, jit, layout, statefile, upkeep
 from .geometry import Geometry
 
 
 def warm_up(plan: Geometry) -> None:
     """Compile (or load from the cache) everything a request may need, for a device of this plan."""
-    handle = (np.zeros(1, layout.RUN), statefile.fresh_core(plan))
+    handle = binding.bind(np.zeros(1, layout.RUN), statefile.fresh_core(plan), plan)
     jit.compile_for(datapath.read, handle, 0, 0, 0, 0)
     jit.compile_for(datapath.write, handle, 0, 0, 0, 0)
     jit.compile_for(datapath.trim, handle, 0, 0, 0)
@@ -23,6 +23,5 @@ def warm_up(plan: Geometry) -> None:
     jit.compile_for(upkeep.finish_trim, handle)
     for function in (upkeep.heal, upkeep.page_address, upkeep.medium_address):
         jit.compile_for(function, handle, 0)
-    initialisation.bind(*handle, plan)
     if plan.info.initialise != "zeros":
         jit.compile_for(bringup.finish, handle, 0)

@@ -16,7 +16,7 @@ from conftest import one_worker
 from hypothesis import HealthCheck, given, settings
 from pairs import PAIRS
 
-from pmem_core import geometry, image, layout, leveling, placement
+from pmem_core import geometry, image, layout, leveling, placement, policies
 from pmem_core.device import Device
 from pmem_core.errors import UsageError
 
@@ -186,7 +186,7 @@ class Pair:
 @numba.njit
 def translated(handle, frame):
     """The medium frame of placed frame `frame`."""
-    return leveling.translate(handle[1][0]["leveling"], handle[0][0], frame)
+    return policies.translate(handle[0][0], frame)
 
 
 # ---- what is drawn ----

@@ -190,25 +190,25 @@ IDS = [f"{name}-{'-'.join(map(str, parameters.values())) or 'plain'}" for name, 
 @numba.njit
 def all_places(handle, places):
     """Fill `places` with the medium frame of every placed frame."""
-    run, core = handle[0][0], handle[1][0]
+    run, state = handle[0][0], handle[2][0]
     for frame in range(places.size):
-        places[frame] = leveling.translate(core["leveling"], run, frame)
+        places[frame] = leveling.translate(state, run, frame)
 
 
 @numba.njit
 def tick(handle, frame):
     """One store of a whole `frame`: levelings look at wear too."""
-    run, core = handle[0][0], handle[1][0]
-    first = media.frame_at(run, leveling.translate(core["leveling"], run, frame)) >> run["line_shift"]
+    run, core, state = handle[0][0], handle[1][0], handle[2][0]
+    first = media.frame_at(run, leveling.translate(state, run, frame)) >> run["line_shift"]
     media.wear_lines(run, core, layout.CAUSE_HOST, first, FRAME >> 6)
-    leveling.tick(core["leveling"], run, frame, FRAME >> 6)
+    leveling.tick(state, run, frame, FRAME >> 6)
 
 
 @numba.njit
 def settle(handle, frame):
     """Settle `frame`."""
-    run, core = handle[0][0], handle[1][0]
-    return leveling.settle(core["leveling"], run, core, frame)
+    run, core, state = handle[0][0], handle[1][0], handle[2][0]
+    return leveling.settle(state, run, core, frame)
 
 
 class Memory:
@@ -246,7 +246,7 @@ class Memory:
             ("line_shift", 6),
         ):
             self.run[field] = value
-        self.handle = (self.run, self.core)
+        self.handle = (self.run, layout.common(self.core), self.core["leveling"])
         self.contents = self.media[layout.FRAMES_AT :].view(np.int64).reshape(medium_frames, FRAME // 8)
         self.contents[:] = -1
         self.contents[self.places()] = np.arange(self.frames)[:, None]
@@ -589,7 +589,7 @@ def test_refresh_pointer_that_cannot_be_is_found(damage):
 @numba.njit
 def tick_lines(handle, frame, lines):
     """One store of `lines` lines into `frame`."""
-    leveling.tick(handle[1][0]["leveling"], handle[0][0], frame, lines)
+    leveling.tick(handle[2][0], handle[0][0], frame, lines)
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .. import bringup, checkscan, layout
+from ..binding import Handle
 from ..geometry import Geometry
 from .findings import Finding, Kind, Report
-from .pages import Handle
 
 if TYPE_CHECKING:
     from ..device import Device

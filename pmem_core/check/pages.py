@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 
 from .. import checkscan, datapath, layout
+from ..binding import Handle
 from ..geometry import Geometry
 from ..host import data_ranges, host_errors
 from .findings import Finding, Kind, Report
 
 AHEAD_BYTES = 32 << 20
-Handle = tuple[np.ndarray, np.ndarray]
 
 
 def blocks_in_use(path: Path, size: int) -> np.ndarray:

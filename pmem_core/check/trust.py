@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from .. import checkscan, layout, statefile
+from ..binding import Handle, bind
 from ..geometry import Geometry
 from ..mapping import map_image
 from .probe import Record
@@ -24,7 +25,6 @@ from .probe import Record
 MAP_FRAMES = 1 << 22  # frames translated between two looks at the clock
 DURABLE_BITS = layout.SECTION_TOUCHED | layout.SECTION_DIRTY | layout.SECTION_SUSPECT
 Watch = Callable[[float], None]
-Handle = tuple[np.ndarray, np.ndarray]
 
 
 @dataclasses.dataclass
@@ -204,7 +204,7 @@ class Stage:
                 file.truncate(4 * plan.line_count)
         self.plan = plan
         self.mapping = map_image(folder, plan, read_only=True)
-        self.handle: Handle = (self.mapping.run, self.mapping.core)
+        self.handle: Handle = bind(self.mapping.run, self.mapping.core, plan)
 
     def load(self, belief: Belief) -> None:
         """See the medium as `belief` tells it; always with the policies that the info block names."""
@@ -226,7 +226,7 @@ class Stage:
 
     def close(self) -> None:
         """Unmap."""
-        self.handle = (np.zeros(1, layout.RUN), self.mapping.core[:0].copy())
+        self.handle = (np.zeros(1, layout.RUN), np.zeros(0, layout.CORE))
         self.mapping.close()
 
     def __enter__(self) -> "Stage":

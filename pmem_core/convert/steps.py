@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from .. import capacity, host, infoblock, layout, reshape, statefile
+from ..binding import bind
 from ..check import pages as check_pages
 from ..check import trust
 from ..device import Device
@@ -47,7 +48,7 @@ def target_of(device: Device, new: Geometry) -> tuple[np.ndarray, np.ndarray]:
         run[name] = value
     run["coalesced"] = 0
     core["placement"] = new.placement_state
-    return run, core
+    return bind(run, core, new)
 
 
 def gather(device: Device, new: Geometry, writer: saved.Writer, watch: Watch) -> None:

@@ -8,7 +8,6 @@ cache by them, and compile again what is the same for every policy.
 
 import contextlib
 import dataclasses
-import inspect
 import json
 import os
 import re
@@ -106,33 +105,22 @@ def _try_choice(make: Callable[[], Any], number: int, done: Done) -> None:
 
 def compile_all(module: Any) -> None:
     """Compile what will be called.  Fault names the function that cannot be."""
-    import numba
     import numpy as np
 
-    from pmem_core import layout, placement
+    from pmem_core import binding, layout
     from pmem_core.jit import compile_for
     from pmem_core.policytest import memory, rules
 
-    core = np.zeros(1, layout.core_dtype(placement.family.modules["none"].STATE, module.STATE))
-    run = np.zeros(1, layout.RUN)
-    try:
-        compile_for(memory.fill_places, (run, core), np.zeros(1, np.int64))
-        compile_for(memory.settle, (run, core), 0)
-        compile_for(memory.store, (run, core), 0, 1)
-        return
-    except Exception as error:
-        whole = error
-    # Compiled by itself a function's error is about the function, not about who calls it.
-    record = {"state": numba.from_dtype(module.STATE), "run": numba.from_dtype(layout.RUN)}
-    record["core"] = numba.from_dtype(core.dtype)
-    for name in ("translate", "tick", "settle"):
-        function = getattr(module, name)
-        types = tuple(record.get(one, numba.int64) for one in inspect.signature(function.py_func).parameters)
+    handle = np.zeros(1, layout.RUN), np.zeros(1, layout.CORE), np.zeros(1, module.STATE)
+    for name in binding.LEVELING:
+        # By itself, as a device has it: so the error is about the function, not about who calls it.
         try:
-            function.compile(types)
+            binding.leveling_address(module, name, *handle)
         except Exception as error:
             raise rules.Fault(f"{name}: numba cannot compile it", compiler_said(str(error), module)) from None
-    raise rules.Fault("settle: numba cannot compile it", compiler_said(str(whole), module)) from None
+    compile_for(memory.fill_places, handle, np.zeros(1, np.int64))
+    compile_for(memory.settle, handle, 0)
+    compile_for(memory.store, handle, 0, 1)
 
 
 def compiler_said(text: str, module: Any) -> str:

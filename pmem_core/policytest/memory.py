@@ -18,25 +18,25 @@ NOTHING = -1  # in a frame that was never filled
 @numba.njit
 def fill_places(handle, places):  # type: ignore[no-untyped-def]
     """Fill `places` with the medium frame of every placed frame."""
-    run, core = handle[0][0], handle[1][0]
+    run, state = handle[0][0], handle[2][0]
     for frame in range(places.size):
-        places[frame] = leveling.translate(core["leveling"], run, frame)
+        places[frame] = leveling.translate(state, run, frame)
 
 
 @numba.njit
 def settle(handle, frame):  # type: ignore[no-untyped-def]
     """Settle `frame`."""
-    run, core = handle[0][0], handle[1][0]
-    return leveling.settle(core["leveling"], run, core, frame)
+    run, core, state = handle[0][0], handle[1][0], handle[2][0]
+    return leveling.settle(state, run, core, frame)
 
 
 @numba.njit
 def store(handle, frame, lines):  # type: ignore[no-untyped-def]
     """One store of `lines` lines into `frame`: they are worn, and leveling is told."""
-    run, core = handle[0][0], handle[1][0]
-    at = media.frame_at(run, leveling.translate(core["leveling"], run, frame))
+    run, core, state = handle[0][0], handle[1][0], handle[2][0]
+    at = media.frame_at(run, leveling.translate(state, run, frame))
     media.wear_lines(run, core, layout.CAUSE_HOST, at >> run["line_shift"], lines)
-    leveling.tick(core["leveling"], run, frame, lines)
+    leveling.tick(state, run, frame, lines)
 
 
 class Memory:
@@ -77,7 +77,7 @@ class Memory:
         }
         for name, value in figures.items():
             self.run[name] = value
-        self.handle = (self.run, self.core)
+        self.handle = (self.run, layout.common(self.core), self.core["leveling"])
         self.contents = self.media[layout.FRAMES_AT :].view(np.int64).reshape(medium_frames, WORDS)
         self.contents[:] = NOTHING
 

@@ -66,7 +66,7 @@ class Memory:
         # Creation wrote the info blocks once.
         self._own[: layout.FRAMES_AT // info.line_bytes] = 1
         self.core["tally"]["worn"][0][layout.CAUSE_INFO] = layout.FRAMES_AT // info.line_bytes
-        self.handle = (run, self.core)
+        self.handle = (run, layout.common(self.core), self.core["placement"], self.core["leveling"])
 
     @property
     def tally(self) -> np.ndarray:
