@@ -106,6 +106,7 @@ _kept: list[Any] = []  # what the functions made here point at
 @functools.cache
 def warm_up() -> Any:
     """Compile `_answer`, or load it from the cache."""
+    jit.choose_cache_of(datapath.__file__)
     return numba.cfunc(_word(_word, _word, _word), cache=True, error_model="numpy")(_answer)
 
 

@@ -45,6 +45,7 @@ def choose_cache_folder(outside: Iterable[Path], boundscheck: str) -> Path:
     return _cache_root() / digest.hexdigest()[:16]
 
 
+@functools.cache
 def _cache_root() -> Path:
     """The user's cache folder, or a private one for users without a home.  Cached code is run, so it must be ours."""
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "pmem-nbd"
@@ -57,18 +58,22 @@ def _cache_root() -> Path:
 
 
 def prune_cache(keep_days: float = 30.0) -> None:
-    """Remove compiled code that no run has used for `keep_days`; the folder in use is touched."""
+    """Remove compiled code that no run has used for `keep_days`; the folders in use are touched."""
     # A cache that cannot be kept costs seconds, not correctness.
     with contextlib.suppress(OSError):
-        CACHE_FOLDER.mkdir(exist_ok=True)
-        os.utime(CACHE_FOLDER)
+        for folder in (CACHE_FOLDER, FILES_CACHE_FOLDER):
+            folder.mkdir(exist_ok=True)
+            os.utime(folder)
         for other in CACHE_FOLDER.parent.iterdir():
-            if other != CACHE_FOLDER and other.stat().st_mtime < time.time() - keep_days * 86400:
+            if other.stat().st_mtime < time.time() - keep_days * 86400:
                 shutil.rmtree(other, ignore_errors=True)
 
 
-CACHE_FOLDER = choose_cache_folder(policyfile.paths(), os.environ.get("NUMBA_BOUNDSCHECK", ""))
-os.environ.setdefault("NUMBA_CACHE_DIR", str(CACHE_FOLDER))
+_BOUNDSCHECK = os.environ.get("NUMBA_BOUNDSCHECK", "")
+CACHE_FOLDER = choose_cache_folder((), _BOUNDSCHECK)
+# Of what has policies from files compiled in, and of those: to edit one leaves the rest compiled.
+FILES_CACHE_FOLDER = choose_cache_folder(policyfile.paths(), _BOUNDSCHECK)
+INLINING = ("offline", "wearscan")
 
 import numba  # noqa: E402
 import numpy as np  # noqa: E402
@@ -77,8 +82,6 @@ from numba import types  # noqa: E402
 from numba.core import cgutils, config  # noqa: E402
 from numba.extending import intrinsic  # noqa: E402
 
-# numba may have been imported, and have read the variable, before this module.
-config.CACHE_DIR = os.environ["NUMBA_CACHE_DIR"]
 PLAIN = bool(config.DISABLE_JIT)
 
 
@@ -95,8 +98,23 @@ types.Record.mangling_args = property(_stable_mangling)
 _compiled = []
 
 
+def cache_folder_of(source):
+    """Where compiled functions of this source file are kept."""
+    if os.environ.get("NUMBA_CACHE_DIR"):
+        return Path(os.environ["NUMBA_CACHE_DIR"])
+    source = Path(source)
+    inside = Path(__file__).parent in source.parents
+    return CACHE_FOLDER if inside and source.stem not in INLINING else FILES_CACHE_FOLDER
+
+
+def choose_cache_of(source):
+    """Have what is decorated next kept with the functions of this source file."""
+    config.CACHE_DIR = str(cache_folder_of(source))
+
+
 def hot(function):
     """Compile `function` on first use and cache it; the GIL is kept, it is the lock of the device."""
+    choose_cache_of(function.__code__.co_filename)
     dispatcher = numba.njit(cache=True, error_model="numpy", no_cfunc_wrapper=True)(function)
     if not PLAIN:
         _compiled.append(dispatcher)
@@ -375,4 +393,4 @@ else:
 
 def cache_is_warm() -> bool:
     """True where an earlier run left compiled code for these very sources."""
-    return PLAIN or any(Path(config.CACHE_DIR).glob("**/*.nbi"))
+    return PLAIN or any(cache_folder_of(__file__).glob("**/*.nbi"))

@@ -195,7 +195,7 @@ def pending_believed_after_a_cut() -> Any:
 
 def leftovers_not_blanked() -> Any:
     """What a lost write left behind a page stays there."""
-    return _replaced(onepage, "scrub", lambda run, core, page: layout.OK)
+    return _replaced(onepage, "scrub", lambda run, page: layout.OK)
 
 
 def groups_filled_over_descriptors() -> Any:

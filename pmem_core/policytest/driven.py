@@ -154,7 +154,7 @@ def main(name: str, files: str, where_path: str) -> int:
     from pmem_core.policytest.rules import Fault
     from pmem_core.policytest.where import Where
 
-    assert jit.CACHE_FOLDER
+    assert jit.FILES_CACHE_FOLDER
     os.environ[policyfile.VARIABLE] = files
     np.seterr(all="ignore")
     try:

@@ -79,7 +79,7 @@ class Cell:
     @property
     def key(self) -> str:
         """Sixteen hexadecimal digits."""
-        text = json.dumps([dataclasses.asdict(self), jit.CACHE_FOLDER.name])
+        text = json.dumps([dataclasses.asdict(self), jit.FILES_CACHE_FOLDER.name])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @property
