@@ -22,7 +22,6 @@ import functools
 from collections.abc import Callable
 from typing import Any, no_type_check
 
-import numba
 import numpy as np
 from llvmlite import ir
 from numba import types
@@ -106,8 +105,7 @@ _kept: list[Any] = []  # what the functions made here point at
 @functools.cache
 def warm_up() -> Any:
     """Compile `_answer`, or load it from the cache."""
-    jit.choose_cache_of(datapath.__file__)
-    return numba.cfunc(_word(_word, _word, _word), cache=True, error_model="numpy")(_answer)
+    return jit.c_function(_answer, _word(_word, _word, _word))
 
 
 def callback(

@@ -79,7 +79,9 @@ import numba  # noqa: E402
 import numpy as np  # noqa: E402
 from llvmlite import ir  # noqa: E402
 from numba import types  # noqa: E402
-from numba.core import cgutils, config  # noqa: E402
+from numba.core import cgutils, config, sigutils  # noqa: E402
+from numba.core.ccallback import CFunc  # noqa: E402
+from numba.core.runtime import rtsys  # noqa: E402
 from numba.extending import intrinsic  # noqa: E402
 
 PLAIN = bool(config.DISABLE_JIT)
@@ -98,28 +100,43 @@ types.Record.mangling_args = property(_stable_mangling)
 _compiled = []
 
 
-def cache_folder_of(source):
-    """Where compiled functions of this source file are kept."""
+def cache_folder_of(function):
+    """Where `function` is kept when it is compiled."""
     if os.environ.get("NUMBA_CACHE_DIR"):
         return Path(os.environ["NUMBA_CACHE_DIR"])
-    source = Path(source)
-    inside = Path(__file__).parent in source.parents
-    return CACHE_FOLDER if inside and source.stem not in INLINING else FILES_CACHE_FOLDER
-
-
-def choose_cache_of(source):
-    """Have what is decorated next kept with the functions of this source file."""
-    config.CACHE_DIR = str(cache_folder_of(source))
+    source = Path(function.__code__.co_filename)
+    inlines = source.stem in INLINING and source.parent == Path(__file__).parent
+    return FILES_CACHE_FOLDER if inlines or source in policyfile.paths() else CACHE_FOLDER
 
 
 def hot(function):
     """Compile `function` on first use and cache it; the GIL is kept, it is the lock of the device."""
-    choose_cache_of(function.__code__.co_filename)
+    config.CACHE_DIR = str(cache_folder_of(function))
     dispatcher = numba.njit(cache=True, error_model="numpy", no_cfunc_wrapper=True)(function)
     if not PLAIN:
         _compiled.append(dispatcher)
+        dispatcher._cache.load_overload = functools.partial(_load, dispatcher._cache)
         dispatcher.get_call_template = functools.partial(_for_any_value, dispatcher.get_call_template)
     return dispatcher
+
+
+def c_function(function, signature):
+    """`function` as a C function, numba.cfunc that is cached and loaded as hot functions are; it has an `address`."""
+    config.CACHE_DIR = str(cache_folder_of(function))
+    made = CFunc(function, sigutils.normalize_signature(signature), locals={}, options={"error_model": "numpy"})
+    made.enable_caching()
+    made._cache.load_overload = functools.partial(_load, made._cache)
+    made.compile()
+    return made
+
+
+def _load(cache, signature, target):
+    """Load compiled code without all that numba imports for compiling, which is half of the time.
+
+    numba's own load_overload refreshes `target`; before it compiles it does so again.
+    """
+    rtsys.initialize(target)
+    return cache._load_overload(signature, target)
 
 
 def _for_any_value(get_call_template, arguments, named):
@@ -393,4 +410,4 @@ else:
 
 def cache_is_warm() -> bool:
     """True where an earlier run left compiled code for these very sources."""
-    return PLAIN or any(cache_folder_of(__file__).glob("**/*.nbi"))
+    return PLAIN or any(cache_folder_of(cache_is_warm).glob("**/*.nbi"))

@@ -2,7 +2,7 @@
 """Which placements and levelings are tried together.
 
 They know nothing of each other, which import-linter holds; so each policy is tried with the plainest and the busiest of
-the other family, not each with each: a pair is compiled anew, which takes longer than all that is tested of it.
+the other family, not each with each.
 ram is tried with the busiest only: what lies on the medium, and what is worn, is what none has there.
 
 Where bounds are checked, each policy is tried once: between the two families goes one number, a placed frame, so that

@@ -37,6 +37,13 @@ def test_code_that_different_processes_cached_does_not_mix(tmp_path):
         assert done.returncode == 0, f"{names}: {done.stderr}"
 
 
+def test_code_that_is_cached_is_loaded_without_the_compiler(tmp_path):
+    program = "import sys; from pmem_core import geometry, warmup; warmup.warm_up(geometry.plan(8 << 20)); "
+    program += "sys.exit('numba.np.linalg' in sys.modules)"
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+    assert [subprocess.run([sys.executable, "-c", program], env=environment).returncode for _ in range(2)] == [1, 0]
+
+
 def test_the_cache_folder_names_the_sources():
     assert jit.CACHE_FOLDER.name == jit.choose_cache_folder([], os.environ.get("NUMBA_BOUNDSCHECK", "")).name
     assert len(jit.CACHE_FOLDER.name) == 16

@@ -14,7 +14,6 @@ from serving import runtime_directory
 from pmem_core import cli, jit, policyfile
 from pmem_core.cli._geometry import LevelingName, policies
 from pmem_core.errors import BadPolicy, UsageError
-from pmem_core.leveling import start_gap
 
 COMMAND = Path(sys.executable).parent / "pmem-nbd"
 INSIDE = ("none", "start_gap")
@@ -93,13 +92,10 @@ def test_cache_of_compiled_code_is_named_by_the_file_too(tmp_path):
     assert jit.choose_cache_folder([path, tmp_path / "missing.py"], "") in folders
 
 
-def test_every_module_that_has_a_leveling_compiled_in_is_cached_by_the_files(monkeypatch):
-    monkeypatch.setattr(jit, "FILES_CACHE_FOLDER", Path("by-files"))
+def test_every_module_that_has_a_leveling_compiled_in_is_cached_by_the_files():
     for source in Path(jit.__file__).parent.glob("*.py"):
         calls = re.search(r"\bleveling\.(translate|tick|settle)\(", source.read_text())
-        assert (jit.cache_folder_of(source).name == "by-files") == bool(calls), source.name
-    assert jit.cache_folder_of("/somebody/policy.py").name == "by-files"
-    assert jit.cache_folder_of(start_gap.__file__) == jit.CACHE_FOLDER
+        assert (source.stem in jit.INLINING) == bool(calls), source.name
 
 
 def test_names_of_files_are_completed(monkeypatch):
