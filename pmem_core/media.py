@@ -17,6 +17,7 @@ from .layout import (
     FRAMES_AT,
     HOST,
     OK,
+    PAGE_BYTES,
     UNIT_CAUSE,
     UNIT_FIRST,
     UNIT_LINES,
@@ -249,6 +250,16 @@ def note_filled(run, frame):
 
 
 @hot
+def _reserve_frame(run, at, count):
+    """`reserve` for a move, of no more than the frame: around it may be a hole, of a large medium nearly always."""
+    reserved = u8_at(run["reserved"], run["reserved_count"])
+    if reserved[at >> RESERVE_SHIFT] and reserved[(at + count - 1) >> RESERVE_SHIFT]:
+        return OK
+    error = allocate(run, at, at + count)
+    return error << ERRNO_SHIFT | HOST if error else OK
+
+
+@hot
 def move(run, core, source, target):
     """Copy medium frame `source` over medium frame `target`; OK or HOST.  The caller then switches the map.
 
@@ -259,13 +270,14 @@ def move(run, core, source, target):
         count_bytes(run, core, CAUSE_MOVE, frame_at(run, target), count)
         core["tally"]["moves"] += 1
         return OK
-    code = reserve(run, frame_at(run, target), count)
-    if code == OK and run["tmpfs"]:
-        code = reserve(run, frame_at(run, source), count)
+    to, of = frame_at(run, target), frame_at(run, source)
+    code = _reserve_frame(run, to, count)
     if code:
         return code
-    media = u8_at(run["media"], run["medium_bytes"])
-    store(run, core, CAUSE_MOVE, frame_at(run, target), media, frame_at(run, source), count)
+    media, step = u8_at(run["media"], run["medium_bytes"]), min(count, PAGE_BYTES)
+    for done in range(0, count, step):
+        load(run, of + done, media, to + done, step)
+    wear_lines(run, core, CAUSE_MOVE, to >> run["line_shift"], lines_under(run, to, count))
     held = begin_count(core)
     core["tally"]["moves"] += 1
     end_count(core, held, 1)
