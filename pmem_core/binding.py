@@ -6,10 +6,9 @@ from types import ModuleType
 import numba
 import numpy as np
 
-from . import bringup, jit, layout
+from . import bringup, jit, layout, roads
 from .geometry import Geometry
 
-PLACEMENT, LEVELING = ("page_at", "descriptor_at"), ("translate", "tick", "settle")
 Handle = tuple[np.ndarray, np.ndarray]  # what compiled code calls `device`: RUN[1], CORE[1]
 
 
@@ -20,10 +19,13 @@ def bind(run: np.ndarray, core: np.ndarray, plan: Geometry) -> Handle:
     """
     common, place, level = layout.common(core), core["placement"], core["leveling"]
     run["placement"], run["leveling"] = jit.record_address(place), jit.record_address(level)
-    for name in PLACEMENT:
+    for name in ("page_at", "descriptor_at"):
         run[name] = jit.address_of(getattr(plan.placement, name), place)
-    for name in LEVELING:
-        run[name] = leveling_address(plan.leveling, name, run, common, level)
+    run["translate"] = translate_address(plan.leveling, level, run)
+    run["tick"] = tick_address(plan.leveling, level, run)
+    run["settle"] = jit.address_of(roads.settle, level, run, common, numbers=2)
+    run["settle_page"] = jit.address_of(roads.settle_page, place, level, run, common)
+    run["where"] = jit.address_of(roads.where, place, level, run, answer=jit.FOUR)
     run["ensure"] = run["give_back"] = 0
     if plan.info.initialise in ("section", "subsection", "buddy"):
         run["ensure"] = jit.address_of(bringup.ensure, run, common)
@@ -32,11 +34,16 @@ def bind(run: np.ndarray, core: np.ndarray, plan: Geometry) -> Handle:
     return run, common
 
 
-def leveling_address(module: ModuleType, name: str, run: np.ndarray, core: np.ndarray, state: np.ndarray) -> int:
-    """The address of one of LEVELING of a policy, compiled for such records: RUN[1], CORE[1], STATE[1]."""
-    function = getattr(module, name)
-    if name == "settle":
-        return jit.address_of(function, state, run, core)
-    if name == "tick":
-        return jit.address_of(function, state, run, numbers=2, answer=numba.void)
-    return jit.address_of(function, state, run)
+def translate_address(module: ModuleType, state: np.ndarray, run: np.ndarray) -> int:
+    """The address of the `translate` of a leveling, compiled for such records: STATE[1], RUN[1]."""
+    return jit.address_of(module.translate, state, run)
+
+
+def tick_address(module: ModuleType, state: np.ndarray, run: np.ndarray) -> int:
+    """That of its `tick`."""
+    return jit.address_of(module.tick, state, run, numbers=2, answer=numba.void)
+
+
+def settle_address(module: ModuleType, state: np.ndarray, run: np.ndarray, core: np.ndarray) -> int:
+    """That of its `settle`, which devices have compiled into roads.settle; core: CORE[1]."""
+    return jit.address_of(module.settle, state, run, core)

@@ -152,7 +152,7 @@ def _ready(run, core, placed, count, with_room):
     """Settle, or reserve, for a store."""
     if with_room:
         return onepage.reserve(run, placed, count)
-    return onepage.settle(run, core, placed, count)
+    return policies.settle(run, core, placed, count)
 
 
 @hot

@@ -6,7 +6,7 @@ the cold side does what it asks for (device.Device) and calls again with `done`.
 keeps the GIL.
 """
 
-from . import descriptor, media, onepage
+from . import descriptor, media, onepage, policies
 from .jit import call_at, clear_bytes, hot, publish, u8_at
 from .layout import (
     OK,
@@ -19,6 +19,7 @@ from .layout import (
     TRIM_END,
     TRIM_FIRST,
 )
+from .roads import AT
 
 
 @hot
@@ -40,7 +41,7 @@ def read_at(run, core, address, size, offset, done):
         page, at = (offset + done) >> PAGE_SHIFT, (offset + done) & (PAGE_BYTES - 1)
         count = min(PAGE_BYTES - at, target.size - done)
         if done + count < target.size:
-            onepage.anticipate_data(run, page + 1)
+            onepage.anticipate_data(run, policies.where(run, page + 1)[AT])
         code = onepage.read(run, core, page, at, target, done, count)
         if code:
             return _stopped(done, code)
@@ -79,8 +80,7 @@ def write_at(run, core, address, size, offset, done):
         page, at = (offset + done) >> PAGE_SHIFT, (offset + done) & (PAGE_BYTES - 1)
         count = min(PAGE_BYTES - at, source.size - done)
         if done + count < source.size:
-            onepage.anticipate(run, page + 1)
-            onepage.anticipate_data(run, page + 1)
+            onepage.anticipate_data(run, onepage.anticipate(run, page + 1))
         code = _write_page(run, core, page, at, source, done, count)
         if code:
             return _stopped(done, code)

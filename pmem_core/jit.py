@@ -33,7 +33,7 @@ def choose_cache_folder(outside: Iterable[Path], boundscheck: str) -> Path:
     outside: files with policies.
     """
     here = Path(__file__).parent
-    names = "jit layout plugins policies crc32c media frametable descriptor onepage bringup offline datapath"
+    names = "jit layout plugins policies roads crc32c media frametable descriptor onepage bringup offline datapath"
     names += " upkeep wearscan checkscan tracescan reshape maploops"
     sources = [here / f"{name}.py" for name in names.split()]
     for folder in ("placement", "leveling", "pagemaps"):
@@ -73,7 +73,7 @@ _BOUNDSCHECK = os.environ.get("NUMBA_BOUNDSCHECK", "")
 CACHE_FOLDER = choose_cache_folder((), _BOUNDSCHECK)
 # Of what has policies from files compiled in, and of those: to edit one leaves the rest compiled.
 FILES_CACHE_FOLDER = choose_cache_folder(policyfile.paths(), _BOUNDSCHECK)
-INLINING = ("offline", "wearscan")
+INLINING = ("offline", "roads", "wearscan")
 
 import numba  # noqa: E402
 import numpy as np  # noqa: E402
@@ -85,6 +85,7 @@ from numba.core.runtime import rtsys  # noqa: E402
 from numba.extending import intrinsic  # noqa: E402
 
 PLAIN = bool(config.DISABLE_JIT)
+FOUR = types.UniTuple(types.int64, 4)
 
 
 def _stable_mangling(record):
@@ -163,7 +164,8 @@ def address_of(function, *records, numbers=1, answer=numba.int64):
     """The address of function(*records, *numbers), for call_at, do_at and call_compiled.
 
     records: arrays of one record each, which reach the function as records; numbers: how many int64 follow; answer:
-    what it returns, numba.void for do_at.  What calls code by its address need not be compiled together with it.
+    what it returns, numba.void for do_at, FOUR for four_at.  What calls code by its address need not be compiled
+    together with it.
     """
     if PLAIN:
         address = id(function)
@@ -225,7 +227,7 @@ if PLAIN:
     def call_at(address, arguments):
         return _at_addresses[int(address)](*arguments)
 
-    do_at = call_at
+    do_at = four_at = call_at
 
     _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -370,6 +372,7 @@ else:
 
     call_at = _caller(types.int64, "Call what `address_of` gave the address of with a tuple of arguments; an int64.")
     do_at = _caller(types.none, "The same for a function that answers nothing.")
+    four_at = _caller(FOUR, "The same for one that answers four int64.")
 
     @intrinsic
     def _fallocate(typing_context, fd, mode, offset, count):

@@ -279,11 +279,13 @@ RUN = np.dtype(
         # Addresses of what is called by them (binding.py):
         ("placement", "<i8"),  # the states of the policies
         ("leveling", "<i8"),
-        ("page_at", "<i8"),  # and their functions
+        ("page_at", "<i8"),  # their functions
         ("descriptor_at", "<i8"),
         ("translate", "<i8"),
         ("tick", "<i8"),
-        ("settle", "<i8"),
+        ("settle", "<i8"),  # functions of roads
+        ("settle_page", "<i8"),
+        ("where", "<i8"),
         ("ensure", "<i8"),  # functions of bringup; 0: not wanted
         ("give_back", "<i8"),
         ("checksums", "<i8"),

@@ -229,13 +229,6 @@ def store(run, core, cause, at, source, source_at, count):
 
 
 @hot
-def store_zeros(run, core, cause, at, count):
-    """Clear `count` bytes at `at` and wear the lines they touch."""
-    clear_bytes(u8_at(run["media"], run["medium_bytes"]), at, count)
-    wear_lines(run, core, cause, at >> run["line_shift"], lines_under(run, at, count))
-
-
-@hot
 def frame_at(run, frame):
     """The address of medium frame `frame`."""
     return FRAMES_AT + (frame << run["frame_shift"])

@@ -25,7 +25,6 @@ from .layout import (
     CAUSE_DESCRIPTOR,
     CAUSE_HOST,
     CHECKPOINT,
-    HOST,
     OK,
     PAGE_BYTES,
     PAGE_SHIFT,
@@ -37,8 +36,8 @@ from .layout import (
     SECTION_RECENT,
     SECTION_SUSPECT,
     SECTION_TOUCHED,
-    STOP_KIND,
 )
+from .roads import AT, DESCRIBED, DESCRIBED_AT, PLACED
 
 # ---- placed addresses: translated a frame at a time ----
 
@@ -59,42 +58,56 @@ def piece(run, placed, count):
 
 @hot
 def load(run, placed, target, target_at, count):
-    done = 0
-    while done < count:
-        size = piece(run, placed + done, count - done)
-        media.load(run, medium_at(run, placed + done), target, target_at + done, size)
-        done += size
+    """Copy `count` placed bytes into target[target_at:], uint8[]."""
+    load_from(run, placed, medium_at(run, placed), target, target_at, count)
+
+
+@hot
+def load_from(run, placed, at, target, target_at, count):
+    """`load` where it is known already where on the medium that begins: at `at`."""
+    size = piece(run, placed, count)
+    media.load(run, at, target, target_at, size)
+    while size < count:
+        more = piece(run, placed + size, count - size)
+        media.load(run, medium_at(run, placed + size), target, target_at + size, more)
+        size += more
 
 
 @hot
 def store(run, core, cause, placed, source, source_at, count):
-    """Store `count` bytes; how many lines that wears."""
+    """Store `count` bytes of source[source_at:], uint8[]; how many lines that wears."""
+    return store_from(run, core, cause, placed, medium_at(run, placed), source, source_at, count)
+
+
+@hot
+def store_from(run, core, cause, placed, at, source, source_at, count):
+    """`store` where it is known already where on the medium that begins: at `at`."""
     done, worn = 0, 0
     while done < count:
         size = piece(run, placed + done, count - done)
-        lines = media.store(run, core, cause, medium_at(run, placed + done), source, source_at + done, size)
+        if done:
+            at = medium_at(run, placed + done)
+        lines = media.store(run, core, cause, at, source, source_at + done, size)
         policies.tick(run, (placed + done) >> run["frame_shift"], lines)
         done, worn = done + size, worn + lines
     return worn
 
 
 @hot
-def settle(run, core, placed, count):
-    first, last = placed >> run["frame_shift"], (placed + count - 1) >> run["frame_shift"]
-    for frame in range(first, last + 1):
-        code = policies.settle(run, core, frame)
-        # No room on the host for a move is no reason to refuse the write: the move stays due.
-        if code and code & STOP_KIND != HOST:
-            return code
-    return OK
+def reserve(run, placed, count):
+    """Make sure that the host has room for `count` placed bytes; OK or HOST."""
+    return reserve_from(run, placed, medium_at(run, placed), count)
 
 
 @hot
-def reserve(run, placed, count):
+def reserve_from(run, placed, at, count):
+    """`reserve` where it is known already where on the medium that begins: at `at`."""
     done = 0
     while done < count:
         size = piece(run, placed + done, count - done)
-        code = media.reserve(run, medium_at(run, placed + done), size)
+        if done:
+            at = medium_at(run, placed + done)
+        code = media.reserve(run, at, size)
         if code:
             return code
         done += size
@@ -104,8 +117,14 @@ def reserve(run, placed, count):
 @hot
 def page_checksum(run, placed):
     """crc32c of the page at `placed`, as it lies on the medium."""
+    return page_checksum_from(run, placed, medium_at(run, placed))
+
+
+@hot
+def page_checksum_from(run, placed, at):
+    """`page_checksum` where it is known already where on the medium that begins: at `at`."""
     if run["frame_shift"] >= PAGE_SHIFT:
-        return page_crc(i64_at(run["media"] + medium_at(run, placed), PAGE_BYTES >> 3), 0)
+        return page_crc(i64_at(run["media"] + at, PAGE_BYTES >> 3), 0)
     crc, done = MASK, 0
     while done < PAGE_BYTES:
         size = piece(run, placed + done, PAGE_BYTES - done)
@@ -116,13 +135,26 @@ def page_checksum(run, placed):
 
 
 @hot
+def inside(run, road, at):
+    """Where on the medium byte `at` of a page is; road: what policies.where says of the page."""
+    if run["frame_shift"] >= PAGE_SHIFT:
+        return road[AT] + at
+    return medium_at(run, road[PLACED] + at)
+
+
+@hot
 def anticipate(run, page):
-    """Bring near what a request for `page` will look at first: places far apart, so that their misses are one."""
-    _anticipate_at(run, medium_at(run, policies.page_at(run, page)))
+    """Bring near what a request for `page` will look at first: places far apart, so that their misses are one.
+
+    Returns where on the medium the page begins.
+    """
+    _, at, _, described_at = policies.where(run, page)
+    _anticipate_at(run, at)
     if run["descriptors"]:
         prefetch(run["descriptors"] + page * run["descriptor_bytes"])
     elif run["descriptor_bytes"]:
-        _anticipate_at(run, medium_at(run, policies.descriptor_at(run, page)))
+        _anticipate_at(run, described_at)
+    return at
 
 
 @hot
@@ -133,11 +165,10 @@ def _anticipate_at(run, at):
 
 
 @hot
-def anticipate_data(run, page):
-    """Bring near the data of `page`: the processor's own prefetching ends at every 4096 bytes."""
-    at = run["media"] + medium_at(run, policies.page_at(run, page))
+def anticipate_data(run, at):
+    """Bring near the page that begins at `at` on the medium: a processor's own prefetching ends at every 4096 bytes."""
     for i in range(min(PAGE_BYTES, 1 << run["frame_shift"]) >> 6):
-        prefetch(at + (i << 6))
+        prefetch(run["media"] + at + (i << 6))
 
 
 # ---- descriptors: in scratch while they are worked on ----
@@ -159,6 +190,12 @@ def kept_descriptor(run, page):
 @hot
 def load_descriptor(run, page):
     """Bring the descriptor of `page` into scratch; its status."""
+    return load_descriptor_from(run, page, policies.where(run, page))
+
+
+@hot
+def load_descriptor_from(run, page, road):
+    """`load_descriptor` where it is known already where it lies; road: what policies.where says of `page`."""
     count = run["descriptor_bytes"]
     if run["descriptors"]:
         words, kept = descriptor.large_words(run), kept_descriptor(run, page)
@@ -173,13 +210,19 @@ def load_descriptor(run, page):
             for i in range(count >> 3):
                 words[i] = slot[PENDING_HEAD_WORDS + i]
             return descriptor.status(run, page)
-    load(run, policies.descriptor_at(run, page), scratch, 0, count)
+    load_from(run, road[DESCRIBED], road[DESCRIBED_AT], scratch, 0, count)
     return descriptor.status(run, page)
 
 
 @hot
 def store_descriptor(run, core, page):
     """Store the scratch descriptor of `page`, on the medium, among the pending ones or in memory."""
+    store_descriptor_from(run, core, page, policies.where(run, page))
+
+
+@hot
+def store_descriptor_from(run, core, page, road):
+    """`store_descriptor` where it is known already where it lies; road: what policies.where says of `page`."""
     count = run["descriptor_bytes"]
     if run["descriptors"]:
         words, kept = descriptor.large_words(run), kept_descriptor(run, page)
@@ -196,7 +239,7 @@ def store_descriptor(run, core, page):
         publish(slot, 0, page + 1)
         return
     scratch = u8_at(run["scratch"], PAGE_BYTES)
-    store(run, core, CAUSE_DESCRIPTOR, policies.descriptor_at(run, page), scratch, 0, count)
+    store_from(run, core, CAUSE_DESCRIPTOR, road[DESCRIBED], road[DESCRIBED_AT], scratch, 0, count)
 
 
 @hot
@@ -224,7 +267,7 @@ def prepare_descriptor(run, core, page):
             return OK
         target = held - 1
     placed = policies.descriptor_at(run, target)
-    code = settle(run, core, placed, run["descriptor_bytes"])
+    code = policies.settle(run, core, placed, run["descriptor_bytes"])
     if code:
         return code
     return reserve(run, placed, run["descriptor_bytes"])
@@ -261,54 +304,58 @@ def scrub(run, page):
 
 @hot
 def begin(run, core, page, with_data):
-    """Steps 1 to 4 for a write to `page`; OK, or why not yet."""
+    """Steps 1 to 4 for a write to `page`; OK, or why not yet, and what policies.where then says of the page."""
     sections, at = section_of(run, page)
     if not sections[at] & SECTION_DIRTY:
-        return SECTION
+        return SECTION, (-1, -1, -1, -1)
     sections[at] |= SECTION_RECENT
-    placed = policies.page_at(run, page)
-    if with_data:
-        code = settle(run, core, placed, PAGE_BYTES)
-        if code:
-            return code
-    if run["descriptor_bytes"]:
+    stored = run["descriptor_bytes"] != 0 and run["descriptors"] == 0 and run["coalesced"] == 0
+    code = OK
+    if with_data and stored:
+        code = policies.settle_page(run, core, page)
+    elif with_data:
+        code = policies.settle(run, core, policies.page_at(run, page), PAGE_BYTES)
+    if code == OK and run["descriptor_bytes"] and not (with_data and stored):
         code = prepare_descriptor(run, core, page)
-        if code:
-            return code
-    if with_data:
-        code = reserve(run, placed, PAGE_BYTES)
+    road = policies.where(run, page)
+    if code == OK and with_data:
+        if stored:
+            code = reserve_from(run, road[DESCRIBED], road[DESCRIBED_AT], run["descriptor_bytes"])
+        if code == OK:
+            code = reserve_from(run, road[PLACED], road[AT], PAGE_BYTES)
         if code == OK and sections[at] & SECTION_SUSPECT and run["descriptor_bytes"] and not run["descriptors"]:
             code = scrub(run, page)
-        if code:
-            return code
+    if code:
+        return code, road
     publish(core["intent"], 0, page + 1)
-    return OK
+    return OK, road
 
 
 # ---- one page ----
 
 
 @hot
-def meet(run, core, page, placed):
+def meet(run, core, page, road):
     """The first touch of a page whose descriptor is kept in memory: what the medium has is its data; returns 1."""
     if run["tmpfs"]:
         return 1  # this may be a hole, and there a look at it would take room
-    descriptor.note_data(run, page, PG_UPTODATE, page_checksum(run, placed) if run["checksums"] else 0)
-    store_descriptor(run, core, page)
+    crc = page_checksum_from(run, road[PLACED], road[AT]) if run["checksums"] else 0
+    descriptor.note_data(run, page, PG_UPTODATE, crc)
+    store_descriptor_from(run, core, page, road)
     return 1
 
 
 @hot
-def judge(run, core, page, placed):
+def judge(run, core, page, road):
     """Look at the page's descriptor (left in scratch) and data: 1 it holds data, 0 it reads as zeros, or -stop code."""
     if not run["descriptor_bytes"]:
         return 1
     sections, at = section_of(run, page)
     # One in memory is of this session: no power cut has been between it and its page.
     suspect = sections[at] & SECTION_SUSPECT != 0 and run["descriptors"] == 0
-    status = load_descriptor(run, page)
+    status = load_descriptor_from(run, page, road)
     if status == descriptor.EMPTY:
-        return meet(run, core, page, placed) if run["descriptors"] else 0
+        return meet(run, core, page, road) if run["descriptors"] else 0
     if status == descriptor.DAMAGED:
         if not suspect:
             return -BAD_DESCRIPTOR
@@ -318,8 +365,10 @@ def judge(run, core, page, placed):
         return -BAD_DATA
     if not descriptor.holds_data(run):
         return 0
-    if run["checksums"] and not suspect and page_checksum(run, placed) != descriptor.data_checksum(run):
-        return -BAD_DATA
+    if run["checksums"] and not suspect:
+        crc = page_checksum_from(run, road[PLACED], road[AT])
+        if crc != descriptor.data_checksum(run):
+            return -BAD_DATA
     return 1
 
 
@@ -335,14 +384,14 @@ def count_error(core):
 def read(run, core, page, at, target, target_at, count):
     sections, section = section_of(run, page)
     holds = 0
-    placed = policies.page_at(run, page)
+    road = policies.where(run, page)
     if sections[section] & (SECTION_TOUCHED | SECTION_DIRTY):
-        holds = judge(run, core, page, placed)
+        holds = judge(run, core, page, road)
     if holds < 0:
         count_error(core)
         return -holds
     if holds:
-        load(run, placed + at, target, target_at, count)
+        load_from(run, road[PLACED] + at, inside(run, road, at), target, target_at, count)
     else:
         clear_bytes(target, target_at, count)
     return OK
@@ -350,16 +399,15 @@ def read(run, core, page, at, target, target_at, count):
 
 @hot
 def write(run, core, page, at, source, source_at, count):
-    code = begin(run, core, page, True)
+    code, road = begin(run, core, page, True)
     if code:
         return code
-    placed = policies.page_at(run, page)
     whole, lines = count == PAGE_BYTES, 0
     if whole:
-        if run["descriptor_bytes"] and load_descriptor(run, page) == descriptor.DAMAGED:
+        if run["descriptor_bytes"] and load_descriptor_from(run, page, road) == descriptor.DAMAGED:
             descriptor.clear(run)
     else:
-        holds = judge(run, core, page, placed)
+        holds = judge(run, core, page, road)
         if holds < 0:
             publish(core["intent"], 0, 0)
             count_error(core)
@@ -369,11 +417,11 @@ def write(run, core, page, at, source, source_at, count):
             blank = u8_at(run["scratch"] + PAGE_BYTES, PAGE_BYTES)
             clear_bytes(blank, 0, PAGE_BYTES)
             copy_bytes(blank, at, source, source_at, count)
-            lines = store(run, core, CAUSE_HOST, placed, blank, 0, PAGE_BYTES)
+            lines = store_from(run, core, CAUSE_HOST, road[PLACED], road[AT], blank, 0, PAGE_BYTES)
             whole = True
             count = 0
     if count:
-        lines = store(run, core, CAUSE_HOST, placed + at, source, source_at, count)
+        lines = store_from(run, core, CAUSE_HOST, road[PLACED] + at, inside(run, road, at), source, source_at, count)
     tally = core["tally"]
     held = media.begin_count(core)
     tally["page_writes"] += 1
@@ -384,9 +432,9 @@ def write(run, core, page, at, source, source_at, count):
             # Of the client's bytes: they are near, those on the medium are not.
             crc = page_crc(i64_at(source.ctypes.data + source_at, PAGE_BYTES >> 3), 0)
         elif run["checksums"]:
-            crc = page_checksum(run, placed)
+            crc = page_checksum_from(run, road[PLACED], road[AT])
         descriptor.note_write(run, page, crc, tally["page_writes"], lines)
-        store_descriptor(run, core, page)
+        store_descriptor_from(run, core, page, road)
     publish(core["intent"], 0, 0)
     return OK
 
@@ -398,7 +446,7 @@ def trim(run, core, page):
     if not sections[at] & (SECTION_TOUCHED | SECTION_DIRTY):
         return OK
     if not run["descriptor_bytes"]:
-        code = begin(run, core, page, False)
+        code, _ = begin(run, core, page, False)
         if code == OK:
             publish(core["intent"], 0, 0)
         return code
@@ -407,13 +455,13 @@ def trim(run, core, page):
         return OK
     if status == descriptor.VALID and not descriptor.holds_data(run) and not descriptor.is_bad(run):
         return OK
-    code = begin(run, core, page, False)
+    code, road = begin(run, core, page, False)
     if code:
         return code
-    if load_descriptor(run, page) == descriptor.DAMAGED:
+    if load_descriptor_from(run, page, road) == descriptor.DAMAGED:
         descriptor.clear(run)
     descriptor.note_trim(run, page, core["tally"]["page_writes"])
-    store_descriptor(run, core, page)
+    store_descriptor_from(run, core, page, road)
     publish(core["intent"], 0, 0)
     return OK
 

@@ -118,7 +118,7 @@ def move(device, target, held, page, end, step):
     while page != end:
         source, placed = policies.page_at(run, page), policies.page_at(there, page)
         if has(held, page) and source != placed:
-            code = onepage.settle(run, core, placed, PAGE_BYTES)
+            code = policies.settle(run, core, placed, PAGE_BYTES)
             if code == OK:
                 code = _reserve(run, placed)
             if code:
@@ -138,7 +138,7 @@ def describe(device, target, numbers, pages, done):
     each = PAGE_BYTES // there["descriptor_bytes"]
     while done < numbers.size:
         placed = policies.descriptor_at(there, numbers[done] * each)
-        code = onepage.settle(run, core, placed, PAGE_BYTES)
+        code = policies.settle(run, core, placed, PAGE_BYTES)
         if code == OK:
             code = _reserve(run, placed)
         if code:

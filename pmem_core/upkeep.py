@@ -34,7 +34,7 @@ def drain(device, done):
             slot = onepage.pending_slot(run, done)
             if slot[0]:
                 placed = policies.descriptor_at(run, slot[0] - 1)
-                code = onepage.settle(run, core, placed, run["descriptor_bytes"])
+                code = policies.settle(run, core, placed, run["descriptor_bytes"])
                 if code == OK:
                     code = onepage.reserve(run, placed, run["descriptor_bytes"])
                 if code:
@@ -115,13 +115,13 @@ def heal(device, page):
         return onepage.scrub(run, page)
     if status == descriptor.VALID and (descriptor.is_bad(run) or crc == descriptor.data_checksum(run)):
         return OK
-    code = onepage.begin(run, core, page, False)
+    code, road = onepage.begin(run, core, page, False)
     if code:
         return code
-    if onepage.load_descriptor(run, page) == descriptor.DAMAGED:
+    if onepage.load_descriptor_from(run, page, road) == descriptor.DAMAGED:
         descriptor.clear(run)
     descriptor.note_data(run, page, PG_UPTODATE, crc)
-    onepage.store_descriptor(run, core, page)
+    onepage.store_descriptor_from(run, core, page, road)
     held = media.begin_count(core)
     core["tally"]["healed"] += 1
     media.end_count(core, held, 1)
@@ -155,13 +155,13 @@ def finish_trim(device):
 def condemn(device, page):
     """Mark the data of `page` as damaged, so that reads of it fail until it is written whole; OK or a stop code."""
     run, core = device[0][0], device[1][0]
-    code = onepage.begin(run, core, page, False)
+    code, road = onepage.begin(run, core, page, False)
     if code:
         return code
-    if onepage.load_descriptor(run, page) == descriptor.DAMAGED:
+    if onepage.load_descriptor_from(run, page, road) == descriptor.DAMAGED:
         descriptor.clear(run)
     descriptor.note_data(run, page, PG_UPTODATE | PG_ERROR, descriptor.data_checksum(run))
-    onepage.store_descriptor(run, core, page)
+    onepage.store_descriptor_from(run, core, page, road)
     publish(core["intent"], 0, 0)
     return OK
 

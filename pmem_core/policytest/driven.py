@@ -111,11 +111,16 @@ def compile_all(module: Any) -> None:
     from pmem_core.jit import compile_for
     from pmem_core.policytest import memory, rules
 
-    handle = np.zeros(1, layout.RUN), np.zeros(1, layout.CORE), np.zeros(1, module.STATE)
-    for name in binding.LEVELING:
-        # By itself, as a device has it: so the error is about the function, not about who calls it.
+    run, core, state = handle = np.zeros(1, layout.RUN), np.zeros(1, layout.CORE), np.zeros(1, module.STATE)
+    # By themselves: so the error is about the function, not about who calls it.
+    compiled: dict[str, Callable[[], int]] = {
+        "translate": lambda: binding.translate_address(module, state, run),
+        "tick": lambda: binding.tick_address(module, state, run),
+        "settle": lambda: binding.settle_address(module, state, run, core),
+    }
+    for name, compile_it in compiled.items():
         try:
-            binding.leveling_address(module, name, *handle)
+            compile_it()
         except Exception as error:
             raise rules.Fault(f"{name}: numba cannot compile it", compiler_said(str(error), module)) from None
     compile_for(memory.fill_places, handle, np.zeros(1, np.int64))

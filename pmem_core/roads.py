@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: MIT
+"""What a request asks of placement and leveling together, compiled for each pair of them and called by its address.
+
+One call in place of eight: on its way out of the kernel a processor has forgotten where calls by address lead, and each
+of them costs it 10 ns.
+"""
+
+from . import leveling, media, placement
+from .jit import hot
+from .layout import HOST, OK, PAGE_BYTES, STOP_KIND
+
+# What `where` answers, a tuple.
+PLACED, AT, DESCRIBED, DESCRIBED_AT = range(4)
+
+
+@hot
+def _medium_at(level, run, placed):
+    frame = placed >> run["frame_shift"]
+    within = placed - (frame << run["frame_shift"])
+    return media.frame_at(run, leveling.translate(level, run, frame)) + within
+
+
+@hot
+def where(place, level, run, page):
+    """The placed address of `page`, where on the medium that is, and the same of its descriptor: -1 where none lies."""
+    placed, described, described_at = placement.page_at(place, page), -1, -1
+    if run["descriptor_bytes"] and not run["descriptors"]:
+        described = placement.descriptor_at(place, page)
+        described_at = _medium_at(level, run, described)
+    return placed, _medium_at(level, run, placed), described, described_at
+
+
+@hot
+def settle(level, run, core, placed, count):
+    """Make the moves that are due around `count` placed bytes; OK or a stop code."""
+    for frame in range(placed >> run["frame_shift"], ((placed + count - 1) >> run["frame_shift"]) + 1):
+        code = leveling.settle(level, run, core, frame)
+        # No room on the host for a move is no reason to refuse the write: the move stays due.
+        if code and code & STOP_KIND != HOST:
+            return code
+    return OK
+
+
+@hot
+def settle_page(place, level, run, core, page):
+    """The same around `page`, and then its descriptor on the medium."""
+    code = settle(level, run, core, placement.page_at(place, page), PAGE_BYTES)
+    if code:
+        return code
+    return settle(level, run, core, placement.descriptor_at(place, page), run["descriptor_bytes"])
