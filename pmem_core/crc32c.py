@@ -75,7 +75,17 @@ def _word_by_table(crc, word):
 
 
 if PLAIN:
-    word_crc = _word_by_table
+    _LISTS = TABLES.tolist()  # items of arrays take ten times as long as those of lists
+
+    def word_crc(crc, word):
+        low, high = (int(crc) ^ int(word)) & MASK, (int(word) >> 32) & MASK
+        last, first = _LISTS[:4], _LISTS[4:]
+        crc = 0
+        for table, ahead in zip(last, first, strict=True):
+            crc ^= table[high >> 24] ^ ahead[low >> 24]
+            low, high = (low << 8) & MASK, (high << 8) & MASK
+        return crc
+
 elif HARDWARE:
 
     @intrinsic

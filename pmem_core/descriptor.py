@@ -9,7 +9,7 @@ only where it fits.
 import numba
 
 from .crc32c import word_crc
-from .jit import hot, i64_at, u32_at
+from .jit import hot, i64_at, int64, u32_at
 from .layout import INITIALISE_ZEROS, ORDER_MAX, PG_BUDDY, PG_ERROR, PG_RESERVED, PG_UPTODATE
 
 # Indexes of layout.DESCRIPTOR's fields in words of 4 or 8 bytes.
@@ -49,7 +49,7 @@ def checksum(run, page, words):
 def status(run, page):
     """EMPTY, VALID or DAMAGED, of the scratch descriptor as that of page `page`."""
     words = large_words(run)
-    if numba.int64(small_words(run)[CHECKSUM]) == checksum(run, page, words):
+    if int64(small_words(run)[CHECKSUM]) == checksum(run, page, words):
         if words[0] == 0 and words[1] == 0:
             return EMPTY
         return VALID
@@ -68,7 +68,7 @@ def _says_nothing(run, page):
     That is what is left where storing free descriptors or heads was cut short: there was no data, and there is none.
     """
     words, small = large_words(run), small_words(run)
-    if small[DATA_CHECKSUM] or small[WRITES] or numba.int64(small[FLAGS]) & ~(PG_RESERVED | PG_BUDDY):
+    if small[DATA_CHECKSUM] or small[WRITES] or int64(small[FLAGS]) & ~(PG_RESERVED | PG_BUDDY):
         return False
     if run["descriptor_bytes"] >= 32 and (words[GENERATION] or words[REFCOUNT >> 1]):
         return False
@@ -85,29 +85,29 @@ def _says_nothing(run, page):
 @hot
 def holds_data(run):
     """True where the scratch descriptor says that the page holds data."""
-    return numba.int64(small_words(run)[FLAGS]) & PG_UPTODATE != 0
+    return int64(small_words(run)[FLAGS]) & PG_UPTODATE != 0
 
 
 @hot
 def is_bad(run):
     """True where the scratch descriptor says that the page's data is damaged."""
-    return numba.int64(small_words(run)[FLAGS]) & PG_ERROR != 0
+    return int64(small_words(run)[FLAGS]) & PG_ERROR != 0
 
 
 @hot
 def order_of_head(run):
     """The order of the group that begins with the scratch descriptor's page; -1 where it is no head."""
     small = small_words(run)
-    if run["descriptor_bytes"] < 64 or numba.int64(small[FLAGS]) & PG_BUDDY == 0:
+    if run["descriptor_bytes"] < 64 or int64(small[FLAGS]) & PG_BUDDY == 0:
         return -1
-    order = numba.int64(small[ORDER])
+    order = int64(small[ORDER])
     return order if order <= ORDER_MAX else -1
 
 
 @hot
 def data_checksum(run):
     """The crc32c of the page's data, as the scratch descriptor has it."""
-    return numba.int64(small_words(run)[DATA_CHECKSUM])
+    return int64(small_words(run)[DATA_CHECKSUM])
 
 
 @hot
@@ -204,7 +204,7 @@ def convert(run, to, page):
     for i in range(min(kept, run["descriptor_bytes"] >> 3), to["descriptor_bytes"] >> 3):
         large[i] = 0
     if to["descriptor_bytes"] >= 32:
-        small[REFCOUNT] = 1 if numba.int64(small[FLAGS]) & PG_UPTODATE else 0
+        small[REFCOUNT] = 1 if int64(small[FLAGS]) & PG_UPTODATE else 0
         if to["descriptor_bytes"] >= 64:
             large[INDEX] = page
     small[CHECKSUM] = checksum(to, page, large)

@@ -157,7 +157,7 @@ def compile_for(function, *arguments):
 
 # Of the plain twins: what address_of and record_address have given out.
 _at_addresses: dict[int, Any] = {}
-_dtypes: dict[int, np.dtype] = {}
+_records: dict[int, Any] = {}
 
 
 def address_of(function, *records, numbers=1, answer=numba.int64):
@@ -183,8 +183,10 @@ def address_of(function, *records, numbers=1, answer=numba.int64):
 
 def record_address(array):
     """The address of the one record of `array`, for record_at."""
-    _dtypes[array.ctypes.data] = array.dtype
-    return array.ctypes.data
+    address = array.ctypes.data
+    if PLAIN:  # a view of the memory and not of `array`, or a map of a file would stay
+        _records[address] = u8_at(address, array.itemsize).view(array.dtype)[0]
+    return address
 
 
 def freeze():
@@ -195,18 +197,20 @@ def freeze():
 
 
 if PLAIN:
+    int64 = int  # a call of numba.int64 takes 5 us
 
+    @functools.lru_cache(maxsize=1 << 14)
     def _array_at(ctype, address, count):
-        return np.ctypeslib.as_array((ctype * int(count)).from_address(int(address)))
+        return np.ctypeslib.as_array((ctype * count).from_address(address))
 
     def u8_at(address, count):
-        return _array_at(ctypes.c_uint8, address, count)
+        return _array_at(ctypes.c_uint8, int(address), int(count))
 
     def u32_at(address, count):
-        return _array_at(ctypes.c_uint32, address, count)
+        return _array_at(ctypes.c_uint32, int(address), int(count))
 
     def i64_at(address, count):
-        return _array_at(ctypes.c_int64, address, count)
+        return _array_at(ctypes.c_int64, int(address), int(count))
 
     def copy_bytes(target, target_at, source, source_at, count):
         target[target_at : target_at + count] = source[source_at : source_at + count]
@@ -221,8 +225,7 @@ if PLAIN:
         pass
 
     def record_at(address):
-        dtype = _dtypes[int(address)]
-        return _array_at(ctypes.c_uint8, address, dtype.itemsize).view(dtype)[0]
+        return _records[int(address)]
 
     def call_at(address, arguments):
         return _at_addresses[int(address)](*arguments)
@@ -242,6 +245,7 @@ if PLAIN:
         return _libc.pread64(int(fd), ctypes.c_void_p(part.ctypes.data), int(count), ctypes.c_int64(int(offset)))
 
 else:
+    int64 = numba.int64
 
     def _view(element):
         @intrinsic

@@ -10,7 +10,7 @@ described in UNIT first, and recovery finishes the count from it (recovery.finis
 
 import numba
 
-from .jit import clear_bytes, copy_bytes, fallocate, hot, i64_at, pread, publish, u8_at, u32_at
+from .jit import clear_bytes, copy_bytes, fallocate, hot, i64_at, int64, pread, publish, u8_at, u32_at
 from .layout import (
     CAUSE_MOVE,
     ERRNO_SHIFT,
@@ -40,8 +40,8 @@ def wear_lines(run, core, cause, first, count):
     worn = tally["worn"]
     total, hottest = 0, 0
     for i in range(first, first + count):
-        total += numba.int64(wear[i])
-        hottest = max(hottest, numba.int64(wear[i]))
+        total += int64(wear[i])
+        hottest = max(hottest, int64(wear[i]))
     unit = core["unit"]
     unit[UNIT_FIRST] = first
     unit[UNIT_LINES] = count
@@ -86,19 +86,19 @@ def count_bytes(run, core, cause, at, count):
     lines = lines_under(run, at, count)
     tally, units = core["tally"], u32_at(run["units"], 2 * run["unit_count"])
     tally["worn"][cause] += lines
-    unit, hottest = at >> run["unit_shift"], numba.int64(0)
+    unit, hottest = at >> run["unit_shift"], int64(0)
     if count < 1 << run["unit_shift"]:
         own = u32_at(run["wear"], run["line_count"])
         first = at >> run["line_shift"]
         for i in range(first, first + lines):
             own[i] += numba.uint32(1)
-            hottest = max(hottest, numba.int64(own[i]))
+            hottest = max(hottest, int64(own[i]))
         if hottest > units[2 * unit + 1]:
             units[2 * unit + 1] = hottest
-        hottest += numba.int64(units[2 * unit])
+        hottest += int64(units[2 * unit])
     for whole in range(unit, unit + (count >> run["unit_shift"])):
         units[2 * whole] += numba.uint32(1)
-        hottest = max(hottest, numba.int64(units[2 * whole]) + numba.int64(units[2 * whole + 1]))
+        hottest = max(hottest, int64(units[2 * whole]) + int64(units[2 * whole + 1]))
     if hottest > tally["hottest"]:
         tally["hottest"] = hottest
     if hottest >= run["weakest"]:
@@ -111,7 +111,7 @@ def replayed_wear(run, line):
     """The wear of `line` in a replay."""
     unit = line >> (run["unit_shift"] - run["line_shift"])
     own = u32_at(run["wear"], run["line_count"])[line]
-    return numba.int64(own) + numba.int64(u32_at(run["units"], 2 * run["unit_count"])[2 * unit])
+    return int64(own) + int64(u32_at(run["units"], 2 * run["unit_count"])[2 * unit])
 
 
 @hot
@@ -119,7 +119,7 @@ def _note_deaths(run, core, first, count):
     for line in range(first, first + count):
         survives = run["weakest"]
         if run["endurance"]:
-            survives = numba.int64(u32_at(run["endurance"], run["line_count"])[line])
+            survives = int64(u32_at(run["endurance"], run["line_count"])[line])
         if replayed_wear(run, line) == survives:
             if run["death_count"] < run["deaths_room"]:
                 deaths = i64_at(run["deaths"], 2 * run["deaths_room"])
@@ -142,12 +142,12 @@ def frame_wear(run, frame):
         units = u32_at(run["units"], 2 * run["unit_count"])
         unit = frame_at(run, frame) >> run["unit_shift"]
         for i in range(unit, unit + (1 << (run["frame_shift"] - run["unit_shift"]))):
-            hottest = max(hottest, numba.int64(units[2 * i]) + numba.int64(units[2 * i + 1]))
+            hottest = max(hottest, int64(units[2 * i]) + int64(units[2 * i + 1]))
         return hottest
     wear = u32_at(run["wear"], run["line_count"])
     first = frame_at(run, frame) >> run["line_shift"]
     for i in range(first, first + (1 << (run["frame_shift"] - run["line_shift"]))):
-        hottest = max(hottest, numba.int64(wear[i]))
+        hottest = max(hottest, int64(wear[i]))
     return hottest
 
 

@@ -6,7 +6,7 @@ and the answers are those of datapath.
 """
 
 from . import descriptor, media, onepage, policies
-from .jit import hot, i64_at, publish, u8_at
+from .jit import copy_bytes, hot, publish, u8_at
 from .layout import (
     CAUSE_INFO,
     INFO_BYTES,
@@ -54,19 +54,21 @@ def count_flush(device):
 
 
 @hot
+def _copy_words(target, address, count):
+    """Copy `count` words from `address` on into `target`, int64[]."""
+    copy_bytes(u8_at(target.ctypes.data, 8 * count), 0, u8_at(address, 8 * count), 0, 8 * count)
+
+
+@hot
 def take_moves(device, table, frames):
     """Copy the leveling's table into `table`, and the frames moved since the last call into `frames` (both int64[]).
 
     How many frames; more than len(frames) where not all of them are known.  One call, so that no move comes between.
     """
     run = device[0][0]
-    held = media.table_of(run)
-    for i in range(table.size):
-        table[i] = held[i]
+    _copy_words(table, run["table"], table.size)
     count = run["moved_count"]
-    moved = i64_at(run["moved"], run["moved_room"])
-    for i in range(min(count, frames.size)):
-        frames[i] = moved[i]
+    _copy_words(frames, run["moved"], min(count, frames.size))
     run["moved_count"] = 0
     run["wanted"] = 0
     return count

@@ -10,10 +10,8 @@ and need no look.  `kinds` (uint8) has the kind of each unit of the blocks that 
 are used.
 """
 
-import numba
-
 from . import leveling
-from .jit import hot
+from .jit import hot, int64
 from .layout import FRAMES_AT, PAGE_SHIFT
 
 KINDS = ("data", "descriptor", "spare", "info")
@@ -31,7 +29,7 @@ def _mark(run, slots, kinds, unit_shift, kind, address):
     block_shift = run["line_shift"] + BLOCK_SHIFT
     if address < run["medium_bytes"] and slots[address >> block_shift] >= 0:
         inside = (address & ((1 << block_shift) - 1)) >> unit_shift
-        kinds[(numba.int64(slots[address >> block_shift]) << (block_shift - unit_shift)) + inside] = kind
+        kinds[(int64(slots[address >> block_shift]) << (block_shift - unit_shift)) + inside] = kind
 
 
 @hot
@@ -96,7 +94,7 @@ def fold_wear(counters, first_unit, unit_lines, unit_shift, pages, fold, sums, h
             row, column = cell // columns, cell % columns
         total, most = 0, 0
         for i in range(unit * unit_lines, (unit + 1) * unit_lines):
-            value = numba.int64(counters[i])
+            value = int64(counters[i])
             total += value
             most = max(most, value)
         sums[row, column] += total

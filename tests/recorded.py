@@ -228,7 +228,7 @@ class Recording:
 
     def _view(self, name: str) -> np.ndarray:
         if name not in self._views:
-            self._views[name] = np.memmap(self.folder / name, np.uint8, "r")
+            self._views[name] = np.memmap(self.folder / name, np.uint8, "r").view(np.ndarray)
         return self._views[name]
 
     def look(self, name: str, first: int = 0, end: int | None = None, *, atomic: bool = False) -> None:
@@ -239,11 +239,10 @@ class Recording:
         shadow = self._shadow[name]
         first, end = first // SECTOR * SECTOR, min(len(shadow), -(-(end or len(shadow)) // SECTOR) * SECTOR)
         now, before = data[first:end], shadow[first:end]
-        differing = np.flatnonzero(
-            now[: len(now) // 8 * 8].view(np.int64) != before[: len(now) // 8 * 8].view(np.int64)
-        )
-        if len(differing):
-            sectors = np.unique((differing * 8 + first) // SECTOR).tolist()
+        words = len(now) // 8 * 8
+        differ = now[:words].view(np.int64) != before[:words].view(np.int64)
+        if differ.any():
+            sectors = dict.fromkeys(((differ.nonzero()[0] * 8 + first) // SECTOR).tolist())
             stores = [(at, data[at * SECTOR : (at + 1) * SECTOR].tobytes().ljust(SECTOR, b"\0")) for at in sectors]
             before[:] = now
             self.events.append(("stores", name, stores, atomic))
