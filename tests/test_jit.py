@@ -5,7 +5,11 @@ import os
 import subprocess
 import sys
 
-from pmem_core import geometry, jit, warmup
+import numba
+import numpy as np
+import pytest
+
+from pmem_core import geometry, jit, layout, warmup
 
 PLACEMENTS = ("interleaved", "none")
 
@@ -42,6 +46,26 @@ def test_code_that_is_cached_is_loaded_without_the_compiler():
     program = "import sys; from pmem_core import geometry, warmup; warmup.warm_up(geometry.plan(8 << 20)); "
     program += "sys.exit('numba.np.linalg' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0
+
+
+@jit.hot
+def raises(run, core, number):
+    if number:
+        raise IndexError
+    return 7
+
+
+@numba.njit
+def calls(address, run, core, number):
+    return jit.call_at(address, (run[0], core[0], number))
+
+
+def test_what_is_called_by_its_address_raises_to_its_caller():
+    run, core = np.zeros(1, layout.RUN), np.zeros(1, layout.CORE)
+    address = jit.address_of(raises, run, core)
+    assert calls(address, run, core, 0) == 7
+    with pytest.raises(IndexError):
+        calls(address, run, core, 1)
 
 
 def test_the_cache_folder_names_the_sources():
