@@ -49,8 +49,8 @@ def pin() -> None:
 def give_back() -> None:
     """Give back the states of the threads that have ended."""
     with _keeping:
-        alive = {int(task.name) for task in Path("/proc/self/task").iterdir()}
-        for number in set(_kept) - alive:
+        # Asked of each one: a listing of the folder ends early where a thread ends meanwhile, and lacks live ones then.
+        for number in [number for number in _kept if not Path(f"/proc/self/task/{number}").exists()]:
             _give_back(number)
 
 

@@ -497,8 +497,9 @@ def test_connections_that_have_gone_leave_nothing_in_memory(tmp_path):
         assert resident() - before < 4 * MIB
 
 
-def test_connections_that_come_and_go_at_once_do_not_harm_the_server(tmp_path):
+def test_connections_that_come_and_go_at_once_do_not_harm_the_server(tmp_path, monkeypatch):
     """A thread's state in Python is given back after its end, and never that of a thread that has just begun."""
+    monkeypatch.setenv("PYTHONMALLOC", "debug")  # what is used after it was given back is a crash, not luck
     failures = []
 
     def come_and_go(number: int) -> None:
