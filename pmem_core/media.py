@@ -243,12 +243,12 @@ def note_filled(run, frame):
 
 
 @hot
-def _reserve_frame(run, at, count):
-    """`reserve` for a move, of no more than the frame: around it may be a hole, of a large medium nearly always."""
+def _reserve_target(run, source, target, count):
+    """`reserve` for a move; of the frame only where the source seems to lie in a hole, as on a sparse medium."""
     reserved = u8_at(run["reserved"], run["reserved_count"])
-    if reserved[at >> RESERVE_SHIFT] and reserved[(at + count - 1) >> RESERVE_SHIFT]:
-        return OK
-    error = allocate(run, at, at + count)
+    if reserved[source >> RESERVE_SHIFT]:
+        return reserve(run, target, count)
+    error = allocate(run, target, target + count)
     return error << ERRNO_SHIFT | HOST if error else OK
 
 
@@ -264,7 +264,7 @@ def move(run, core, source, target):
         core["tally"]["moves"] += 1
         return OK
     to, of = frame_at(run, target), frame_at(run, source)
-    code = _reserve_frame(run, to, count)
+    code = _reserve_target(run, of, to, count)
     if code:
         return code
     media, step = u8_at(run["media"], run["medium_bytes"]), min(count, PAGE_BYTES)
