@@ -20,6 +20,7 @@ from .layout import (
     PENDING_SLOTS,
     SECTION_TOUCHED,
 )
+from .roads import medium_at, settle
 from .tracescan import TRIM, WRITE, ZERO, ZERO_KEEP
 
 GROUP = 64
@@ -28,24 +29,11 @@ FAR_UNITS = 1 << 17  # with fewer, counters stay near by themselves (1 MiB of th
 
 
 @hot
-def _medium_at(run, level, placed):
-    frame = placed >> run["frame_shift"]
-    within = placed - (frame << run["frame_shift"])
-    return media.frame_at(run, leveling.translate(level, run, frame)) + within
-
-
-@hot
-def _settle(run, core, level, placed, count):
-    for frame in range(placed >> run["frame_shift"], ((placed + count - 1) >> run["frame_shift"]) + 1):
-        leveling.settle(level, run, core, frame)
-
-
-@hot
 def _store(run, core, level, cause, placed, count):
     frame_bytes = 1 << run["frame_shift"]
     while count > 0:
         size = min(count, frame_bytes - (placed & (frame_bytes - 1)))
-        lines = media.count_bytes(run, core, cause, _medium_at(run, level, placed), size)
+        lines = media.count_bytes(run, core, cause, medium_at(level, run, placed), size)
         leveling.tick(level, run, placed >> run["frame_shift"], lines)
         placed += size
         count -= size
@@ -68,7 +56,7 @@ def _settle_descriptor(run, core, place, level, page):
         if waiting == 0 or waiting == page + 1:
             return
         target = waiting - 1
-    _settle(run, core, level, placement.descriptor_at(place, target), run["descriptor_bytes"])
+    settle(level, run, core, placement.descriptor_at(place, target), run["descriptor_bytes"])
 
 
 @hot
@@ -103,7 +91,7 @@ def _drain_group(run, core, place, level, pending, group):
     for slot in range(group * GROUP, (group + 1) * GROUP):
         if pending[slot]:
             placed = placement.descriptor_at(place, pending[slot] - 1)
-            _settle(run, core, level, placed, run["descriptor_bytes"])
+            settle(level, run, core, placed, run["descriptor_bytes"])
             _store(run, core, level, CAUSE_DESCRIPTOR, placed, run["descriptor_bytes"])
             pending[slot] = 0
 
@@ -125,7 +113,7 @@ def _held(run):
 def _write_page(run, core, place, level, page, at, count):
     _sections(run)[page >> run["section_shift"]] = SECTION_TOUCHED
     placed = placement.page_at(place, page)
-    _settle(run, core, level, placed, PAGE_BYTES)
+    settle(level, run, core, placed, PAGE_BYTES)
     if run["descriptor_bytes"]:
         _settle_descriptor(run, core, place, level, page)
     if run["held"]:
@@ -165,7 +153,7 @@ def write_pages(device, pages, first, goal, flush_every):
     while at < last and run["death_count"] < goal:
         if at + ahead < last:
             placed = placement.page_at(place, pages[at + ahead])
-            prefetch(run["units"] + ((_medium_at(run, level, placed) >> run["unit_shift"]) << 3))
+            prefetch(run["units"] + ((medium_at(level, run, placed) >> run["unit_shift"]) << 3))
         _write_page(run, core, place, level, pages[at], 0, PAGE_BYTES)
         at += 1
         if flush_every and core["tally"]["page_writes"] % flush_every == 0:

@@ -14,7 +14,8 @@ PLACED, AT, DESCRIBED, DESCRIBED_AT = range(4)
 
 
 @hot
-def _medium_at(level, run, placed):
+def medium_at(level, run, placed):
+    """Where on the medium placed byte `placed` is."""
     frame = placed >> run["frame_shift"]
     within = placed - (frame << run["frame_shift"])
     return media.frame_at(run, leveling.translate(level, run, frame)) + within
@@ -26,8 +27,8 @@ def where(place, level, run, page):
     placed, described, described_at = placement.page_at(place, page), -1, -1
     if run["descriptor_bytes"] and not run["descriptors"]:
         described = placement.descriptor_at(place, page)
-        described_at = _medium_at(level, run, described)
-    return placed, _medium_at(level, run, placed), described, described_at
+        described_at = medium_at(level, run, described)
+    return placed, medium_at(level, run, placed), described, described_at
 
 
 @hot
