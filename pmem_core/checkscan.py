@@ -8,6 +8,7 @@ for every 4096 bytes of the file that are not in a hole, `held` the same for pla
 from . import bringup, descriptor, media, onepage, policies
 from .jit import hot, i64_at
 from .layout import INITIALISE_BUDDY, INITIALISE_EAGER, OK, PAGE_BYTES, PAGE_SHIFT
+from .roads import AT, PLACED
 
 # Verdicts: nothing to say; the descriptor fails its checksum; the data does not match it; it says that the data is
 # damaged; bytes lie behind a page that holds nothing; something lies in a section that was never written.
@@ -100,16 +101,18 @@ def _is_pending(run, page):
 @hot
 def _examine(run, page):
     """The verdict on descriptor and data of `page`, whatever its section; and 1 where it holds data."""
-    status = onepage.load_descriptor(run, page)
+    road = policies.where(run, page)
+    status = onepage.load_descriptor_from(run, page, road)
     if status == descriptor.DAMAGED:
         return DAMAGED, 1
     if status == descriptor.EMPTY or not descriptor.holds_data(run):
         return FINE, 0
     if descriptor.is_bad(run):
         return CONDEMNED, 1
-    placed = policies.page_at(run, page)
-    if run["checksums"] and onepage.page_checksum(run, placed) != descriptor.data_checksum(run):
-        return MISMATCHED, 1
+    if run["checksums"]:
+        crc = onepage.page_checksum_from(run, road[PLACED], road[AT])
+        if crc != descriptor.data_checksum(run):
+            return MISMATCHED, 1
     return FINE, 1
 
 

@@ -59,33 +59,27 @@ HARDWARE = bool(_FEATURES.get("sse4.2"))
 FOLDS = HARDWARE and all(_FEATURES.get(name) for name in ("avx512f", "vpclmulqdq"))
 
 
+# In plain Python items of arrays take ten times as long as those of lists.
+_TABLES = TABLES.tolist() if PLAIN else TABLES
+
+
 def _word_by_table(crc, word):
-    low = (crc ^ word) & MASK
-    high = (word >> 32) & MASK
+    low = (int(crc) ^ int(word)) & MASK
+    high = (int(word) >> 32) & MASK
     return (
-        TABLES[7, low & 255]
-        ^ TABLES[6, (low >> 8) & 255]
-        ^ TABLES[5, (low >> 16) & 255]
-        ^ TABLES[4, (low >> 24) & 255]
-        ^ TABLES[3, high & 255]
-        ^ TABLES[2, (high >> 8) & 255]
-        ^ TABLES[1, (high >> 16) & 255]
-        ^ TABLES[0, (high >> 24) & 255]
+        _TABLES[7][low & 255]
+        ^ _TABLES[6][(low >> 8) & 255]
+        ^ _TABLES[5][(low >> 16) & 255]
+        ^ _TABLES[4][(low >> 24) & 255]
+        ^ _TABLES[3][high & 255]
+        ^ _TABLES[2][(high >> 8) & 255]
+        ^ _TABLES[1][(high >> 16) & 255]
+        ^ _TABLES[0][(high >> 24) & 255]
     )
 
 
 if PLAIN:
-    _LISTS = TABLES.tolist()  # items of arrays take ten times as long as those of lists
-
-    def word_crc(crc, word):
-        low, high = (int(crc) ^ int(word)) & MASK, (int(word) >> 32) & MASK
-        last, first = _LISTS[:4], _LISTS[4:]
-        crc = 0
-        for table, ahead in zip(last, first, strict=True):
-            crc ^= table[high >> 24] ^ ahead[low >> 24]
-            low, high = (low << 8) & MASK, (high << 8) & MASK
-        return crc
-
+    word_crc = _word_by_table
 elif HARDWARE:
 
     @intrinsic

@@ -97,7 +97,7 @@ class Device:
             recovery.require_agreement(self.mapping, self.plan, self.journal)
         recovery.know_sum(self.mapping.core)
         self.recovered = recovery.Recovered(found, sections=self.plan.section_count)
-        self._durability = Durability(self.path, self.plan, self.mapping, self.journal, self._drain)
+        self._durability = Durability(self.path, self.plan, self.mapping, self.handle, self.journal, self._drain)
         if found:
             self._durability.forget_moves()
         if found == "killed":

@@ -26,6 +26,7 @@ from pathlib import Path
 import numpy as np
 
 from . import host, layout, sections, statefile, upkeep
+from .binding import Handle
 from .errors import HostError
 from .geometry import Geometry
 from .journal import Journal
@@ -39,9 +40,16 @@ class Durability:
     """
 
     def __init__(
-        self, path: Path, plan: Geometry, mapping: Mapping, journal: Journal, drain: Callable[[], None]
+        self,
+        path: Path,
+        plan: Geometry,
+        mapping: Mapping,
+        handle: Handle,
+        journal: Journal,
+        drain: Callable[[], None],
     ) -> None:
-        self._path, self._plan, self._mapping, self._journal, self._drain = path, plan, mapping, journal, drain
+        self._path, self._plan, self._mapping, self._handle = path, plan, mapping, handle
+        self._journal, self._drain = journal, drain
         self._lock = threading.RLock()
         self._can_sync_ranges = host.can_sync_ranges(mapping.files["media"])
         self._sync_failed: OSError | None = None
@@ -99,7 +107,7 @@ class Durability:
         """
         moves = self._moves()
         table, frames = np.empty(len(self._mapping.table), np.int64), np.empty(MOVED_ROOM, np.int64)
-        count = int(upkeep.take_moves(self._mapping.handle, table, frames))
+        count = int(upkeep.take_moves(self._handle, table, frames))
         try:
             yield table, frames[:count].tolist() if count <= len(frames) else None
         except BaseException:
@@ -132,7 +140,7 @@ class Durability:
         with self._lock:
             cleared = np.empty(self._plan.section_count if closing or settle_sections else 0, np.int64)
             if len(cleared):
-                cleared = cleared[: int(upkeep.clear_dirty(self._mapping.handle, closing, cleared))]
+                cleared = cleared[: int(upkeep.clear_dirty(self._handle, closing, cleared))]
             if not due and not len(cleared):
                 return False
             try:
@@ -141,7 +149,7 @@ class Durability:
                     self._drain()
                 self._commit(cleared, closing)
             except BaseException:
-                upkeep.restore_dirty(self._mapping.handle, cleared)
+                upkeep.restore_dirty(self._handle, cleared)
                 raise
             return True
 

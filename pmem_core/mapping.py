@@ -52,11 +52,6 @@ class Mapping:
         self.run["descriptor_bytes"] = plan.info.descriptor_bytes
         self.run["checksums"] = int(plan.info.checksums)
 
-    @property
-    def handle(self) -> tuple[np.ndarray, np.ndarray]:
-        """What compiled code calls `device`; only binding.bind makes it one that requests can be done on."""
-        return self.run, layout.common(self.core)
-
     def close(self) -> None:
         """Unmap and close; the arrays and `run` must not be used any more."""
         self.run[:] = 0

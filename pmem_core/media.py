@@ -243,12 +243,9 @@ def note_filled(run, frame):
 
 
 @hot
-def _reserve_target(run, source, target, count):
-    """`reserve` for a move; of the frame only where the source seems to lie in a hole, as on a sparse medium."""
-    reserved = u8_at(run["reserved"], run["reserved_count"])
-    if reserved[source >> RESERVE_SHIFT]:
-        return reserve(run, target, count)
-    error = allocate(run, target, target + count)
+def reserve_exactly(run, at, count):
+    """`reserve`, and take no more than that: around it may be a hole."""
+    error = allocate(run, at, at + count)
     return error << ERRNO_SHIFT | HOST if error else OK
 
 
@@ -264,7 +261,9 @@ def move(run, core, source, target):
         core["tally"]["moves"] += 1
         return OK
     to, of = frame_at(run, target), frame_at(run, source)
-    code = _reserve_target(run, of, to, count)
+    # On a sparse medium most moves are between holes.
+    used = u8_at(run["reserved"], run["reserved_count"])[of >> RESERVE_SHIFT]
+    code = reserve(run, to, count) if used else reserve_exactly(run, to, count)
     if code:
         return code
     media, step = u8_at(run["media"], run["medium_bytes"]), min(count, PAGE_BYTES)

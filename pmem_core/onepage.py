@@ -65,12 +65,13 @@ def load(run, placed, target, target_at, count):
 @hot
 def load_from(run, placed, at, target, target_at, count):
     """`load` where it is known already where on the medium that begins: at `at`."""
-    size = piece(run, placed, count)
-    media.load(run, at, target, target_at, size)
-    while size < count:
-        more = piece(run, placed + size, count - size)
-        media.load(run, medium_at(run, placed + size), target, target_at + size, more)
-        size += more
+    done = 0
+    while done < count:
+        size = piece(run, placed + done, count - done)
+        if done:
+            at = medium_at(run, placed + done)
+        media.load(run, at, target, target_at + done, size)
+        done += size
 
 
 @hot
@@ -215,14 +216,11 @@ def load_descriptor_from(run, page, road):
 
 
 @hot
-def store_descriptor(run, core, page):
-    """Store the scratch descriptor of `page`, on the medium, among the pending ones or in memory."""
-    store_descriptor_from(run, core, page, policies.where(run, page))
+def store_descriptor(run, core, page, road):
+    """Store the scratch descriptor of `page`, on the medium, among the pending ones or in memory.
 
-
-@hot
-def store_descriptor_from(run, core, page, road):
-    """`store_descriptor` where it is known already where it lies; road: what policies.where says of `page`."""
+    road: what policies.where says of `page`.
+    """
     count = run["descriptor_bytes"]
     if run["descriptors"]:
         words, kept = descriptor.large_words(run), kept_descriptor(run, page)
@@ -257,7 +255,7 @@ def drain_slot(run, core, slot):
 
 @hot
 def prepare_descriptor(run, core, page):
-    """Settle and reserve for what `_store_descriptor` will store."""
+    """Settle and reserve for what `store_descriptor` will store."""
     target = page
     if run["descriptors"]:
         return OK
@@ -341,7 +339,7 @@ def meet(run, core, page, road):
         return 1  # this may be a hole, and there a look at it would take room
     crc = page_checksum_from(run, road[PLACED], road[AT]) if run["checksums"] else 0
     descriptor.note_data(run, page, PG_UPTODATE, crc)
-    store_descriptor_from(run, core, page, road)
+    store_descriptor(run, core, page, road)
     return 1
 
 
@@ -434,7 +432,7 @@ def write(run, core, page, at, source, source_at, count):
         elif run["checksums"]:
             crc = page_checksum_from(run, road[PLACED], road[AT])
         descriptor.note_write(run, page, crc, tally["page_writes"], lines)
-        store_descriptor_from(run, core, page, road)
+        store_descriptor(run, core, page, road)
     publish(core["intent"], 0, 0)
     return OK
 
@@ -461,7 +459,7 @@ def trim(run, core, page):
     if load_descriptor_from(run, page, road) == descriptor.DAMAGED:
         descriptor.clear(run)
     descriptor.note_trim(run, page, core["tally"]["page_writes"])
-    store_descriptor_from(run, core, page, road)
+    store_descriptor(run, core, page, road)
     publish(core["intent"], 0, 0)
     return OK
 

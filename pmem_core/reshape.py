@@ -14,8 +14,6 @@ from .layout import (
     CAUSE_DESCRIPTOR,
     CAUSE_INFO,
     CAUSE_MOVE,
-    ERRNO_SHIFT,
-    HOST,
     INFO_BYTES,
     OK,
     PAGE_BYTES,
@@ -103,9 +101,9 @@ def _reserve(run, placed):
     while done < PAGE_BYTES:
         size = onepage.piece(run, placed + done, PAGE_BYTES - done)
         at = onepage.medium_at(run, placed + done)
-        error = media.allocate(run, at, at + size)
-        if error:
-            return error << ERRNO_SHIFT | HOST
+        code = media.reserve_exactly(run, at, size)
+        if code:
+            return code
         done += size
     return OK
 

@@ -21,6 +21,7 @@ from .layout import (
     TRIM_END,
     TRIM_FIRST,
 )
+from .roads import AT, PLACED
 
 # ---- checkpoints ----
 
@@ -110,9 +111,9 @@ def heal(device, page):
     run, core = device[0][0], device[1][0]
     if not run["descriptor_bytes"]:
         return OK
-    placed = policies.page_at(run, page)
-    status = onepage.load_descriptor(run, page)
-    crc = onepage.page_checksum(run, placed) if run["checksums"] else 0
+    road = policies.where(run, page)
+    status = onepage.load_descriptor_from(run, page, road)
+    crc = onepage.page_checksum_from(run, road[PLACED], road[AT]) if run["checksums"] else 0
     if status == descriptor.EMPTY or (status == descriptor.VALID and not descriptor.holds_data(run)):
         return onepage.scrub(run, page)
     if status == descriptor.VALID and (descriptor.is_bad(run) or crc == descriptor.data_checksum(run)):
@@ -123,7 +124,7 @@ def heal(device, page):
     if onepage.load_descriptor_from(run, page, road) == descriptor.DAMAGED:
         descriptor.clear(run)
     descriptor.note_data(run, page, PG_UPTODATE, crc)
-    onepage.store_descriptor_from(run, core, page, road)
+    onepage.store_descriptor(run, core, page, road)
     held = media.begin_count(core)
     core["tally"]["healed"] += 1
     media.end_count(core, held, 1)
@@ -163,7 +164,7 @@ def condemn(device, page):
     if onepage.load_descriptor_from(run, page, road) == descriptor.DAMAGED:
         descriptor.clear(run)
     descriptor.note_data(run, page, PG_UPTODATE | PG_ERROR, descriptor.data_checksum(run))
-    onepage.store_descriptor_from(run, core, page, road)
+    onepage.store_descriptor(run, core, page, road)
     publish(core["intent"], 0, 0)
     return OK
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from .. import capacity, host, infoblock, layout, reshape, statefile
-from ..binding import bind
+from ..binding import Handle, bind
 from ..check import pages as check_pages
 from ..check import trust
 from ..device import Device
@@ -41,7 +41,7 @@ def summary(record: dict[str, Any], old: Geometry, new: Geometry) -> dict[str, A
     return {"from": record["from"], "to": record["to"], "changed": True, **sizes}
 
 
-def target_of(device: Device, new: Geometry) -> tuple[np.ndarray, np.ndarray]:
+def target_of(device: Device, new: Geometry) -> Handle:
     """The `target` of reshape's loops."""
     run, core = device.mapping.run.copy(), device.mapping.core.copy()
     for name, value in new.for_compiled_code().items():
