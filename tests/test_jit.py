@@ -68,6 +68,23 @@ def test_what_is_called_by_its_address_raises_to_its_caller():
         calls(address, run, core, 1)
 
 
+@jit.hot
+def answers_zero(run, core, number):
+    return 0
+
+
+@numba.njit
+def has_it_compiled_in(run, core, number):
+    return answers_zero(run[0], core[0], number)
+
+
+def test_what_is_compiled_in_elsewhere_has_an_address_all_the_same():
+    """numba compiles a function that answers a constant for the type of that constant, and caches that."""
+    run, core = np.zeros(1, layout.RUN), np.zeros(1, layout.CORE)
+    assert has_it_compiled_in(run, core, 3) == 0
+    assert calls(jit.address_of(answers_zero, run, core), run, core, 3) == 0
+
+
 def test_the_cache_folder_names_the_sources():
     assert jit.CACHE_FOLDER.name == jit.choose_cache_folder([], os.environ.get("NUMBA_BOUNDSCHECK", "")).name
     assert len(jit.CACHE_FOLDER.name) == 16
