@@ -10,6 +10,7 @@ not flushed, or nothing (`flush_log`).  What it has written is in the loop devic
 """
 
 import ctypes
+import errno
 import fcntl
 import os
 import random
@@ -23,7 +24,8 @@ import psutil
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _CLONE_NEWNS, _MS_REC, _MS_PRIVATE, _MNT_DETACH = 0x00020000, 0x4000, 0x40000, 2
-_LOOP_SET_STATUS64, _LOOP_GET_STATUS64, _LO_FLAGS_AT, _LO_FLAGS_AUTOCLEAR = 0x4C04, 0x4C05, 52, 4
+_LOOP_CTL_GET_FREE, _LOOP_CONFIGURE, _LO_FLAGS_AUTOCLEAR = 0x4C82, 0x4C0A, 4
+_LOOP_CONFIG = struct.Struct("<II 52x I 240x")  # linux/loop.h: fd, block size, flags
 _SHUTDOWN, _LOGFLUSH, _NOLOGFLUSH = 0x8004587D, 1, 2  # EXT4_IOC_SHUTDOWN and XFS_IOC_GOINGDOWN are the same
 _PR_SET_PDEATHSIG = 1
 _WRITE_AND_WAIT = 1 | 2 | 4  # sync_file_range(2)
@@ -57,26 +59,46 @@ def end_with_parent() -> None:
     _checked(_LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0), "prctl")
 
 
-class Host:
-    """A filesystem of this kind, mounted at folder/host; call it in private mounts.  disk: where its bytes lie."""
+def _loop_on(file: int) -> tuple[str, int]:
+    """Put an unused loop device on the open file; its path, and a descriptor that holds it.
 
-    def __init__(self, kind: str, folder: Path, disk: Path) -> None:
+    losetup cannot ask for one that lets go with its last user: it would have to be told after, and a process that
+    is killed in between leaves the device behind.
+    """
+    control = os.open("/dev/loop-control", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        while True:
+            device = f"/dev/loop{fcntl.ioctl(control, _LOOP_CTL_GET_FREE)}"
+            loop = os.open(device, os.O_RDWR | os.O_CLOEXEC)
+            try:
+                fcntl.ioctl(loop, _LOOP_CONFIGURE, _LOOP_CONFIG.pack(file, 0, _LO_FLAGS_AUTOCLEAR))
+            except OSError as error:
+                os.close(loop)
+                if error.errno != errno.EBUSY:  # somebody else found it too, and was first
+                    raise
+            else:
+                return device, loop
+    finally:
+        os.close(control)
+
+
+class Host:
+    """A filesystem of this kind, mounted at folder/host; call it in private mounts.
+
+    Its bytes lie in memory, and the kernel calls them power- and the process's number.
+    """
+
+    def __init__(self, kind: str, folder: Path) -> None:
         self.kind, self.folder, self.cuts, self._mounted = kind, folder / "host", 0, False
         self.folder.mkdir()
-        with disk.open("xb") as file:
-            file.truncate(KINDS[kind])
+        disk = os.memfd_create(f"power-{os.getpid()}")
         try:
-            subprocess.run([f"mkfs.{kind}", "-q", disk], check=True, capture_output=True)
-            told = subprocess.run(["losetup", "--find", "--show", disk], check=True, capture_output=True, text=True)
+            os.truncate(disk, KINDS[kind])
+            made = [f"mkfs.{kind}", "-q", f"/proc/self/fd/{disk}"]
+            subprocess.run(made, check=True, capture_output=True, pass_fds=[disk])
+            self._device, self._loop = _loop_on(disk)
         finally:
-            disk.unlink()  # the loop device keeps it
-        self._device = told.stdout.strip()
-        self._loop = os.open(self._device, os.O_RDWR | os.O_CLOEXEC)
-        status = bytearray(232)
-        fcntl.ioctl(self._loop, _LOOP_GET_STATUS64, status)
-        flags = struct.unpack_from("<I", status, _LO_FLAGS_AT)[0] | _LO_FLAGS_AUTOCLEAR
-        struct.pack_into("<I", status, _LO_FLAGS_AT, flags)
-        fcntl.ioctl(self._loop, _LOOP_SET_STATUS64, status)
+            os.close(disk)  # the loop device keeps it
         self._mount()
 
     def _mount(self) -> None:

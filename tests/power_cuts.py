@@ -460,12 +460,8 @@ def require_told(report: Any, surplus: int) -> None:
 
 @contextlib.contextmanager
 def host_of(kind: str) -> Iterator[power.Host]:
-    """A filesystem whose disk lies in memory, where there is room."""
-    memory = Path("/dev/shm")
-    with tempfile.TemporaryDirectory(prefix="power") as folder:
-        disks = memory if memory.is_dir() else Path(folder)
-        with power.Host(kind, Path(folder), disks / f"power-{os.getpid()}") as made:
-            yield made
+    with tempfile.TemporaryDirectory(prefix="power") as folder, power.Host(kind, Path(folder)) as made:
+        yield made
 
 
 def cut(kind: str, choices: list[Choice], seed: str, cuts: int, only: int = -1) -> tuple[str, collections.Counter]:

@@ -150,3 +150,26 @@ def test_covered_write_that_is_left_out_is_noticed(run, tmp_path, which):
                     pass
         assert not fault(run, tmp_path / "whole", logged - 1)
         assert fault(run, tmp_path / "lacking", logged - 1)
+
+
+def test_copy_shows_what_it_holds_now_while_the_one_before_is_mounted_elsewhere(tmp_path):
+    """`mount -o loop` takes a loop device that has the file already, and with it what was."""
+    scratch, mnt = tmp_path / "scratch", tmp_path / "mnt"
+    mnt.mkdir()
+    holder = ["unshare", "--mount", "sh", "-c", "echo; read end"]  # its namespace begins with the mounts of ours
+    with contextlib.ExitStack() as holders:
+        for name in ("before", "now"):
+            disk, holds = tmp_path / f"{name}.disk", tmp_path / name
+            (holds / name).mkdir(parents=True)
+            with disk.open("xb") as file:
+                file.truncate(SIZES["ext4"])
+            subprocess.run(["mkfs.ext4", "-q", "-d", holds, disk], check=True)
+            replay.copy_sparse(disk, scratch)
+            subprocess.run(["mount", "-o", "loop", scratch, mnt], check=True)
+            try:
+                begun = subprocess.Popen(holder, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+                holders.enter_context(begun)  # its end closes the pipe it reads
+                begun.stdout.readline()
+                assert (mnt / name).is_dir()
+            finally:
+                subprocess.run(["umount", mnt], check=True)

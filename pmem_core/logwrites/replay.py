@@ -191,8 +191,14 @@ def _data_ranges(fd: int, entry: Entry) -> Iterable[tuple[int, int]]:
 
 
 def copy_sparse(source: Path, copy: Path) -> None:
-    """Make `copy` the same as the file `source`; it shares its blocks where the filesystem can."""
-    with host.host_errors(copy), source.open("rb") as old, copy.open("wb") as new:
+    """Make `copy` the same as the file `source`; it shares its blocks where the filesystem can.
+
+    Always a new file: where a loop device has the old one yet, as while another mount namespace keeps it mounted,
+    ``mount -o loop`` would take that device, and show what was.
+    """
+    with host.host_errors(copy):
+        copy.unlink(missing_ok=True)
+    with host.host_errors(copy), source.open("rb") as old, copy.open("xb") as new:
         size = os.fstat(old.fileno()).st_size
         os.ftruncate(new.fileno(), size)
         with contextlib.suppress(OSError):
