@@ -3,12 +3,13 @@
 
     scripts/setup && .venv/bin/python scripts/budget.py [--rounds 7] [--size 1G] [--json FILE]
 
-Four looks at the same thing:
+Looks at the same thing:
 
 * parts removed: the server's processor time for a request, of nbdkit's null plugin (the way through the sockets and
   nothing else), its memory plugin (and a copy), and of images in tmpfs with everything on and with one thing off each;
 * samples: what the server with everything on was doing, by perf, 4000 times a second of its time;
-* a file on a disk's filesystem (--dir): stores to its map and pwrite, to clean pages and dirty ones;
+* a disk's filesystem (--dir): images beside nbdkit's file plugin, parts removed there too; and stores to the map of a
+  file and pwrite, to clean pages and dirty ones;
 * compiled code by itself, in this process, with no server: writes and reads of 4096 bytes, all in the processor's
   caches or scattered over memory, beside a bare copy; by size of line; parts of pages; and the checksum.
 """
@@ -53,6 +54,16 @@ PEERS = {
     "pmem:descriptor-writes=coalesced@tmpfs": "descriptors at the next flush",
     "pmem:line-bytes=4096@tmpfs": "lines of 4096 bytes",
 }
+DISK_NAMES = ("randwrite 4k flush", "randwrite 4k depth 16", "seqwrite 128k")
+DISK_FULL = "pmem"
+DISK_PEERS = {
+    "file": "nbdkit's file plugin: a page written, and synced at a flush",
+    DISK_FULL: PEERS[FULL],
+    "pmem:leveling=none": "without leveling",
+    "pmem:placement=none": "without descriptors, and so without checksums",
+    "pmem:placement=none:leveling=none": "without either: wear and totals are counted",
+    "pmem:descriptor-writes=coalesced": "descriptors at the next flush",
+}
 # By whose code a sample fell into; in the kernel by the function's name.  The first that matches is taken.
 WAITING = (
     r"_raw_spin_unlock_irqrestore|finish_task_switch.*|.*futex.*|.*sched.*|.*wake.*|(en|de)queue.*|prepare_to_wait.*"
@@ -74,21 +85,27 @@ PARTS = (
 # ---- parts removed ----
 
 
-def removed(peers: list[Peer], rounds: int, seconds: float, tell: Callable[[str], None]) -> dict[str, Any]:
-    """By workload and peer, the medians of processor time a request (ns) and requests a second."""
+def removed(
+    peers: list[Peer], names: tuple[str, ...], rounds: int, seconds: float, tell: Callable[[str], None]
+) -> dict[str, Any]:
+    """By workload and peer, the medians of processor time a request (ns) and requests a second.
+
+    What a peer wrote is on the disk before the next one's turn.
+    """
     for peer in peers:
         tell(f"filling {peer.spec}")
         peer.create()
         peer.start()
         fill(peer)
-    found: dict[str, Any] = {name: {peer.spec: ([], []) for peer in peers} for name in NAMES}
+    found: dict[str, Any] = {name: {peer.spec: ([], []) for peer in peers} for name in names}
     for number in range(rounds):
-        for name in NAMES:
+        for name in names:
             for peer in in_turn(peers, number):
                 tell(f"round {number + 1}: {name} on {peer.spec}")
                 figures = run_for(peer, seconds, number + 1, WORKLOADS[name])
                 for kept, key in zip(found[name][peer.spec], ("cpu_ns", "iops"), strict=True):
                     kept.append(figures[key])
+                peer.settle()
     return {
         name: {spec: [statistics.median(values) for values in pair] for spec, pair in by.items()}
         for name, by in found.items()
@@ -254,20 +271,27 @@ def written(fd: int, data: bytes, places: list[int]) -> None:
 # ---- what is printed ----
 
 
+def servers(by: dict[str, list[float]], peers: dict[str, str], full: str) -> list[str]:
+    """The table of one workload."""
+    lines = ["| server | its time a request, ns | less than everything | requests/s |", "| --- | ---: | ---: | ---: |"]
+    for spec, (cpu, rate) in by.items():
+        less = "" if spec == full else f"{by[full][0] - cpu:+.0f}"
+        lines.append(f"| `{spec}`: {peers[spec]} | {cpu:.0f} | {less} | {rate:.0f} |")
+    return lines
+
+
 def told(found: dict[str, Any]) -> list[str]:
     """The tables, in Markdown."""
     lines = []
     for name in NAMES:
-        lines += ["", f"### {name}", "", "| server | its time a request, ns | less than everything | requests/s |"]
-        lines += ["| --- | ---: | ---: | ---: |"]
         by = found["removed"][name]
-        for spec, (cpu, rate) in by.items():
-            less = "" if spec == FULL else f"{by[FULL][0] - cpu:+.0f}"
-            lines.append(f"| `{spec}`: {PEERS[spec]} | {cpu:.0f} | {less} | {rate:.0f} |")
+        lines += ["", f"### {name}", "", *servers(by, PEERS, FULL)]
         if shares := found["sampled"].get(name):
             lines += ["", f"Of the {by[FULL][0]:.0f} ns with everything on, by samples:", ""]
             lines += ["| part | ns | share |", "| --- | ---: | ---: |"]
             lines += [f"| {part} | {by[FULL][0] * share:.0f} | {share:.1%} |" for part, share in shares.items()]
+    for name, by in found["removed on a disk"].items():
+        lines += ["", f"### {name}, on a disk", "", *servers(by, DISK_PEERS, DISK_FULL)]
     lines += ["", "### A page of 4096 bytes of a file on a disk, ns", "", "| | stores to its map | pwrite |"]
     lines += ["| --- | ---: | ---: |"]
     lines += [f"| {name} | {by['stores']:.0f} | {by['pwrite']:.0f} |" for name, by in found["file"].items()]
@@ -302,9 +326,14 @@ def main() -> None:
         tempfile.TemporaryDirectory() as folder,
         peers_at([(spec, given.size) for spec in PEERS], Path(folder)) as peers,
     ):
-        found = {"removed": removed(peers, given.rounds, given.seconds, tell)}
+        found = {"removed": removed(peers, NAMES, given.rounds, given.seconds, tell)}
         full = next(peer for peer in peers if peer.spec == FULL)
         found["sampled"] = {name: sampled(full, name, 3) for name in NAMES}
+    with (
+        tempfile.TemporaryDirectory(dir=given.dir) as folder,
+        peers_at([(spec, given.size) for spec in DISK_PEERS], Path(folder)) as peers,
+    ):
+        found["removed on a disk"] = removed(peers, DISK_NAMES, given.rounds, given.seconds, tell)
     tell("a file on a disk")
     found["file"] = through_file(given.dir, given.rounds, given.seed)
     tell("compiled code by itself")
