@@ -184,7 +184,7 @@ class Device:
         for number in range(offset // page, -(-(offset + count) // page)):
             placed = upkeep.page_address(self.handle, number)
             at = int(upkeep.medium_address(self.handle, placed)) // page * page
-            self.mapping.maps["media"].madvise(3, at, page)  # MADV_WILLNEED
+            os.posix_fadvise(self.mapping.files["media"], at, page, os.POSIX_FADV_WILLNEED)
 
     def transfer(self, function: Callable[..., int], buffer: Any, offset: int, result: int | None = None) -> None:
         """Do datapath.read or write of `buffer`, or the rest of it where it has begun and answered `result`."""
@@ -280,6 +280,11 @@ class Device:
     def has_dirty(self) -> bool:
         """True where a section may hold writes that were not flushed."""
         return bool(np.any(self.mapping.sections & layout.SECTION_DIRTY))
+
+    @property
+    def medium(self) -> tuple[int, int]:
+        """Address and bytes of the mapped medium."""
+        return int(self.mapping.run["media"][0]), int(self.mapping.run["medium_bytes"][0])
 
     @property
     def waits_for_disk(self) -> bool:

@@ -65,14 +65,19 @@ def machine() -> dict[str, str]:
     }
 
 
+def last_error() -> OSError:
+    """What the C library's last call said was wrong, to be raised."""
+    number = ctypes.get_errno()
+    return OSError(number, os.strerror(number))
+
+
 PUNCH_HOLE = 3  # with FALLOC_FL_KEEP_SIZE
 
 
 def fallocate(fd: int, mode: int, offset: int, count: int) -> None:
     """fallocate(2) with a mode, which os.posix_fallocate does not take; OSError."""
     if _LIBC.fallocate64(fd, mode, ctypes.c_int64(offset), ctypes.c_int64(count)):
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
+        raise last_error()
 
 
 _FICLONE = 0x40049409
@@ -155,8 +160,7 @@ def sync_ranges(fd: int, address: int, ranges: list[tuple[int, int]]) -> None:
 
     def checked(result: int) -> None:
         if result:
-            number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number))
+            raise last_error()
 
     write = _SYNC_FILE_RANGE_WAIT_BEFORE | _SYNC_FILE_RANGE_WRITE
     for how in (write, _SYNC_FILE_RANGE_WAIT_AFTER):

@@ -4,6 +4,7 @@
 import threading
 import time
 
+from . import hugepages
 from .device import Device
 from .errors import HostFull, PmemError
 
@@ -11,6 +12,7 @@ TURN_SECONDS = 0.5
 QUIET_SECONDS = 5.0  # a section not written for this long loses its dirty mark
 CHECKPOINT_SECONDS = 30.0  # as long as the kernel keeps dirty pages: what a power cut may take of the wear totals
 HISTORY_SECONDS = 10.0
+COLLAPSE_SECONDS = TURN_SECONDS / 10  # of a turn; a request for bytes that are moved waits for that
 
 
 class Housekeeper:
@@ -32,7 +34,8 @@ class Housekeeper:
         self._thread.join()
 
     def _keep(self) -> None:
-        settled = sampled = checkpointed = time.monotonic()
+        settled = sampled = checkpointed = collapsed = time.monotonic()
+        collapser = hugepages.Collapser(self._device.mapping.files["media"], *self._device.medium)
         while not self._stopping:
             self._wake.wait(TURN_SECONDS)
             self._wake.clear()
@@ -48,6 +51,8 @@ class Housekeeper:
                 if now - sampled >= HISTORY_SECONDS:
                     sampled = now
                     self._device.sample()
+                if now - collapsed >= QUIET_SECONDS and collapser.turn(COLLAPSE_SECONDS):
+                    collapsed = now
                 self.problem = ""
             except HostFull as error:
                 self.problem = str(error)  # a full host gets room again; writes tell the client meanwhile

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from . import arena, host, layout
+from . import arena, host, hugepages, layout
 from .errors import DamagedImage, HostError
 from .geometry import Geometry
 
@@ -74,6 +74,7 @@ def map_image(path: Path, plan: Geometry, *, read_only: bool, live: bool = False
     """
     files: dict[str, int] = {}
     maps: dict[str, mmap.mmap] = {}
+    views: dict[str, np.ndarray] = {}
     writable = not read_only and not live
     try:
         with host.host_errors(path):
@@ -86,30 +87,36 @@ def map_image(path: Path, plan: Geometry, *, read_only: bool, live: bool = False
                 found = os.fstat(files[name]).st_size
                 if found < size:
                     raise DamagedImage(path / name, f"truncated to {found} bytes", f"{size} bytes")
+                if name == "media" and writable and hugepages.suits(files[name], size):
+                    maps[name], views[name] = hugepages.map_aligned(files[name], size)
+                    continue
                 private = read_only and not live and name != "media"
                 flags = mmap.MAP_PRIVATE if private else mmap.MAP_SHARED
                 protection = mmap.PROT_READ if not writable and not private else mmap.PROT_READ | mmap.PROT_WRITE
                 maps[name] = mmap.mmap(files[name], size, flags | arena.MAP_NORESERVE, protection)
+                views[name] = np.frombuffer(maps[name], np.uint8)
         # Single-page folios: a stored byte must not make a flush write 2 MiB.
         maps["media"].madvise(mmap.MADV_RANDOM)
         maps["wear"].madvise(mmap.MADV_RANDOM)
     except BaseException:
+        views.clear()
         for mapped in maps.values():
             mapped.close()
         for fd in files.values():
             os.close(fd)
         raise
-    return _arrange(plan, files, maps, read_only or live)
+    return _arrange(plan, files, maps, views, read_only or live)
 
 
-def _arrange(plan: Geometry, files: dict[str, int], maps: dict[str, mmap.mmap], read_only: bool) -> Mapping:
+def _arrange(
+    plan: Geometry, files: dict[str, int], maps: dict[str, mmap.mmap], views: dict[str, np.ndarray], read_only: bool
+) -> Mapping:
     zones, info = plan.zones(), plan.info
-    state = np.frombuffer(maps["state"], np.uint8)
+    media, wear, state = views["media"], views["wear"].view(np.uint32), views["state"]
     part = {name: state[at : at + size] for name, (at, size) in zones.items() if name != "end"}
     core_type = layout.core_dtype(plan.placement.STATE, plan.leveling.STATE)
     core = part["core"][: core_type.itemsize].view(core_type)
     table, ticks = part["table"].view(np.int64), part["ticks"].view(np.int64)
-    media, wear = np.frombuffer(maps["media"], np.uint8), np.frombuffer(maps["wear"], np.uint32)
     durable = table.copy()
     # A byte for every 64 KiB, touched as sparsely as the medium is.
     reserved = np.frombuffer(arena.anonymous((info.size >> 16) + 1), np.uint8)

@@ -11,7 +11,8 @@ Looks at the same thing:
 * a disk's filesystem (--dir): images beside nbdkit's file plugin, parts removed there too; and stores to the map of a
   file and pwrite, to clean pages and dirty ones;
 * compiled code by itself, in this process, with no server: writes and reads of 4096 bytes, all in the processor's
-  caches or scattered over memory, beside a bare copy; by size of line; parts of pages; and the checksum.
+  caches or scattered over memory, the medium in small pages or in huge ones, beside a bare copy; by size of line; parts
+  of pages; and the checksum.
 """
 
 import argparse
@@ -35,7 +36,7 @@ import numpy as np
 from benchlib.peers import Peer, peers_at, size_of
 from benchlib.workloads import WORKLOADS, fill, in_turn, run_for
 
-from pmem_core import datapath, geometry, image, layout
+from pmem_core import datapath, geometry, hugepages, image, layout
 from pmem_core.crc32c import page_crc
 from pmem_core.device import Device
 from pmem_core.jit import copy_bytes, hot
@@ -210,7 +211,11 @@ def alone(rounds: int, size: int, seed: int) -> dict[str, dict[str, float]]:
                     "read, far": (datapath.read, target, far),
                     "write of 512 bytes, near": (datapath.write, source[:512], near),
                 }
-                found[f"lines of {line}" + ("" if checksum else ", no checksums")] = measured(device, works, rounds)
+                kind = f"lines of {line}" + ("" if checksum else ", no checksums")
+                found[kind] = measured(device, works, rounds)
+                hugepages.Collapser(device.mapping.files["media"], *device.medium).turn(60)
+                again = {f"{name}, huge pages": works[name] for name in ("write, far", "read, far")}
+                found[kind] |= measured(device, again, rounds)
     return found | {"bare": bare(rounds, size, chance)}
 
 
@@ -296,7 +301,13 @@ def told(found: dict[str, Any]) -> list[str]:
     lines += ["| --- | ---: | ---: |"]
     lines += [f"| {name} | {by['stores']:.0f} | {by['pwrite']:.0f} |" for name, by in found["file"].items()]
     columns = list(next(iter(found["alone"].values())))
-    lines += ["", "### Compiled code by itself, ns", "", f"| | {' | '.join(columns)} |", "| --- |" + " ---: |" * 5]
+    lines += [
+        "",
+        "### Compiled code by itself, ns",
+        "",
+        f"| | {' | '.join(columns)} |",
+        "| --- |" + " ---: |" * len(columns),
+    ]
     alone_ = dict(found["alone"])
     bare_ = alone_.pop("bare")
     lines += [f"| {told} | {' | '.join(f'{works[name]:.0f}' for name in columns)} |" for told, works in alone_.items()]

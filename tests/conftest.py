@@ -4,6 +4,7 @@
 import functools
 import importlib.util
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -82,6 +83,14 @@ def _nbd() -> str:
     return "the kernel has no nbd"
 
 
+def _huge_pages() -> str:
+    if not Path("/sys/kernel/mm/transparent_hugepage/hpage_pmd_size").exists():
+        return "the kernel has no transparent huge pages"
+    if tuple(map(int, platform.release().split(".")[:2])) < (6, 1):
+        return "the kernel is older than Linux 6.1"
+    return "" if Path("/dev/shm").is_dir() else "no /dev/shm"
+
+
 def _chromium() -> str:
     names = ("chromium-headless-shell", "chromium", "chromium-browser")
     return "" if any(map(shutil.which, names)) else "no program chromium (Debian: chromium-headless-shell)"
@@ -94,6 +103,7 @@ PREREQUISITES: dict[str, Callable[[], str]] = {
     "fio": _program("fio", "fio"),
     "fuse": lambda: _device("/dev/fuse") or _program("fusermount3", "fuse3")(),
     "gcc": _program("gcc", "gcc"),
+    "huge pages": _huge_pages,
     "ip": _program("ip", "iproute2"),
     "libnbd": lambda: "" if importlib.util.find_spec("nbd") else "no module nbd (Debian: python3-libnbd)",
     "loop": lambda: _root() or _device("/dev/loop-control"),
