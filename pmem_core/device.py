@@ -240,17 +240,14 @@ class Device:
     def flush(self, *, counted: bool = True) -> None:
         """Make every write that completed before this call durable.
 
-        One fdatasync of the medium; a checkpoint as well where leveling moved frames since the last one.
+        One fdatasync of the medium; then a commit of the journal, where leveling moved frames since the last one.
         """
         if self.read_only:
             return
         if counted:
             upkeep.count_flush(self.handle)
         self._drain()
-        if self._durability.has_moves:
-            self.checkpoint()
-        else:
-            self._durability.sync("media")
+        self._durability.flush()
 
     def _drain(self) -> None:
         self.complete(upkeep.drain, 0)

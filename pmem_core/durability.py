@@ -4,9 +4,10 @@
 ============== ================================================= ======================================================
                made durable                                      taken
 ============== ================================================= ======================================================
-sync           the medium                                        at a flush, where no frame moved since the last commit
+flush          the medium, then the leveling's table             at a flush; the table where a frame moved since the last
+                                                                 commit
 commit_moves   the frames that moved, then the leveling's table  when leveling would overwrite a frame freed since then
-checkpoint     medium and wear, then core, table and sections    at a flush after moves, by housekeeping, at the end
+checkpoint     medium and wear, then core, table and sections    by housekeeping, at the end
 mark_section   the mark that a section may hold unflushed        before the first write to a section
                writes
 ============== ================================================= ======================================================
@@ -64,7 +65,7 @@ class Durability:
         self._moves_committed = -1
 
     @property
-    def has_moves(self) -> bool:
+    def _has_moves(self) -> bool:
         """True where frames moved since the journal last had the table."""
         return self._moves() != self._moves_committed
 
@@ -96,6 +97,15 @@ class Durability:
             size = self._plan.info.frame_bytes
             ranges = [(layout.FRAMES_AT + size * first, layout.FRAMES_AT + size * end) for first, end in runs(frames)]
             host.sync_ranges(self._mapping.files["media"], int(self._mapping.run["media"][0]), ranges)
+
+    def flush(self) -> None:
+        """Make the medium durable, and whatever it takes to find it."""
+        if not self._has_moves:
+            return self.sync("media")
+        with self._lock, self._taken() as (table, _):
+            self.sync("media")
+            self._journal.put_table(self._changed(table))
+        return None
 
     # ---- moves ----
 

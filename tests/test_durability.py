@@ -74,13 +74,15 @@ def journal_has_the_table(device: Device) -> bool:
     return device.journal.load_checkpoint()[1] == device.mapping.table[: len(device.plan.table)].tobytes()
 
 
-def test_flush_after_a_move_makes_the_move_durable(path):
+def test_flush_after_a_move_makes_the_move_durable_and_no_wear(path, synced):
     image.create(path, geometry.plan(4 * MIB, parameters=MOVING))
     with Device(path) as device:
         device.write(b"x" * PAGE * 3, 0)
         assert device.mapping.core["tally"]["moves"][0] and not journal_has_the_table(device)
+        synced.clear()
         device.flush()
         assert journal_has_the_table(device)
+        assert synced == ["media"]
 
 
 def test_flush_without_a_move_commits_nothing(path):
