@@ -4,8 +4,7 @@
 ============== ================================================= ======================================================
                made durable                                      taken
 ============== ================================================= ======================================================
-flush          the medium, then the leveling's table             at a flush; the table where a frame moved since the last
-                                                                 commit
+flush          the medium, then the leveling's table             at a flush; the table after moves only
 commit_moves   the frames that moved, then the leveling's table  when leveling would overwrite a frame freed since then
 checkpoint     medium and wear, then core, table and sections    by housekeeping, at the end
 mark_section   the mark that a section may hold unflushed        before the first write to a section

@@ -34,7 +34,7 @@ from typing import Any
 
 import numpy as np
 from benchlib.peers import Peer, peers_at, size_of
-from benchlib.workloads import WORKLOADS, fill, in_turn, run_for
+from benchlib.workloads import WORKLOADS, in_turn, renew, run_for
 
 from pmem_core import datapath, geometry, hugepages, image, layout
 from pmem_core.crc32c import page_crc
@@ -93,13 +93,9 @@ def removed(
 
     What a peer wrote is on the disk before the next one's turn.
     """
-    for peer in peers:
-        tell(f"filling {peer.spec}")
-        peer.create()
-        peer.start()
-        fill(peer)
     found: dict[str, Any] = {name: {peer.spec: ([], []) for peer in peers} for name in names}
     for number in range(rounds):
+        renew(peers, tell)
         for name in names:
             for peer in in_turn(peers, number):
                 tell(f"round {number + 1}: {name} on {peer.spec}")

@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from benchlib.peers import Peer
-from benchlib.workloads import Rounds, fio, in_turn, put, run_for
+from benchlib.workloads import Rounds, fio, in_turn, put, renew, run_for
 from pmem_core import attach
 from pmem_core.errors import PmemError
 
@@ -40,7 +40,7 @@ def mounted(peer: Peer) -> Iterator[Path]:
     attached = None
     try:
         attached = attach.attach(peer.uri, peer.uri)
-        attached = attach.mount(attached, peer.folder / "mnt", fs="ext4", mkfs=True)
+        attached = attach.mount(attached, peer.folder / "mnt", fs="ext4", mkfs=True, force=True)
         yield peer.folder / "mnt"
     except PmemError as error:
         raise click.ClickException(str(error)) from error
@@ -54,17 +54,17 @@ def mounted(peer: Peer) -> Iterator[Path]:
 def measure(peers: Sequence[Peer], options: dict[str, Any], tell: Callable[[str], None]) -> Rounds:
     """As workloads.measure, on a file of a quarter of the device that lies in ext4 on it."""
     rounds: Rounds = {EXT4: {}}
-    with contextlib.ExitStack() as stack:
-        where = {}
-        for peer in peers:
-            tell(f"ext4 on {peer.spec}")
-            peer.create()
-            peer.start()
-            folder = stack.enter_context(mounted(peer))
-            file = [f"--filename={folder}/file", f"--size={peer.size // 4}", "--ioengine=psync", "--fallocate=none"]
-            fio(peer.spec, file, [["--thread", "--rw=write", "--bs=1m", "--end_fsync=1"]])
-            where[peer.spec] = file
-        for number in range(options["rounds"]):
+    for number in range(options["rounds"]):
+        renew(peers, tell, prefill=False)
+        with contextlib.ExitStack() as stack:
+            where = {}
+            for peer in peers:
+                tell(f"round {number + 1}: ext4 on {peer.spec}")
+                folder = stack.enter_context(mounted(peer))
+                file = [f"--filename={folder}/file", f"--size={peer.size // 4}", "--ioengine=psync", "--fallocate=none"]
+                fio(peer.spec, file, [["--thread", "--rw=write", "--bs=1m", "--end_fsync=1"]])
+                peer.settle()
+                where[peer.spec] = file
             for peer in in_turn(peers, number):
                 tell(f"round {number + 1}: {EXT4}: {peer.spec}")
                 figures = run_for(peer, options["seconds"], number + 1, [JOB], where[peer.spec])

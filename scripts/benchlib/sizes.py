@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from benchlib.peers import ROOT, Peer, peers_at, run
-from benchlib.workloads import fio, in_turn, run_for
+from benchlib.workloads import fio, in_turn, renew, run_for
 
 PAGE_BYTES = 4096
 SCALE = {"1 GiB": 1 << 30, "64 GiB": 1 << 36, "1 TiB": 1 << 40, "16 TiB": 1 << 44}
 # The room of a touched page is reserved 64 KiB at a time: 4096 of them are a quarter of a GiB on each device.
 TOUCHED_PAGES = 4096
-SCALE_ROUNDS, STARTS = 3, 5
+SCALE_ROUNDS, STARTS = 7, 5
 
 
 def touch(peer: Peer) -> int:
@@ -29,7 +29,10 @@ def touch(peer: Peer) -> int:
 
 
 def scale(spec: str, folder: Path, seconds: float, tell: Callable[[str], None]) -> dict[str, dict[str, Any]]:
-    """By the size of the device: the same work on as many touched pages; all devices are up, and take turns."""
+    """By the size of the device: the same work on as many touched pages; all devices are up, and take turns.
+
+    Every round has servers of its own, see workloads.renew.
+    """
     result: dict[str, dict[str, Any]] = {}
     with peers_at([(spec, size) for size in SCALE.values()], folder) as peers:
         strides = []
@@ -41,9 +44,12 @@ def scale(spec: str, folder: Path, seconds: float, tell: Callable[[str], None]) 
             result[name] = {"randwrite_iops": [], "randread_iops": []}
         work = list(zip(SCALE, peers, strides, strict=True))
         for number in range(SCALE_ROUNDS):
+            renew(peers, tell, prefill=False)
             for rw in ("randwrite", "randread"):
                 for name, peer, stride in in_turn(work, number):
                     tell(f"round {number + 1}: {rw} 4k depth 16 on {name}")
+                    if rw == "randwrite":
+                        touch(peer)  # each section has its mark again, which 5 s without writes took from it
                     job = [f"--rw={rw}", "--bs=4k", "--iodepth=16", "--norandommap", f"--blockalign={stride}"]
                     result[name][f"{rw}_iops"].append(round(run_for(peer, seconds, number + 1, [job])["iops"] or 0))
         for name, peer, _ in work:

@@ -88,6 +88,23 @@ def fill(peer: Peer) -> None:
     peer.settle()
 
 
+def renew(peers: Sequence[Peer], tell: Callable[[str], None], prefill: bool = True) -> None:
+    """Start every server anew, with the content it had; the first time make it, and fill it if `prefill`.
+
+    Whether its memory happens to lie well makes a server up to a third quicker or slower than the next one of the same
+    program, for as long as it runs: so a median wants several of each.
+    """
+    for peer in peers:
+        tell(f"starting {peer.spec}")
+        kept = bool(peer.files())
+        if peer.process is None:
+            peer.create()
+        peer.stop()
+        peer.start()
+        if prefill and not kept:
+            fill(peer)
+
+
 def in_turn(items: Sequence[Any], number: int) -> list[Any]:
     """The items in the order of round `number`: rotated, and every other time backwards, so that nobody stays next."""
     shift = number // 2 % len(items)
@@ -107,15 +124,10 @@ def measure(
     peers: Sequence[Peer], names: Sequence[str], options: dict[str, Any], tell: Callable[[str], None]
 ) -> Rounds:
     """Every workload on every peer it concerns, in every round."""
-    for peer in peers:
-        tell(f"filling {peer.spec}")
-        peer.create()
-        peer.start()
-        if options["prefill"]:
-            fill(peer)
     # Here, so that tables have them in the order they were asked for, not in the one of the first round.
     rounds: Rounds = {name: {} for name in names}
     for number in range(options["rounds"]):
+        renew(peers, tell, options["prefill"])
         for name in names:
             for peer in in_turn([peer for peer in peers if concerns(name, peer.spec)], number):
                 tell(f"round {number + 1}: {name}: {peer.spec}")
