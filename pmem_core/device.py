@@ -244,10 +244,9 @@ class Device:
         """
         if self.read_only:
             return
-        if counted:
-            upkeep.count_flush(self.handle)
-        self._drain()
-        self._durability.flush()
+        if self.plan.pending_bytes:
+            self._drain()
+        self._durability.flush(int(upkeep.begin_flush(self.handle, counted)))
 
     def _drain(self) -> None:
         self.complete(upkeep.drain, 0)

@@ -63,11 +63,6 @@ class Durability:
         self._mapping.run["moved_count"] = MOVED_ROOM + 1
         self._moves_committed = -1
 
-    @property
-    def _has_moves(self) -> bool:
-        """True where frames moved since the journal last had the table."""
-        return self._moves() != self._moves_committed
-
     # ---- the disk ----
 
     @contextlib.contextmanager
@@ -97,9 +92,9 @@ class Durability:
             ranges = [(layout.FRAMES_AT + size * first, layout.FRAMES_AT + size * end) for first, end in runs(frames)]
             host.sync_ranges(self._mapping.files["media"], int(self._mapping.run["media"][0]), ranges)
 
-    def flush(self) -> None:
-        """Make the medium durable, and whatever it takes to find it."""
-        if not self._has_moves:
+    def flush(self, moves: int) -> None:
+        """Make the medium durable, and whatever it takes to find it; moves: how many there were."""
+        if moves == self._moves_committed:
             return self.sync("media")
         with self._lock, self._taken() as (table, _):
             self.sync("media")

@@ -46,12 +46,14 @@ def drain(device, done):
 
 
 @hot
-def count_flush(device):
-    """Count a flush that the client asked for."""
+def begin_flush(device, counted):
+    """Count a flush, if it is `counted`; how many moves there were so far."""
     core = device[1][0]
-    held = media.begin_count(core)
-    core["tally"]["flushes"] += 1
-    media.end_count(core, held, 1)
+    if counted:
+        held = media.begin_count(core)
+        core["tally"]["flushes"] += 1
+        media.end_count(core, held, 1)
+    return core["tally"]["moves"]
 
 
 @hot

@@ -14,7 +14,7 @@ def warm_up(plan: Geometry) -> None:
     jit.compile_for(datapath.write, handle, 0, 0, 0, 0)
     jit.compile_for(datapath.trim, handle, 0, 0, 0)
     jit.compile_for(datapath.zero, handle, 0, 0, False, 0)
-    jit.compile_for(upkeep.count_flush, handle)
+    jit.compile_for(upkeep.begin_flush, handle, False)
     jit.compile_for(upkeep.drain, handle, 0)
     jit.compile_for(upkeep.take_moves, handle, np.empty(0, np.int64), np.empty(0, np.int64))
     jit.compile_for(upkeep.clear_dirty, handle, False, np.empty(0, np.int64))
