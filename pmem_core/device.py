@@ -244,12 +244,12 @@ class Device:
         """
         if self.read_only:
             return
-        if self.plan.pending_bytes:
-            self._drain()
+        self._drain()
         self._durability.flush(int(upkeep.begin_flush(self.handle, counted)))
 
     def _drain(self) -> None:
-        self.complete(upkeep.drain, 0)
+        if self.plan.pending_bytes:
+            self.complete(upkeep.drain, 0)
 
     def checkpoint(self, *, settle_sections: bool = False, due: bool = True) -> bool:
         """Make medium, wear counters and journal durable together; see durability.Durability.checkpoint."""
