@@ -12,7 +12,7 @@ TURN_SECONDS = 0.5
 QUIET_SECONDS = 5.0  # a section not written for this long loses its dirty mark
 CHECKPOINT_SECONDS = 30.0  # as long as the kernel keeps dirty pages: what a power cut may take of the wear totals
 HISTORY_SECONDS = 10.0
-COLLAPSE_SECONDS = TURN_SECONDS / 10  # of a turn; a request for bytes that are moved waits for that
+COLLAPSE_SECONDS = TURN_SECONDS / 10  # in a turn: a request for bytes that are just moved waits
 
 
 class Housekeeper:
