@@ -95,11 +95,9 @@ class Durability:
     def flush(self, moves: int) -> None:
         """Make the medium durable, and whatever it takes to find it; moves: how many there were."""
         if moves == self._moves_committed:
-            return self.sync("media")
-        with self._lock, self._taken() as (table, _):
             self.sync("media")
-            self._journal.put_table(self._changed(table))
-        return None
+        else:
+            self._commit_table(whole=True)
 
     # ---- moves ----
 
@@ -126,8 +124,12 @@ class Durability:
 
     def commit_moves(self) -> None:
         """Make the moves made so far durable, so that leveling may go on; no other write is waited for."""
+        self._commit_table(whole=False)
+
+    def _commit_table(self, *, whole: bool) -> None:
+        # whole: all of the medium is made durable, not only the frames that moved.
         with self._lock, self._taken() as (table, frames):
-            if frames is None or not self._can_sync_ranges:
+            if whole or frames is None or not self._can_sync_ranges:
                 self.sync("media")
             elif frames:
                 self._sync_frames(frames)
