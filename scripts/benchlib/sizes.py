@@ -20,12 +20,20 @@ TOUCHED_PAGES = 4096
 SCALE_ROUNDS, STARTS = 7, 5
 
 
-def touch(peer: Peer) -> int:
-    """Write pages spread evenly over the device, once each; returns the stride from one to the next, in bytes."""
-    stride = peer.size // TOUCHED_PAGES
-    pages = [f"--rw=write:{stride - PAGE_BYTES}", "--bs=4k", "--iodepth=1", f"--io_size={TOUCHED_PAGES * PAGE_BYTES}"]
+def stride_of(peer: Peer) -> int:
+    """Bytes from one touched page to the next."""
+    return peer.size // TOUCHED_PAGES
+
+
+def touch(peer: Peer) -> None:
+    """Write pages spread evenly over the device, once each."""
+    pages = [
+        f"--rw=write:{stride_of(peer) - PAGE_BYTES}",
+        "--bs=4k",
+        "--iodepth=1",
+        f"--io_size={TOUCHED_PAGES * PAGE_BYTES}",
+    ]
     fio(peer.spec, ["--ioengine=nbd", f"--uri={peer.uri}"], [pages])
-    return stride
 
 
 def scale(spec: str, folder: Path, seconds: float, tell: Callable[[str], None]) -> dict[str, dict[str, Any]]:
@@ -33,26 +41,19 @@ def scale(spec: str, folder: Path, seconds: float, tell: Callable[[str], None]) 
 
     Every round has servers of its own, see workloads.renew.
     """
-    result: dict[str, dict[str, Any]] = {}
+    result: dict[str, dict[str, Any]] = {name: {"randwrite_iops": [], "randread_iops": []} for name in SCALE}
     with peers_at([(spec, size) for size in SCALE.values()], folder) as peers:
-        strides = []
-        for name, peer in zip(SCALE, peers, strict=True):
-            tell(f"touching {TOUCHED_PAGES} pages of {name}")
-            peer.create()
-            peer.start()
-            strides.append(touch(peer))
-            result[name] = {"randwrite_iops": [], "randread_iops": []}
-        work = list(zip(SCALE, peers, strides, strict=True))
+        work = list(zip(SCALE, peers, strict=True))
         for number in range(SCALE_ROUNDS):
             renew(peers, tell, prefill=False)
             for rw in ("randwrite", "randread"):
-                for name, peer, stride in in_turn(work, number):
+                for name, peer in in_turn(work, number):
                     tell(f"round {number + 1}: {rw} 4k depth 16 on {name}")
                     if rw == "randwrite":
                         touch(peer)  # each section has its mark again, which 5 s without writes took from it
-                    job = [f"--rw={rw}", "--bs=4k", "--iodepth=16", "--norandommap", f"--blockalign={stride}"]
+                    job = [f"--rw={rw}", "--bs=4k", "--iodepth=16", "--norandommap", f"--blockalign={stride_of(peer)}"]
                     result[name][f"{rw}_iops"].append(round(run_for(peer, seconds, number + 1, [job])["iops"] or 0))
-        for name, peer, _ in work:
+        for name, peer in work:
             tell(f"memory, statistics and start of {name}")
             begin = time.monotonic()
             run([str(peer.bin / "pmem-nbd"), "stats", "-j", str(peer.image)])
