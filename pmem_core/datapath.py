@@ -74,6 +74,7 @@ def write(device, address, size, offset, done):
 def write_at(run, core, address, size, offset, done):
     """`write`, for who has the two records and not the device."""
     source = u8_at(address, size)
+    media.begin_write(run, source.size)
     if done < source.size:
         onepage.anticipate(run, (offset + done) >> PAGE_SHIFT)
     while done < source.size:
@@ -176,6 +177,7 @@ def zero(device, offset, end, may_trim, done):
     """Make [offset + done, end) read as zeros: whole pages are freed if `may_trim`, everything else is written."""
     run, core = device[0][0], device[1][0]
     blank = u8_at(run["scratch"] + PAGE_BYTES, PAGE_BYTES)
+    media.begin_write(run, end - offset)
     while offset + done < end:
         page, at = (offset + done) >> PAGE_SHIFT, (offset + done) & (PAGE_BYTES - 1)
         count = min(PAGE_BYTES - at, end - offset - done)

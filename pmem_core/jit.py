@@ -245,6 +245,11 @@ if PLAIN:
         part = target[int(target_at) : int(target_at + count)]
         return _libc.pread64(int(fd), ctypes.c_void_p(part.ctypes.data), int(count), ctypes.c_int64(int(offset)))
 
+    def pwrite(fd, source, source_at, count, offset):
+        """Call pwrite(2) of source[source_at:]; the bytes written, or -1."""
+        part = source[int(source_at) : int(source_at + count)]
+        return _libc.pwrite64(int(fd), ctypes.c_void_p(part.ctypes.data), int(count), ctypes.c_int64(int(offset)))
+
 else:
     int64 = numba.int64
 
@@ -397,18 +402,23 @@ else:
 
         return types.int64(types.int64, types.int64, types.int64, types.int64), generate
 
-    @intrinsic
-    def pread(typing_context, fd, target, target_at, count, offset):
-        """Call pread(2) into target[target_at:]; the bytes read, or -1."""
+    def _transfer(name, told):
+        @intrinsic
+        def transfer(typing_context, fd, array, at, count, offset):
+            def generate(context, builder, signature, arguments):
+                i32, i64 = ir.IntType(32), ir.IntType(64)
+                kind = ir.FunctionType(i64, [i32, ir.IntType(8).as_pointer(), i64, i64])
+                call = cgutils.get_or_insert_function(builder.module, kind, name)
+                where = _element(context, builder, signature.args[1], arguments[1], arguments[2])
+                return builder.call(call, [builder.trunc(arguments[0], i32), where, arguments[3], arguments[4]])
 
-        def generate(context, builder, signature, arguments):
-            i32, i64 = ir.IntType(32), ir.IntType(64)
-            kind = ir.FunctionType(i64, [i32, ir.IntType(8).as_pointer(), i64, i64])
-            call = cgutils.get_or_insert_function(builder.module, kind, "pread64")
-            to = _element(context, builder, signature.args[1], arguments[1], arguments[2])
-            return builder.call(call, [builder.trunc(arguments[0], i32), to, arguments[3], arguments[4]])
+            return types.int64(types.int64, array, types.int64, types.int64, types.int64), generate
 
-        return types.int64(types.int64, target, types.int64, types.int64, types.int64), generate
+        transfer.__doc__ = told
+        return transfer
+
+    pread = _transfer("pread64", "Call pread(2) into array[at:]; the bytes read, or -1.")
+    pwrite = _transfer("pwrite64", "Call pwrite(2) of array[at:]; the bytes written, or -1.")
 
     @numba.njit
     def fallocate(fd, mode, offset, count):

@@ -291,6 +291,9 @@ RUN = np.dtype(
         ("checksums", "<i8"),
         ("coalesced", "<i8"),
         ("read_only", "<i8"),
+        ("large", "<i8"),  # bytes of a write from which on its data goes by calls (media.goes_by_call); 0: none does
+        ("by_call", "<i8"),  # 1: the request in hand is such a one
+        ("epoch", "<i8"),  # since the last sync of the medium, 1 to media.EPOCHS
         ("tmpfs", "<i8"),  # 1: reading a hole through the map allocates, and on a full host that is a SIGBUS
         ("wanted", "<i8"),  # 1: leveling would like a checkpoint soon; 2: and somebody has been told
         # Of a replay, which has no medium (media: 0); see media.count_bytes:

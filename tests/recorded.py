@@ -23,7 +23,20 @@ import numpy as np
 from faulty_disk import SECTOR, Disk
 from oracle import Oracle
 
-from pmem_core import descriptor, geometry, host, image, jit, journal, layout, media, onepage, statefile, upkeep
+from pmem_core import (
+    descriptor,
+    geometry,
+    host,
+    image,
+    jit,
+    journal,
+    layout,
+    mapping,
+    media,
+    onepage,
+    statefile,
+    upkeep,
+)
 from pmem_core.device import Device
 
 PAGE = layout.PAGE_BYTES
@@ -370,6 +383,14 @@ class Recording:
 
             return change
 
+        def hooked_pwrite(real: Any) -> Any:
+            def pwrite(fd: Any, source: Any, source_at: Any, count: Any, at: Any) -> int:
+                done = real(fd, source, source_at, count, at)
+                self.look("media", int(at), int(at + count))
+                return done
+
+            return pwrite
+
         def hooked_punch(real: Any) -> Any:
             def punch(run: Any, at: Any, count: Any) -> int:
                 code = real(run, at, count)
@@ -383,6 +404,7 @@ class Recording:
                 patch(module, "publish", hooked_publish)
         patch(media, "copy_bytes", hooked_bytes)
         patch(media, "clear_bytes", hooked_bytes)
+        patch(media, "pwrite", hooked_pwrite)
         patch(media, "punch", hooked_punch)
 
     # ---- running ----
@@ -477,6 +499,7 @@ def small() -> Iterator[None]:
     """Sections, and in plain Python the zone of pending descriptors, are small; there, checksums are remembered too."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(mock.patch.object(geometry, "SECTION_BYTES_MIN", SECTION_BYTES))
+        stack.enter_context(mock.patch.object(mapping, "LARGE", PAGE))
         stack.enter_context(mock.patch.dict(geometry.GROUP_PAGES, section=16, subsection=8))
         if PLAIN:
             for module in (layout, onepage, upkeep):
