@@ -240,15 +240,15 @@ if PLAIN:
         done = _libc.fallocate64(int(fd), int(mode), ctypes.c_int64(int(offset)), ctypes.c_int64(int(count)))
         return ctypes.get_errno() if done else 0
 
-    def pread(fd, target, target_at, count, offset):
-        """Call pread(2) into target[target_at:]; the bytes read, or -1."""
-        part = target[int(target_at) : int(target_at + count)]
-        return _libc.pread64(int(fd), ctypes.c_void_p(part.ctypes.data), int(count), ctypes.c_int64(int(offset)))
+    def _transfer(name, told):
+        call = getattr(_libc, name)
 
-    def pwrite(fd, source, source_at, count, offset):
-        """Call pwrite(2) of source[source_at:]; the bytes written, or -1."""
-        part = source[int(source_at) : int(source_at + count)]
-        return _libc.pwrite64(int(fd), ctypes.c_void_p(part.ctypes.data), int(count), ctypes.c_int64(int(offset)))
+        def transfer(fd, array, at, count, offset):
+            part = array[int(at) : int(at + count)]
+            return call(int(fd), ctypes.c_void_p(part.ctypes.data), int(count), ctypes.c_int64(int(offset)))
+
+        transfer.__doc__ = told
+        return transfer
 
 else:
     int64 = numba.int64
@@ -417,13 +417,14 @@ else:
         transfer.__doc__ = told
         return transfer
 
-    pread = _transfer("pread64", "Call pread(2) into array[at:]; the bytes read, or -1.")
-    pwrite = _transfer("pwrite64", "Call pwrite(2) of array[at:]; the bytes written, or -1.")
-
     @numba.njit
     def fallocate(fd, mode, offset, count):
         """Call fallocate(2); 0, or the errno."""
         return _fallocate(fd, mode, offset, count)
+
+
+pread = _transfer("pread64", "Call pread(2) into array[at:]; the bytes read, or -1.")
+pwrite = _transfer("pwrite64", "Call pwrite(2) of array[at:]; the bytes written, or -1.")
 
 
 def cache_is_warm() -> bool:

@@ -139,6 +139,7 @@ def _arrange(
     }
     for name, array in addresses.items():
         run[name] = array.ctypes.data
+    in_memory = host.is_tmpfs(files["media"])
     figures = plan.for_compiled_code() | {
         "table_words": len(table),
         "tick_words": len(ticks),
@@ -148,9 +149,9 @@ def _arrange(
         "wear_fd": files["wear"],
         "checksums": int(info.checksums and plan.has_descriptors),
         "read_only": int(read_only),
-        "large": LARGE if info.frame_bytes >= layout.PAGE_BYTES and not host.is_tmpfs(files["media"]) else 0,
+        "large": 0 if in_memory or info.frame_bytes < layout.PAGE_BYTES else LARGE,
         "epoch": 1,
-        "tmpfs": int(host.is_tmpfs(files["media"])),
+        "tmpfs": int(in_memory),
     }
     for name, value in figures.items():
         run[name] = value
