@@ -6,7 +6,7 @@ the cold side does what it asks for (device.Device) and calls again with `done`.
 keeps the GIL.
 """
 
-from . import descriptor, media, onepage, policies
+from . import descriptor, media, onepage, policies, together
 from .jit import call_at, clear_bytes, hot, publish, u8_at
 from .layout import (
     OK,
@@ -79,6 +79,13 @@ def write_at(run, core, address, size, offset, done):
         onepage.anticipate(run, (offset + done) >> PAGE_SHIFT)
     while done < source.size:
         page, at = (offset + done) >> PAGE_SHIFT, (offset + done) & (PAGE_BYTES - 1)
+        pages = (source.size - done) >> PAGE_SHIFT
+        if pages > 1 and at == 0 and together.suits(run):
+            written, code = together.write(run, core, page, min(pages, together.PAGES_MAX), source, done)
+            done += written << PAGE_SHIFT
+            if code:
+                return _stopped(done, code)
+            continue
         count = min(PAGE_BYTES - at, source.size - done)
         if done + count < source.size:
             onepage.anticipate_data(run, onepage.anticipate(run, page + 1))

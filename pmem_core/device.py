@@ -117,12 +117,14 @@ class Device:
         """After a kill: finish the count of the run of lines, the page in flight, and a trim's holes."""
         told, before = self.recovered, int(self._tally["healed"])
         told.lines = recovery.lines_in_flight(self.mapping)
-        told.page = page = recovery.finish_count(self.mapping)
-        if page >= 0 and self.read_only:
-            self.mapping.sections[page // self.plan.info.section_pages] |= np.uint8(layout.SECTION_SUSPECT)
-        elif page >= 0:
-            self.complete_page(upkeep.heal, page)
-            told.healed = int(self._tally["healed"]) > before
+        recovery.finish_count(self.mapping)
+        told.pages = recovery.pages_in_flight(self.mapping.core[0]["intent"])
+        for page in told.pages:
+            if self.read_only:
+                self.mapping.sections[page // self.plan.info.section_pages] |= np.uint8(layout.SECTION_SUSPECT)
+            else:
+                self.complete_page(upkeep.heal, page)
+        told.healed = int(self._tally["healed"]) - before
         told.group = initialisation.finish_interrupted(self)
         told.trimmed = 0 if self.read_only else int(upkeep.finish_trim(self.handle))
         # Not before: what does not end well has to be done by the next open.

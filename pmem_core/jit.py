@@ -33,8 +33,8 @@ def choose_cache_folder(outside: Iterable[Path], boundscheck: str) -> Path:
     outside: files with policies.
     """
     here = Path(__file__).parent
-    names = "jit layout plugins policies roads crc32c media frametable descriptor onepage bringup offline datapath"
-    names += " upkeep wearscan checkscan tracescan reshape maploops"
+    names = "jit layout plugins policies roads crc32c media frametable descriptor onepage together bringup offline"
+    names += " datapath upkeep wearscan checkscan tracescan reshape maploops"
     sources = [here / f"{name}.py" for name in names.split()]
     for folder in ("placement", "leveling", "pagemaps"):
         sources += sorted((here / folder).glob("*.py"))
@@ -250,6 +250,10 @@ if PLAIN:
         transfer.__doc__ = told
         return transfer
 
+    def mincore(address, count, found):
+        """Call mincore(2) into found, uint8[]; 0, or -1."""
+        return _libc.mincore(ctypes.c_void_p(int(address)), ctypes.c_size_t(int(count)), found.ctypes)
+
 else:
     int64 = numba.int64
 
@@ -416,6 +420,19 @@ else:
 
         transfer.__doc__ = told
         return transfer
+
+    @intrinsic
+    def mincore(typing_context, address, count, found):
+        """Call mincore(2) into found, uint8[]; 0, or -1."""
+
+        def generate(context, builder, signature, arguments):
+            i64, pointer = ir.IntType(64), ir.IntType(8).as_pointer()
+            kind = ir.FunctionType(ir.IntType(32), [i64, i64, pointer])
+            call = cgutils.get_or_insert_function(builder.module, kind, "mincore")
+            where = _element(context, builder, signature.args[2], arguments[2], ir.Constant(i64, 0))
+            return builder.sext(builder.call(call, [*arguments[:2], where]), i64)
+
+        return types.int64(types.int64, types.int64, found), generate
 
     @numba.njit
     def fallocate(fd, mode, offset, count):

@@ -11,7 +11,7 @@ described in UNIT first, and recovery finishes the count from it (recovery.finis
 
 import numba
 
-from .jit import clear_bytes, copy_bytes, fallocate, hot, i64_at, int64, pread, publish, pwrite, u8_at, u32_at
+from .jit import clear_bytes, copy_bytes, fallocate, hot, i64_at, int64, mincore, pread, publish, pwrite, u8_at, u32_at
 from .layout import (
     CAUSE_HOST,
     CAUSE_MOVE,
@@ -20,6 +20,7 @@ from .layout import (
     HOST,
     OK,
     PAGE_BYTES,
+    PAGE_SHIFT,
     UNIT_CAUSE,
     UNIT_FIRST,
     UNIT_LINES,
@@ -272,6 +273,30 @@ def put_by_call(run, at, source, source_at, count):
     """The same by a system call; what the host does not take so is put all the same."""
     done = max(0, pwrite(run["media_fd"], source, source_at, count, at))
     put(run, at + done, source, source_at + done, count - done)
+
+
+@hot
+def put_pages_by_call(run, at, source, source_at, count):
+    """The same of whole pages, by one call where that does no harm.
+
+    The page cache would keep in one folio what it does not have yet and comes by one call, and from then on a store to
+    one page of it would have all of it written back.
+    """
+    step = count if count == PAGE_BYTES or is_cached(run, at, count) else PAGE_BYTES
+    for done in range(0, count, step):
+        put_by_call(run, at + done, source, source_at + done, step)
+
+
+@hot
+def is_cached(run, at, count):
+    """True where the host has all of these pages, a page of scratch at most, in memory."""
+    found = u8_at(run["scratch"] + PAGE_BYTES, PAGE_BYTES)
+    if mincore(run["media"] + at, count, found):
+        return False
+    for i in range(count >> PAGE_SHIFT):
+        if not found[i] & 1:
+            return False
+    return True
 
 
 @hot

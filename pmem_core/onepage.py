@@ -303,6 +303,15 @@ def scrub(run, page):
 @hot
 def begin(run, core, page, with_data):
     """Steps 1 to 4 for a write to `page`; OK, or why not yet, and what policies.where then says of the page."""
+    code, road = prepare(run, core, page, with_data)
+    if code == OK:
+        publish(core["intent"], 0, page + 1)
+    return code, road
+
+
+@hot
+def prepare(run, core, page, with_data):
+    """Steps 1 to 3; answers as `begin` does."""
     sections, at = section_of(run, page)
     if not sections[at] & SECTION_DIRTY:
         return SECTION, (-1, -1, -1, -1)
@@ -323,10 +332,7 @@ def begin(run, core, page, with_data):
             code = reserve_from(run, road[PLACED], road[AT], PAGE_BYTES)
         if code == OK and sections[at] & SECTION_SUSPECT and run["descriptor_bytes"] and not run["descriptors"]:
             code = scrub(run, page)
-    if code:
-        return code, road
-    publish(core["intent"], 0, page + 1)
-    return OK, road
+    return code, road
 
 
 # ---- one page ----

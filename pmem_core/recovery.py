@@ -21,16 +21,17 @@ from .mapping import Mapping
 class Recovered:
     """What an open after an unclean end found and did.
 
-    how: killed or power cut; suspect: of `sections`, those whose checksums are rebuilt rather than refused; page: the
-    page in flight, or -1; healed: its descriptor had to be brought into line; lines: of the count that was finished;
-    trimmed: pages whose space a trim in flight was still to give back; group: descriptors of a group were in flight.
+    how: killed or power cut; suspect: of `sections`, those whose checksums are rebuilt rather than refused; pages:
+    those in flight; healed: how many descriptors of theirs had to be brought into line; lines: of the count that was
+    finished; trimmed: pages whose space a trim in flight was still to give back; group: descriptors of a group were in
+    flight.
     """
 
     how: str
     suspect: int = 0
     sections: int = 0
-    page: int = -1
-    healed: bool = False
+    pages: range = range(0)
+    healed: int = 0
     lines: int = 0
     trimmed: int = 0
     group: bool = False
@@ -38,10 +39,8 @@ class Recovered:
     def __str__(self) -> str:
         if self.how == "power cut":
             told = ["the state is that of the last checkpoint, and lines counted since then may be lost"]
-        elif self.page < 0:
-            told = ["no page was in flight"]
         else:
-            told = [f"page {self.page} was in flight" + (": its descriptor was made anew" if self.healed else "")]
+            told = [self._in_flight()]
         if self.lines:
             told.append(f"the count of {self.lines} lines was finished")
         if self.group:
@@ -54,6 +53,14 @@ class Recovered:
                 f"{of} held writes not flushed at a power cut: checksums there are made anew when pages are used"
             )
         return "; ".join(told)
+
+    def _in_flight(self) -> str:
+        if not self.pages:
+            return "no page was in flight"
+        if len(self.pages) == 1:
+            return f"page {self.pages[0]} was in flight" + (": its descriptor was made anew" if self.healed else "")
+        anew = f": {self.healed} of their descriptors were made anew" if self.healed else ""
+        return f"pages {self.pages[0]} to {self.pages[-1]} were in flight{anew}"
 
     def note(self, mapping: Mapping, journal: Journal | None) -> None:
         """Count suspect sections, and tell the journal of it all."""
@@ -119,8 +126,29 @@ def lines_in_flight(mapping: Mapping) -> int:
     return int(unit[layout.UNIT_LINES]) if unit[layout.UNIT_CAUSE] else 0
 
 
-def finish_count(mapping: Mapping) -> int:
-    """After a kill: finish the count of the run of lines in flight; the page in flight, or -1."""
+def pages_in_flight(intent: np.ndarray) -> range:
+    """The pages that a killed process was writing; intent: CORE's, int64[INTENT_WORDS]."""
+    together, page = int(intent[layout.TOGETHER]), int(intent[0]) - 1
+    if together:  # the page, if there is one, is of these: an open was healing it
+        first = together >> layout.TOGETHER_SHIFT
+        return range(first, first + together % (1 << layout.TOGETHER_SHIFT))
+    return range(page, page + 1) if page >= 0 else range(0)
+
+
+def intent_problems(intent: np.ndarray, plan: Geometry) -> list[str]:
+    """What cannot be of what a kill interrupted: "page", "trim"; compiled code takes the rest on trust."""
+    found, pages = [], plan.info.page_count
+    together = intent[layout.TOGETHER]
+    if not 0 <= int(intent[0]) <= pages or together < 0 or pages_in_flight(intent).stop > pages:
+        found.append("page")
+    rest = intent[1 : layout.TOGETHER]
+    if np.any((rest < 0) | (rest > pages)):
+        found.append("trim")
+    return found
+
+
+def finish_count(mapping: Mapping) -> None:
+    """After a kill: finish the count of the run of lines in flight."""
     core = mapping.core[0]
     unit = core["unit"]
     if unit[layout.UNIT_CAUSE]:
@@ -131,7 +159,6 @@ def finish_count(mapping: Mapping) -> int:
         core["tally"]["worn"][unit[layout.UNIT_CAUSE] - 1] = unit[layout.UNIT_TOTAL] + delta
         core["tally"]["hottest"] = max(int(core["tally"]["hottest"]), int(counters.max()))
         unit[layout.UNIT_CAUSE] = 0
-    return int(core["intent"][0]) - 1
 
 
 def tally_sum(core: np.ndarray) -> int:
@@ -181,17 +208,15 @@ def require_agreement(mapping: Mapping, plan: Geometry, journal: Journal) -> Non
 def require_sane(mapping: Mapping, plan: Geometry) -> None:
     """Refuse a state whose values compiled code could not bear: DamagedImage."""
     core, unit, ticks = mapping.core[0], mapping.core[0]["unit"], mapping.ticks[: plan.tick_words]
-    wrong = ""
+    wrong, flying = "", intent_problems(core["intent"], plan)
     if core["placement"].tobytes() != plan.placement_state.tobytes():
         wrong = "the placement's record"
     elif core["leveling"].tobytes() != plan.leveling_state.tobytes():
         wrong = "the leveling's record"
     elif not plan.leveling.table_is_sane(plan.leveling_state, mapping.table[: len(plan.table)]):
         wrong = "the leveling's table"
-    elif not 0 <= int(core["intent"][0]) <= plan.info.page_count:
-        wrong = "the page in flight"
-    elif not np.all((core["intent"][1:] >= 0) & (core["intent"][1:] <= plan.info.page_count)):
-        wrong = "the trim in flight"
+    elif flying:
+        wrong = f"the {flying[0]} in flight"
     elif unit[layout.UNIT_CAUSE] and not (
         1 <= unit[layout.UNIT_CAUSE] <= len(layout.CAUSES)
         and 0 < unit[layout.UNIT_LINES] <= plan.line_count

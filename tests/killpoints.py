@@ -215,6 +215,7 @@ class Work:
         yield "zero", other * PAGE, PAGE, False, ""
         yield "zero", last * PAGE, PAGE, True, ""
         yield self.write(last, 3000, 3 * PAGE - 5000)
+        yield self.write(last, 0, 3 * PAGE)
         yield "trim", last * PAGE, 3 * PAGE, True, ""
         yield ("commit",)
         yield ("flush",)
@@ -299,17 +300,21 @@ def pages_of(operation: tuple) -> range:
     return range(operation[1] // PAGE, -(-(operation[1] + operation[2]) // PAGE))
 
 
-def page_in_flight(left: Files) -> int:
-    """The page that the killed process was changing, or -1."""
-    return int(left["state"][INTENT_AT : INTENT_AT + 8].view(np.int64)[0]) - 1
+def pages_in_flight(left: Files) -> range:
+    """The pages that the killed process was changing."""
+    intent = left["state"][INTENT_AT : INTENT_AT + 8 * layout.INTENT_WORDS].view(np.int64)
+    if intent[layout.TOGETHER]:
+        first, count = divmod(int(intent[layout.TOGETHER]), 1 << layout.TOGETHER_SHIFT)
+        return range(first, first + count)
+    return range(int(intent[0]) - 1, int(intent[0])) if intent[0] else range(0)
 
 
-def require_whole(found: dict[int, bytes], oracle: Oracle, in_flight: int) -> None:
-    """Broken where a page is a mixture that was not in flight: a move changes none, a write one at a time."""
+def require_whole(found: dict[int, bytes], oracle: Oracle, in_flight: range) -> None:
+    """Broken where a page is a mixture that was not in flight: a move changes none, a write those that it names."""
     for page, data in found.items():
         held = oracle.versions.get(page, [Version(0, bytes(PAGE))])
-        if page != in_flight and data not in [one.data for one in held[-2:]]:
-            raise Broken(f"page {page} is a mixture, and page {in_flight} was in flight")
+        if page not in in_flight and data not in [one.data for one in held[-2:]]:
+            raise Broken(f"page {page} is a mixture, and in flight were {list(in_flight)}")
 
 
 def judge_kill(
@@ -328,7 +333,7 @@ def judge_kill(
         require_nothing_behind(device)
         require_groups(device)
         if once and (operation[0] == "write" or (operation[0] == "zero" and not operation[3])):
-            require_whole(found, oracle, page_in_flight(left))
+            require_whole(found, oracle, pages_in_flight(left))
         # The client asks again, and goes on.
         if operation[0] in ("write", "trim", "zero"):
             do(device, operation)
@@ -379,7 +384,7 @@ class Round:
         again = pages_of(operation) and chance.random() < REOPENED
         picked = self._picked(trace, random.Random(f"{self.seed} {name} picked"))
         for point, kill in enumerate(trace.kills()):
-            if again and (found is None or page_in_flight(found) < 0 or chance.random() < 0.1):
+            if again and (found is None or not pages_in_flight(found) or chance.random() < 0.1):
                 found = kill.files()
             self.point = f"{name}.{point}"
             if self.point != self.only if self.only else point not in picked:

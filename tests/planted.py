@@ -24,6 +24,7 @@ from pmem_core import (
     onepage,
     recovery,
     sections,
+    together,
     upkeep,
 )
 from pmem_core.durability import Durability
@@ -284,6 +285,11 @@ def holes_forgotten() -> Any:
     return _replaced(upkeep, "finish_trim", lambda handle: 0)
 
 
+def pages_together_not_named() -> Any:
+    """Those whose data went by one call are not named, so nothing brings their descriptors into line after a kill."""
+    return _replaced(together, "publish", lambda array, index, value: None)
+
+
 def group_not_named() -> Any:
     """The group being brought up or given back is not named, so nothing finishes that after a kill."""
     return _replaced(bringup, "_name", lambda core, word, value, head, order: None)
@@ -301,6 +307,7 @@ AT_KILLS: dict[str, Callable[[], Any]] = {
         count_not_described,
         sum_not_withheld,
         holes_forgotten,
+        pages_together_not_named,
     )
 }
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pmem_core import geometry, host, image, jit, layout, media, upkeep
+from pmem_core import geometry, host, image, jit, layout, media, together, upkeep
 from pmem_core.check import check
 from pmem_core.device import Device
 
@@ -26,6 +26,9 @@ PLANS = {
     "no descriptors": {"placement_name": "none", "parameters": {"interval": 5}},
     "pending descriptors": {"descriptor_writes": "coalesced"},
     "swapped by a table": {"leveling_name": "table_swap", "parameters": {"interval": 40}},
+    "stopped by moves": {"parameters": {"interval": 1, "region_frames": 16, "gap_frames": 1}},
+    "descriptors brought up": {"initialise": "section"},
+    "wide descriptors": {"descriptor_bytes": 4096, "frame_bytes": 8192, "parameters": {"interval": 4}},
 }
 CONTRACT = ("interleaved",)  # in plain code, and with bounds checked
 TURNS = 10 if jit.PLAIN else 100
@@ -96,7 +99,7 @@ def test_device_is_the_same_by_calls_and_by_stores(tmp_path, name):
 # ---- when ----
 
 
-@pytest.mark.parametrize(("in_memory", "frame_bytes", "calls"), [(False, 4096, 4), (True, 4096, 0), (False, 512, 0)])
+@pytest.mark.parametrize(("in_memory", "frame_bytes", "calls"), [(False, 4096, 1), (True, 4096, 0), (False, 512, 0)])
 def test_only_large_writes_to_a_disk_go_by_calls(tmp_path, monkeypatch, in_memory, frame_bytes, calls):
     monkeypatch.setattr(host, "is_tmpfs", lambda fd: in_memory)
     image.create(tmp_path / "disk.pmem", geometry.plan(24 * MIB, frame_bytes=frame_bytes, leveling_name="none"))
@@ -111,7 +114,31 @@ def test_only_large_writes_to_a_disk_go_by_calls(tmp_path, monkeypatch, in_memor
 def test_page_is_one_call_and_its_descriptor_none(filled):
     assert calls_of(filled, bytes(PAGE), 40) == 1
     assert calls_of(filled, bytes(512), 40) == 1
-    assert calls_of(filled, bytes(8 * PAGE), 40) == 8
+
+
+@pytest.mark.parametrize(("pages", "calls"), [(2, 1), (together.PAGES_MAX, 1), (together.PAGES_MAX + 2, 2)])
+def test_adjacent_pages_are_one_call(filled, pages, calls):
+    """Pages 40 to 63 lie side by side."""
+    assert calls_of(filled, bytes(pages * PAGE), 40) == calls
+
+
+def test_pages_with_descriptors_in_between_are_not_adjacent(filled):
+    assert calls_of(filled, bytes(8 * PAGE), 60) == 2
+    assert calls_of(filled, bytes(8 * PAGE + 1000), 59) == 3
+
+
+def test_pages_that_the_host_does_not_have_in_memory_are_a_call_each(tmp_path):
+    """It would keep those of one call in one piece, and write all of it back for each store to a part."""
+    with made(tmp_path / "disk.pmem", leveling_name="none") as device:
+        device.write(os.urandom(128 * PAGE), 0)
+    with (device.path / "media").open("rb") as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    with Device(device.path) as device:
+        device.mapping.run["large"] = 1
+        device.write(bytes(PAGE), 0)  # the journal has the section marked then
+        assert calls_of(device, bytes(8 * PAGE), 40) == 8
+        device.flush()
+        assert calls_of(device, bytes(8 * PAGE), 40) == 1
 
 
 def test_pages_written_again_and_again_are_stored_to_until_they_were_synced(filled):

@@ -213,9 +213,19 @@ def _table(value):
     return change
 
 
-def _intent(value):
+def _intent(value, word=0):
     def change(state):
-        state.core["intent"][0, 0] = value
+        state.core["intent"][0, word] = value
+
+    return change
+
+
+def _together(past_the_end, pages):
+    """Pages together in flight, the last of which lies so many past the last of the device."""
+
+    def change(state):
+        first = state.plan.info.page_count + past_the_end - pages
+        state.core["intent"][0, layout.TOGETHER] = first << layout.TOGETHER_SHIFT | pages
 
     return change
 
@@ -250,6 +260,9 @@ CHANGES = {
     "table with a turn too many": _table(0xFFFFFFFF),
     "intent 2**40": _intent(1 << 40),
     "intent -1": _intent(-1),
+    "intent of pages beyond the end": _together(1 << 40, 3),
+    "intent of a page too many": _together(1, 16),
+    "intent of pages before the start": _intent(-1, layout.TOGETHER),
     "unit of an unknown cause": _unit(9, 0, 1),
     "unit of a negative cause": _unit(-1, 0, 1),
     "unit beyond the end": _unit(1, 1 << 40, 1),

@@ -14,6 +14,8 @@ from conftest import needs
 from test_full_disk import fill
 
 from pmem_core import geometry, image, layout, recovery, snapshot, upkeep
+from pmem_core.check import check
+from pmem_core.check.findings import Kind
 from pmem_core.device import Device
 from pmem_core.durability import Durability
 from pmem_core.errors import DamagedImage, HostError, HostFull, PmemError, UsageError
@@ -202,6 +204,52 @@ def test_page_in_flight_is_healed(path):
         assert device.recovery == "killed"
         assert device.read(PAGE, 5 * PAGE) == NEW
         assert device.mapping.core["tally"]["healed"][0] == 1
+
+
+def kill_between_data_and_descriptors(path: Path, first: int, count: int) -> None:
+    """Leave pages with new data, old descriptors, and INTENT naming them together."""
+    device = Device(path)
+    device.write(OLD * count, first * PAGE)
+    device.flush()
+    spans = [medium_span(device, first + i) for i in range(count)]
+    device.mapping.core["intent"][0, layout.TOGETHER] = first << layout.TOGETHER_SHIFT | count
+    device.abandon()
+    for span in spans:
+        put_data(path, span, NEW)
+
+
+def test_pages_that_were_written_together_are_healed_together(path):
+    image.create(path, geometry.plan(16 * MIB))
+    kill_between_data_and_descriptors(path, 5, 7)
+    with Device(path, read_only=True) as device:
+        assert device.read(7 * PAGE, 5 * PAGE) == NEW * 7
+    with Device(path) as device:
+        assert device.recovery == "killed"
+        assert "pages 5 to 11 were in flight: 7 of their descriptors were made anew" in str(device.recovered)
+        assert device.read(7 * PAGE, 5 * PAGE) == NEW * 7
+        assert device.mapping.core["tally"]["healed"][0] == 7
+        assert not device.mapping.core["intent"].any()
+    assert check(path).clean
+
+
+def test_pages_in_flight_are_no_damage_to_check(path):
+    image.create(path, geometry.plan(16 * MIB))
+    kill_between_data_and_descriptors(path, 5, 7)
+    found = check(path).findings
+    assert [(one.kind, one.page) for one in found] == [(Kind.UNSETTLED, page) for page in range(5, 12)]
+
+
+def test_heal_of_pages_goes_on_after_an_open_that_could_not(path, monkeypatch):
+    image.create(path, geometry.plan(16 * MIB))
+    kill_between_data_and_descriptors(path, 5, 7)
+    real = upkeep.heal
+    with monkeypatch.context() as patch:
+        patch.setattr(upkeep, "heal", lambda handle, page: NO_ROOM if page == 8 else real(handle, page))
+        with pytest.raises(HostFull):
+            Device(path)
+    with Device(path) as device:
+        assert device.recovery == "killed"
+        assert device.read(7 * PAGE, 5 * PAGE) == NEW * 7
 
 
 def test_page_in_flight_is_healed_by_the_open_after_one_that_could_not(path, monkeypatch):

@@ -66,8 +66,8 @@ class Scan:
 
     lines: line writes of data and of descriptors that descriptors of format 2 tell of, int64[2].
 
-    path: of the medium file; held: which placed blocks are in no hole (checkscan); in_flight: the page that the last
-    session was writing when it was killed, or -1; mark: called with a section that turns out to be in use.
+    path: of the medium file; held: which placed blocks are in no hole (checkscan); in_flight: pages that the last
+    session was writing when it was killed; mark: called with a section that turns out to be in use.
     """
 
     report: Report
@@ -76,7 +76,7 @@ class Scan:
     handle: Handle
     sections: np.ndarray
     held: np.ndarray
-    in_flight: int = -1
+    in_flight: range = range(0)
     mark: Callable[[int], None] = lambda section: None
     todo: list[tuple[int, Finding]] = dataclasses.field(default_factory=list)
     lines: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(2, np.int64))
@@ -148,7 +148,7 @@ class Scan:
             self._found(Kind.LEAKED_DATA, page)
         elif verdict == checkscan.CONDEMNED:
             self._found(Kind.CONDEMNED, page)
-        elif suspect or page == self.in_flight:
+        elif suspect or page in self.in_flight:
             self._found(Kind.UNSETTLED, page)
         elif verdict == checkscan.DAMAGED:
             at = int(checkscan.descriptor_offset(self.handle, page))

@@ -243,7 +243,8 @@ def _walk(found: _Image, report: Report, stage: Stage, belief: Belief, watch: Wa
         suspect = int(np.count_nonzero(sections & layout.SECTION_SUSPECT))
         report.session += f", and rebuilds descriptors in {suspect} sections when they are used"
     # As opening would after a kill, but in memory; nothing is in flight otherwise.
-    media, in_flight = found.path / "media", recovery.finish_count(stage.mapping)
+    recovery.finish_count(stage.mapping)
+    media, in_flight = found.path / "media", recovery.pages_in_flight(stage.mapping.core[0]["intent"])
     scan = pages.Scan(report, media, found.plan, stage.handle, sections, belief.held, in_flight)
     scan.run(lambda share: watch(MAP_SHARE + (1 - MAP_SHARE) * share))
     if found.end == CLOSED and groups.can_be_told(found.plan) and not np.any(sections & layout.SECTION_SUSPECT):

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import checkscan, layout, statefile
+from .. import checkscan, layout, recovery, statefile
 from ..binding import Handle, bind
 from ..geometry import Geometry
 from ..mapping import map_image
@@ -136,13 +136,14 @@ def find_problems(belief: Belief, plan: Geometry, *, closed: bool) -> None:
 
 def _in_flight_problems(core: Any, plan: Geometry, closed: bool) -> list[str]:
     intent, unit = core["intent"], core["unit"]
-    page, cause = int(intent[0]), int(unit[layout.UNIT_CAUSE])
+    cause = int(unit[layout.UNIT_CAUSE])
     if closed and (np.any(intent) or cause):
         return ["something in flight though the image was closed"]
     found = []
-    if not 0 <= page <= plan.info.page_count:
+    wrong = recovery.intent_problems(intent, plan)
+    if "page" in wrong:
         found.append("a page in flight that does not exist")
-    if np.any((intent[1:] < 0) | (intent[1:] > plan.info.page_count)):
+    if "trim" in wrong:
         found.append("a trim in flight of pages that do not exist")
     if cause:
         first, lines = int(unit[layout.UNIT_FIRST]), int(unit[layout.UNIT_LINES])
