@@ -9,7 +9,7 @@ Looks at the same thing:
   nothing else), its memory plugin (and a copy), and of images in tmpfs with everything on and with one thing off each;
 * samples: what the server with everything on was doing, by perf, 4000 times a second of its time;
 * a disk's filesystem (--dir): images beside nbdkit's file plugin, parts removed there too; and stores to the map of a
-  file and pwrite, to clean pages and dirty ones;
+  file and pwrite, to clean pages and to dirty ones;
 * compiled code by itself, in this process, with no server: writes and reads of 4096 bytes, all in the processor's
   caches or scattered over memory, the medium in small pages or in huge ones, beside a bare copy; by size of line; parts
   of pages; and the checksum.
@@ -39,7 +39,7 @@ from benchlib.workloads import WORKLOADS, in_turn, renew, run_for
 from pmem_core import datapath, geometry, hugepages, image, layout
 from pmem_core.crc32c import page_crc
 from pmem_core.device import Device
-from pmem_core.jit import copy_bytes, hot
+from pmem_core.jit import copy_bytes, hot, pwrite
 
 NAMES = ("randwrite 4k depth 16", "randread 4k depth 16", "randwrite 4k depth 1", "seqwrite 128k", "seqread 128k")
 FULL = "pmem@tmpfs"
@@ -231,7 +231,7 @@ def bare(rounds: int, size: int, chance: np.random.Generator) -> dict[str, float
 
 
 def through_file(folder: Path, rounds: int, seed: int) -> dict[str, dict[str, float]]:
-    """ns for a page of 4096 bytes: stores to a mapped file and pwrite, to clean pages (just synced) and dirty ones."""
+    """ns for a page of 4096 bytes: stores to a mapped file and calls, to clean pages (just synced) and dirty ones."""
     page, piece, size, chance = layout.PAGE_BYTES, 128 << 10, 128 << 20, np.random.default_rng(seed)
     data, found = np.ones(piece, np.uint8), {}
     in_order, scattered = np.arange(0, size, piece), chance.integers(0, size // page, 8192) * page
@@ -239,34 +239,43 @@ def through_file(folder: Path, rounds: int, seed: int) -> dict[str, dict[str, fl
         os.posix_fallocate(file.fileno(), 0, size)
         with mmap.mmap(file.fileno(), size) as mapped:
             mapped.madvise(mmap.MADV_RANDOM)  # as an image is mapped
-            memory = np.frombuffer(mapped, np.uint8)
-            copies(data, memory, in_order)
+            memory, fd = np.frombuffer(mapped, np.uint8), file.fileno()
+            copies(data, memory, in_order)  # what comes by large calls first would lie in one piece in memory
             for name, places, part in (
                 ("128 KiB in order", in_order, data),
                 ("4 KiB scattered", scattered, data[:page]),
             ):
-                works = {
-                    "stores": partial(copies, part, memory, places),
-                    "pwrite": partial(written, file.fileno(), part.tobytes(), places.tolist()),
+                works = {"stores to its map": partial(copies, part, memory, places)}
+                works |= {
+                    told: partial(calls, fd, part, places, count)
+                    for told, count in (("pwrite of a page", page), ("pwrite of 16", 16 * page))
+                    if count <= len(part)
                 }
                 for how, work in works.items():
-                    took: dict[str, list[float]] = {"clean": [], "dirty": []}
-                    for _ in range(rounds):
-                        os.fsync(file.fileno())
-                        for times in took.values():
-                            started = time.perf_counter()
-                            work()
-                            times.append((time.perf_counter() - started) / (len(places) * len(part) / page) * 1e9)
-                    for state, times in took.items():
-                        found.setdefault(f"{name}, {state}", {})[how] = statistics.median(times)
+                    for state, ns in clean_and_dirty(fd, work, rounds).items():
+                        found.setdefault(f"{name}, {state}", {})[how] = ns / (len(places) * len(part) / page)
             del memory, works, work
     return found
 
 
-def written(fd: int, data: bytes, places: list[int]) -> None:
-    """Write `data` at each of `places`."""
+def clean_and_dirty(fd: int, work: Callable[[], Any], rounds: int) -> dict[str, float]:
+    """ns of `work` right after a sync of the file, and of the same once more."""
+    took: dict[str, list[float]] = {"clean": [], "dirty": []}
+    for _ in range(rounds):
+        os.fsync(fd)
+        for times in took.values():
+            started = time.perf_counter()
+            work()
+            times.append((time.perf_counter() - started) * 1e9)
+    return {state: statistics.median(times) for state, times in took.items()}
+
+
+@hot
+def calls(fd, data, places, count):
+    """Write `data` at each of `places`, `count` bytes a call."""
     for place in places:
-        os.pwrite(fd, data, place)
+        for at in range(0, data.size, count):
+            pwrite(fd, data, at, count, place + at)
 
 
 # ---- what is printed ----
@@ -293,9 +302,11 @@ def told(found: dict[str, Any]) -> list[str]:
             lines += [f"| {part} | {by[FULL][0] * share:.0f} | {share:.1%} |" for part, share in shares.items()]
     for name, by in found["removed on a disk"].items():
         lines += ["", f"### {name}, on a disk", "", *servers(by, DISK_PEERS, DISK_FULL)]
-    lines += ["", "### A page of 4096 bytes of a file on a disk, ns", "", "| | stores to its map | pwrite |"]
-    lines += ["| --- | ---: | ---: |"]
-    lines += [f"| {name} | {by['stores']:.0f} | {by['pwrite']:.0f} |" for name, by in found["file"].items()]
+    ways = list(next(iter(found["file"].values())))
+    lines += ["", "### A page of 4096 bytes of a file on a disk, ns", "", f"| | {' | '.join(ways)} |"]
+    lines += ["| --- |" + " ---: |" * len(ways)]
+    for name, by in found["file"].items():
+        lines += [f"| {name} | {' | '.join(f'{by[way]:.0f}' if way in by else '' for way in ways)} |"]
     columns = list(next(iter(found["alone"].values())))
     lines += [
         "",
