@@ -25,7 +25,7 @@ HERE = Path(__file__).resolve().parent
 SEED = os.environ.get("PMEM_NBD_SEED", "20150507")
 CUTS = int(os.environ.get("PMEM_NBD_CUTS", "20"))
 # Always the same: that a bug can be found is a fact, how soon is a matter of luck.
-PLANTED_SEED, PLANTED_SEEDS = "1", {"leftovers not blanked": "6", "pending believed after a cut": "5"}
+PLANTED_SEED, PLANTED_SEEDS = "1", {"leftovers not blanked": "12", "pending believed after a cut": "5"}
 PLANTED_SEEDS["groups filled over descriptors"] = "2"
 SECONDS_MAX = 280 + CUTS
 
