@@ -16,6 +16,7 @@ from .layout import (
     SECTION_TOUCHED,
     SOON,
     STOP_SHIFT,
+    TOGETHER_MAX,
     TRIM_END,
     TRIM_FIRST,
 )
@@ -81,7 +82,7 @@ def write_at(run, core, address, size, offset, done):
         page, at = (offset + done) >> PAGE_SHIFT, (offset + done) & (PAGE_BYTES - 1)
         pages = (source.size - done) >> PAGE_SHIFT
         if pages > 1 and at == 0 and together.suits(run):
-            written, code = together.write(run, core, page, min(pages, together.PAGES_MAX), source, done)
+            written, code = together.write(run, core, page, min(pages, TOGETHER_MAX), source, done)
             done += written << PAGE_SHIFT
             if code:
                 return _stopped(done, code)

@@ -8,8 +8,8 @@ What an open finds, and does:
 the last session             what may be believed                    what is done
 ============================ ======================================= ===========================================
 closed                       every file                              nothing
-killed (same boot and mount) every file, but for one page and one    the count of that run of lines is finished,
-                             run of lines                            the descriptor of that page brought into line
+killed (same boot and mount) every file, but for one page, or a few  the count of that run of lines is finished,
+                             of a large write, and one run of lines  descriptors of these pages brought into line
 power cut (anything else)    the medium's flushed pages, the         state is made anew from the journal; sections
                              journal, wear counters since the last   marked dirty become suspect: a checksum that
                              checkpoint in any mix                   differs there is rebuilt when the page is used
@@ -114,7 +114,7 @@ class Device:
         return found
 
     def _finish_interrupted(self) -> None:
-        """After a kill: finish the count of the run of lines, the page in flight, and a trim's holes."""
+        """After a kill: finish the count of the run of lines, the pages in flight, and a trim's holes."""
         told, before = self.recovered, int(self._tally["healed"])
         told.lines = recovery.lines_in_flight(self.mapping)
         recovery.finish_count(self.mapping)

@@ -191,8 +191,8 @@ TRIM_FIRST, TRIM_END = 1, 2
 # RAISED is a page whose group is being brought up, plus one; RETURNED the first page of a group whose descriptors are
 # being given back, plus one.  HEAD_PAGE and HEAD_ORDER are the free group that it comes from, or becomes part of.
 RAISED, RETURNED, HEAD_PAGE, HEAD_ORDER = 3, 4, 5, 6
-# TOGETHER is first page << TOGETHER_SHIFT | pages, of those whose data is being written by one call; 0: none.
-TOGETHER, TOGETHER_SHIFT = 7, 8
+# TOGETHER is first page << TOGETHER_SHIFT | pages, TOGETHER_MAX at most, of those being written together; 0: none.
+TOGETHER, TOGETHER_SHIFT, TOGETHER_MAX = 7, 8, 16
 # UNIT describes the run of lines being counted: cause + 1 (0: none), first line, lines, their sum before, the cause's
 # total before.  With it a killed process's totals are made exact again.
 UNIT_CAUSE, UNIT_FIRST, UNIT_LINES, UNIT_SUM, UNIT_TOTAL = range(5)

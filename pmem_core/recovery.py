@@ -139,7 +139,9 @@ def intent_problems(intent: np.ndarray, plan: Geometry) -> list[str]:
     """What cannot be of what a kill interrupted: "page", "trim"; compiled code takes the rest on trust."""
     found, pages = [], plan.info.page_count
     together = intent[layout.TOGETHER]
-    if not 0 <= int(intent[0]) <= pages or together < 0 or pages_in_flight(intent).stop > pages:
+    named = pages_in_flight(intent)
+    many = together and not 0 < len(named) <= layout.TOGETHER_MAX
+    if not 0 <= int(intent[0]) <= pages or together < 0 or many or named.stop > pages:
         found.append("page")
     rest = intent[1 : layout.TOGETHER]
     if np.any((rest < 0) | (rest > pages)):

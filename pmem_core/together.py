@@ -22,8 +22,6 @@ from .jit import hot, i64_at, publish, u8_at
 from .layout import CAUSE_DESCRIPTOR, CAUSE_HOST, OK, PAGE_BYTES, PAGE_SHIFT, TOGETHER, TOGETHER_SHIFT
 from .roads import AT, DESCRIBED, DESCRIBED_AT, PLACED
 
-PAGES_MAX = 16  # a call for more is hardly quicker, and a kill would leave more to heal
-
 
 @hot
 def suits(run):
@@ -33,12 +31,12 @@ def suits(run):
 
 @hot
 def write(run, core, first, count, source, source_at):
-    """Write `count` pages from page `first` on, PAGES_MAX at most; how many were written, and OK or a stop code."""
-    done, code = 0, OK
+    """Write `count` pages from page `first` on, TOGETHER_MAX at most; how many were written, and OK or a stop code."""
+    done, code = 0, OK  # a call for more than TOGETHER_MAX is hardly quicker, and a kill would leave more to heal
     while done < count:
         if done + 1 < count:
             onepage.anticipate(run, first + done + 1)
-        code = _count(run, core, first + done)
+        code = _admit(run, core, first + done)
         if code:
             break
         done += 1
@@ -52,7 +50,7 @@ def write(run, core, first, count, source, source_at):
 
 
 @hot
-def _count(run, core, page):
+def _admit(run, core, page):
     """See to it that `page` may be written, and count that it was; OK or a stop code."""
     code, road = onepage.prepare(run, core, page, True)
     if code:

@@ -217,6 +217,7 @@ class Work:
         yield self.write(last, 3000, 3 * PAGE - 5000)
         yield self.write(last, 0, 3 * PAGE)
         yield "trim", last * PAGE, 3 * PAGE, True, ""
+        yield self.write(last, 0, 3 * PAGE)
         yield ("commit",)
         yield ("flush",)
         yield self.write(last, fua="fua")

@@ -35,6 +35,7 @@ from pmem_core import (
     media,
     onepage,
     statefile,
+    together,
     upkeep,
 )
 from pmem_core.device import Device
@@ -524,6 +525,7 @@ def small() -> Iterator[None]:
                 return remember(held, lambda: sealed(run, page, large))
 
             stack.enter_context(mock.patch.object(onepage, "page_crc", crc_of_page))
+            stack.enter_context(mock.patch.object(together, "page_crc", crc_of_page))
             stack.enter_context(mock.patch.object(onepage, "words_crc", crc_of_words))
             stack.enter_context(mock.patch.object(descriptor, "checksum", crc_of_descriptor))
         yield

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pmem_core import geometry, host, image, jit, layout, media, together, upkeep
+from pmem_core import geometry, host, image, jit, layout, media, upkeep
 from pmem_core.check import check
 from pmem_core.device import Device
 
@@ -26,6 +26,9 @@ PLANS = {
     "no descriptors": {"placement_name": "none", "parameters": {"interval": 5}},
     "pending descriptors": {"descriptor_writes": "coalesced"},
     "swapped by a table": {"leveling_name": "table_swap", "parameters": {"interval": 40}},
+    "linear": {"placement_name": "linear", "parameters": {"interval": 3}},
+    "no checksums": {"checksums": False},
+    "descriptors that count": {"descriptor_bytes": 128, "parameters": {"interval": 9}},
     "stopped by moves": {"parameters": {"interval": 1, "region_frames": 16, "gap_frames": 1}},
     "descriptors brought up": {"initialise": "section"},
     "wide descriptors": {"descriptor_bytes": 4096, "frame_bytes": 8192, "parameters": {"interval": 4}},
@@ -39,11 +42,20 @@ def made(path: Path, *, large: int = 1, size: int = 24 * MIB, **plan: object) ->
     image.create(path, geometry.plan(size, uuid=UUID, **plan))
     device = Device(path)
     device.mapping.run["large"] = large
+    device.mapping.run["session"] = 1  # descriptors tell of it
     return device
 
 
 def medium_at(device: Device, page: int) -> int:
     return int(upkeep.medium_address(device.handle, upkeep.page_address(device.handle, page)))
+
+
+def held_frames(device: Device) -> np.ndarray:
+    """The frames of the medium that hold something, descriptors among them, uint8[frames, bytes]."""
+    plan = device.plan
+    frames = device.mapping.media[layout.FRAMES_AT :][: plan.medium_frames * plan.info.frame_bytes]
+    spare = plan.leveling.spare_frames(plan.leveling_state, device.mapping.table[: len(plan.table)])
+    return np.delete(frames.reshape(plan.medium_frames, -1), np.asarray(spare, np.int64), axis=0)
 
 
 def write_calls() -> int:
@@ -89,8 +101,10 @@ def test_device_is_the_same_by_calls_and_by_stores(tmp_path, name):
     assert all(device.read(len(held), 0) == held for device in devices), f"seed {SEED}"
     for device in devices:
         assert np.array_equal(device.mapping.wear, devices[0].mapping.wear), f"seed {SEED}"
-        assert device.mapping.core[0]["tally"].tobytes() == devices[0].mapping.core[0]["tally"].tobytes()
-        assert np.array_equal(device.mapping.table, devices[0].mapping.table)
+        assert device.mapping.core.tobytes() == devices[0].mapping.core.tobytes()
+        for part in ("table", "ticks", "sections"):
+            assert np.array_equal(getattr(device.mapping, part), getattr(devices[0].mapping, part)), part
+        assert np.array_equal(held_frames(device), held_frames(devices[0])), f"seed {SEED}"
     for device in devices:
         device.close()
         assert check(device.path).clean
@@ -116,7 +130,7 @@ def test_page_is_one_call_and_its_descriptor_none(filled):
     assert calls_of(filled, bytes(512), 40) == 1
 
 
-@pytest.mark.parametrize(("pages", "calls"), [(2, 1), (together.PAGES_MAX, 1), (together.PAGES_MAX + 2, 2)])
+@pytest.mark.parametrize(("pages", "calls"), [(2, 1), (layout.TOGETHER_MAX, 1), (layout.TOGETHER_MAX + 2, 2)])
 def test_adjacent_pages_are_one_call(filled, pages, calls):
     """Pages 40 to 63 lie side by side."""
     assert calls_of(filled, bytes(pages * PAGE), 40) == calls

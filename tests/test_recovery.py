@@ -252,6 +252,27 @@ def test_heal_of_pages_goes_on_after_an_open_that_could_not(path, monkeypatch):
         assert device.read(7 * PAGE, 5 * PAGE) == NEW * 7
 
 
+def test_heal_of_pages_goes_on_after_an_open_that_was_killed_in_one(path, monkeypatch):
+    image.create(path, geometry.plan(16 * MIB))
+    kill_between_data_and_descriptors(path, 5, 7)
+    real = upkeep.heal
+
+    def heal(handle, page):
+        code = real(handle, page)
+        if page == 8:
+            handle[1]["intent"][0, 0] = page + 1  # as it is until the descriptor is stored
+            raise InterruptedError
+        return code
+
+    with monkeypatch.context() as patch:
+        patch.setattr(upkeep, "heal", heal)
+        with pytest.raises(InterruptedError):
+            Device(path)
+    with Device(path) as device:
+        assert str(device.recovered).startswith("pages 5 to 11 were in flight: 3 of their")
+        assert device.read(7 * PAGE, 5 * PAGE) == NEW * 7
+
+
 def test_page_in_flight_is_healed_by_the_open_after_one_that_could_not(path, monkeypatch):
     image.create(path, geometry.plan(16 * MIB))
     kill_between_data_and_descriptor(path, 5)
