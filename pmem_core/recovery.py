@@ -136,12 +136,10 @@ def pages_in_flight(intent: np.ndarray) -> range:
 
 
 def intent_problems(intent: np.ndarray, plan: Geometry) -> list[str]:
-    """What cannot be of what a kill interrupted: "page", "trim"; compiled code takes the rest on trust."""
-    found, pages = [], plan.info.page_count
-    together = intent[layout.TOGETHER]
-    named = pages_in_flight(intent)
-    many = together and not 0 < len(named) <= layout.TOGETHER_MAX
-    if not 0 <= int(intent[0]) <= pages or together < 0 or many or named.stop > pages:
+    """What cannot be of what a kill interrupted: "page", "trim"; intent: CORE's, int64[INTENT_WORDS]."""
+    found, pages, together = [], plan.info.page_count, pages_in_flight(intent)
+    few = not intent[layout.TOGETHER] or 0 < len(together) <= layout.TOGETHER_MAX
+    if not (0 <= int(intent[0]) <= pages and few and together.start >= 0 and together.stop <= pages):
         found.append("page")
     rest = intent[1 : layout.TOGETHER]
     if np.any((rest < 0) | (rest > pages)):

@@ -262,6 +262,8 @@ CHANGES = {
     "intent -1": _intent(-1),
     "intent of pages beyond the end": _together(1 << 40, 3),
     "intent of a page too many": _together(1, 16),
+    "intent of more pages than go together": _together(0, layout.TOGETHER_MAX + 1),
+    "intent of no pages": _together(0, 0),
     "intent of pages before the start": _intent(-1, layout.TOGETHER),
     "unit of an unknown cause": _unit(9, 0, 1),
     "unit of a negative cause": _unit(-1, 0, 1),
