@@ -231,13 +231,17 @@ def require_clean(path: Path) -> None:
     assert report.clean, [str(finding) for finding in report.findings] + report.unchecked
 
 
-def interrupted(path: Path) -> tuple[int, int]:
-    """What a killed image says was going on: the page in flight plus one, and the cause being counted plus one."""
+def core_now(path: Path) -> Any:
+    """A copy of the counters of an image as they are, while a server counts in them or after it was killed."""
     plan = image.load_geometry(path, read_only=True)
-    at = plan.zones()["core"][0]
     core_type = layout.core_dtype(plan.placement.STATE, plan.leveling.STATE)
     with (path / "state").open("rb") as file:
-        core = np.frombuffer(os.pread(file.fileno(), core_type.itemsize, at), core_type)[0]
+        return np.frombuffer(os.pread(file.fileno(), core_type.itemsize, plan.zones()["core"][0]), core_type)[0]
+
+
+def interrupted(path: Path) -> tuple[int, int]:
+    """What a killed image says was going on: the page in flight plus one, and the cause being counted plus one."""
+    core = core_now(path)
     return int(core["intent"][0]), int(core["unit"][layout.UNIT_CAUSE])
 
 
