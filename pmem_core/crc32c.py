@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: MIT
 """CRC-32C (Castagnoli; RFC 3720 appendix B.4), by the processor's instruction where it has one.
 
-The instruction takes three cycles and can start every cycle, so a whole page is summed in three lanes of 1360 bytes
-whose results are then joined (Gopal et al., "Fast CRC Computation for iSCSI Polynomial Using CRC32 Instruction",
-Intel 2011): joining is linear, a lane's crc is moved over the bytes behind it by four table look-ups.
+The instruction takes three cycles and can start every cycle, so a whole page is summed in three lanes whose results
+are then joined (Gopal et al., "Fast CRC Computation for iSCSI Polynomial Using CRC32 Instruction", Intel 2011): joining
+is linear, a lane's crc is moved over the bytes behind it by a multiplication of polynomials, or by four table look-ups.
 
-Where the processor multiplies four pairs of polynomials at once (VPCLMULQDQ), a page is folded instead, 256 bytes at a
-time, to 16 bytes with the same remainder (Gopal et al., "Fast CRC Computation for Generic Polynomials Using PCLMULQDQ
-Instruction", Intel 2009): three times as fast.
+Where the processor multiplies several pairs of polynomials at once (VPCLMULQDQ), bytes are folded instead to 16 with
+the same remainder (Gopal et al., "Fast CRC Computation for Generic Polynomials Using PCLMULQDQ Instruction", Intel
+2009).  Four pairs at once are three times as fast as lanes, and fold all of a page.  Two pairs at once are as fast as
+lanes, but by other units of the processor: they fold the first half of a page while lanes sum the other.
 """
 
 import llvmlite.binding
@@ -56,7 +57,11 @@ SHIFT_1 = _shift_tables(8 * LANE_WORDS)
 SHIFT_2 = _shift_tables(16 * LANE_WORDS)
 _FEATURES = {} if PLAIN else llvmlite.binding.get_host_cpu_features()
 HARDWARE = bool(_FEATURES.get("sse4.2"))
-FOLDS = HARDWARE and all(_FEATURES.get(name) for name in ("avx512f", "vpclmulqdq"))
+# How a page is summed by instructions alone, the best first: pairs multiplied at once, bytes folded so, what it takes.
+_KNOWN = ((4, 4096, ("avx512f", "vpclmulqdq")), (2, 2048, ("avx2", "vpclmulqdq")), (1, 0, ("pclmul",)))
+WAYS = [
+    (pairs, folded) for pairs, folded, features in _KNOWN if HARDWARE and all(_FEATURES.get(name) for name in features)
+]
 
 
 # In plain Python items of arrays take ten times as long as those of lists.
@@ -125,49 +130,102 @@ def _fold_constants(distance):
     return [_power(distance + 31), _power(distance - 33)]
 
 
-if FOLDS:
-    _I8, _I32, _I64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)
-    _BLOCK = ir.VectorType(_I64, 8)
+_I8, _I32, _I64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)
 
-    def _block(words):
-        return ir.Constant(_BLOCK, [ir.Constant(_I64, word) for word in words])
 
-    def _fold(builder, block, constants):
-        """Both words of each 16 bytes of `block` times theirs of `constants`, added up."""
-        kind = ir.FunctionType(_BLOCK, [_BLOCK, _BLOCK, _I8])
-        multiply = cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.pclmulqdq.512")
-        low, high = (builder.call(multiply, [block, constants, ir.Constant(_I8, which)]) for which in (0x00, 0x11))
-        return builder.xor(low, high)
+def _vector(words):
+    return ir.Constant(ir.VectorType(_I64, len(words)), [ir.Constant(_I64, word) for word in words])
 
-    @intrinsic
-    def _folded_page_crc(typing_context, address):
-        """crc32c of the 4096 bytes at `address`."""
 
-        def generate(context, builder, signature, arguments):
-            page = builder.inttoptr(arguments[0], _BLOCK.as_pointer())
-            blocks = [builder.load(builder.gep(page, [ir.Constant(_I64, i)]), align=1) for i in range(64)]
-            held = [builder.xor(blocks[0], _block([MASK] + [0] * 7)), *blocks[1:4]]
-            over_four = _block(_fold_constants(4 * 512) * 4)
-            for i in range(4, 64):
-                held[i & 3] = builder.xor(_fold(builder, held[i & 3], over_four), blocks[i])
-            over_one = _block(_fold_constants(512) * 4)
-            for i in range(3):
-                held[i + 1] = builder.xor(held[i + 1], _fold(builder, held[i], over_one))
-            # The last block's first three 16 bytes, each moved onto its fourth.
-            to_last = [*_fold_constants(384), *_fold_constants(256), *_fold_constants(128), 0, 0]
-            moved = _fold(builder, held[3], _block(to_last))
-            crc = ir.Constant(_I64, 0)
-            step = cgutils.get_or_insert_function(
-                builder.module, ir.FunctionType(_I64, [_I64, _I64]), "llvm.x86.sse42.crc32.64.64"
-            )
-            for half in (0, 1):
-                word = builder.extract_element(held[3], ir.Constant(_I32, 6 + half))
-                for i in range(3):
-                    word = builder.xor(word, builder.extract_element(moved, ir.Constant(_I32, 2 * i + half)))
-                crc = builder.call(step, [crc, word])
-            return builder.xor(crc, ir.Constant(_I64, MASK))
+def _load(builder, address, kind, index):
+    """Value number `index` of those of `kind` that lie at `address`."""
+    first = builder.inttoptr(address, kind.as_pointer())
+    return builder.load(builder.gep(first, [ir.Constant(_I64, index)]), align=1)
 
-        return types.int64(types.int64), generate
+
+def _step(builder, crc, word):
+    """`crc` advanced over `word`."""
+    kind = ir.FunctionType(_I64, [_I64, _I64])
+    step = cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.sse42.crc32.64.64")
+    return builder.call(step, [crc, word])
+
+
+def _multiply(builder, block, by, which):
+    """Of each 16 bytes of both, word times word: `which` is 0 for the first ones, 0x11 for the second."""
+    kind = ir.FunctionType(block.type, [block.type, block.type, _I8])
+    width = f".{64 * block.type.count}" if block.type.count > 2 else ""
+    multiply = cgutils.get_or_insert_function(builder.module, kind, f"llvm.x86.pclmulqdq{width}")
+    return builder.call(multiply, [block, by, ir.Constant(_I8, which)])
+
+
+def _fold(builder, block, by):
+    """Both words of each 16 bytes of `block` times theirs of `by`, added up."""
+    return builder.xor(_multiply(builder, block, by, 0x00), _multiply(builder, block, by, 0x11))
+
+
+def _folded_to_crc(builder, held, pairs):
+    """The crc of all that was folded into the four blocks of `held`."""
+    over_one = _vector(_fold_constants(128 * pairs) * pairs)
+    for i in range(3):
+        held[i + 1] = builder.xor(held[i + 1], _fold(builder, held[i], over_one))
+    # The 16 bytes that the last block begins with, each moved onto those that it ends with.
+    to_last = [word for left in range(pairs - 1, 0, -1) for word in _fold_constants(128 * left)]
+    moved = _fold(builder, held[3], _vector([*to_last, 0, 0]))
+    crc = ir.Constant(_I64, 0)
+    for half in (0, 1):
+        word = builder.extract_element(held[3], ir.Constant(_I32, 2 * pairs - 2 + half))
+        for i in range(pairs - 1):
+            word = builder.xor(word, builder.extract_element(moved, ir.Constant(_I32, 2 * i + half)))
+        crc = _step(builder, crc, word)
+    return crc
+
+
+def _moved(builder, crc, words):
+    """A word over which a crc of 0 becomes `crc`, moved over so many words of zeros; such words can be added up."""
+    # The product lies one bit too low, and the step multiplies by x ** 32.
+    by, zero = _vector([_power(64 * words - 33), 0]), ir.Constant(_I32, 0)
+    product = _multiply(builder, builder.insert_element(_vector([0, 0]), crc, zero), by, 0x00)
+    return builder.extract_element(product, zero)
+
+
+def _page_crc(builder, address, pairs, folded):
+    """The crc of the page at `address`: one of WAYS.  Folding and lanes take turns, or they would not overlap."""
+    kind, zero = ir.VectorType(_I64, 2 * pairs), ir.Constant(_I64, 0)
+    blocks, begins = folded // (16 * pairs), folded // 8
+    folds, lane = max(0, blocks - 4), (PAGE_WORDS - begins) // 3
+    held = [_load(builder, address, kind, i) for i in range(min(4, blocks))]
+    lanes = [zero if folded else ir.Constant(_I64, MASK), zero, zero]
+    if folded:
+        held[0] = builder.xor(held[0], _vector([MASK] + [0] * (2 * pairs - 1)))
+    over_four = _vector(_fold_constants(4 * 128 * pairs) * pairs)
+    turns = max(folds, lane)
+    for turn in range(turns):
+        for i in range(turn * folds // turns, (turn + 1) * folds // turns):
+            block = _load(builder, address, kind, 4 + i)
+            held[i & 3] = builder.xor(_fold(builder, held[i & 3], over_four), block)
+        for i in range(turn * lane // turns, (turn + 1) * lane // turns):
+            for k in range(3):
+                lanes[k] = _step(builder, lanes[k], _load(builder, address, _I64, begins + k * lane + i))
+    if not lane:
+        return _folded_to_crc(builder, held, pairs)
+    word = builder.xor(_moved(builder, lanes[0], 2 * lane), _moved(builder, lanes[1], lane))
+    if folded:
+        word = builder.xor(word, _moved(builder, _folded_to_crc(builder, held, pairs), 3 * lane))
+    crc = builder.xor(lanes[2], _step(builder, zero, word))
+    for i in range(begins + 3 * lane, PAGE_WORDS):
+        crc = _step(builder, crc, _load(builder, address, _I64, i))
+    return crc
+
+
+@intrinsic(prefer_literal=True)
+def page_crc_by(typing_context, address, pairs, folded):
+    """crc32c of the 4096 bytes at `address`, in one of WAYS."""
+
+    def generate(context, builder, signature, arguments):
+        crc = _page_crc(builder, arguments[0], pairs.literal_value, folded.literal_value)
+        return builder.xor(crc, ir.Constant(_I64, MASK))
+
+    return types.int64(types.int64, pairs, folded), generate
 
 
 @hot
@@ -182,12 +240,13 @@ def laned_page_crc(words, first):
     return words_crc(crc, words, first + 3 * LANE_WORDS, PAGE_WORDS - 3 * LANE_WORDS) ^ MASK
 
 
-if FOLDS:
+if WAYS:
+    PAIRS, FOLDED = WAYS[0]
 
     @hot
     def page_crc(words, first):
         """crc32c of the 4096 bytes at words[first], words int64[]."""
-        return _folded_page_crc(words.ctypes.data + 8 * first)
+        return page_crc_by(words.ctypes.data + 8 * first, PAIRS, FOLDED)
 else:
     page_crc = laned_page_crc
 

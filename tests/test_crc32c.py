@@ -54,6 +54,21 @@ def by_table(crc, words):
     return crc
 
 
+def by_way(pairs, folded):
+    """page_crc in one of the ways that the processor has, which need not be the one it takes."""
+
+    @numba.njit
+    def page_crc(words, first):
+        return crc32c.page_crc_by(words.ctypes.data + 8 * first, pairs, folded)
+
+    return page_crc
+
+
+# Every way to sum a page; parts of those by instructions too, so that they meet in other places.
+PARTS = [(pairs, PAGE // 4) for pairs, folded in crc32c.WAYS if folded]
+PAGE_CRCS = [crc32c.page_crc, crc32c.laned_page_crc, *(by_way(*way) for way in crc32c.WAYS + PARTS)]
+
+
 @pytest.mark.parametrize("name", KNOWN)
 def test_answers_of_rfc_3720(name):
     data, expected = KNOWN[name]
@@ -68,8 +83,9 @@ def test_answers_of_rfc_3720(name):
 
 def pages():
     """Pages of 4096 bytes: random ones, and ones with a single bit or byte set, wherever a lane may begin or end."""
-    lane = 8 * crc32c.LANE_WORDS
-    edges = st.sampled_from([0, lane - 1, lane, 2 * lane - 1, 2 * lane, 3 * lane - 1, 3 * lane, PAGE - 1])
+    begins = [(at, (PAGE - at) // 24 * 8) for at in {0, *(folded for _, folded in crc32c.WAYS + PARTS)}]
+    borders = {at + i * lane for at, lane in begins for i in range(4)} - {0, PAGE}
+    edges = st.sampled_from(sorted({0, PAGE - 1} | borders | {border - 1 for border in borders}))
     single = st.tuples(edges | st.integers(0, PAGE - 1), st.integers(1, 255)).map(
         lambda drawn: bytes(drawn[0]) + bytes([drawn[1]]) + bytes(PAGE - 1 - drawn[0])
     )
@@ -81,8 +97,7 @@ def pages():
 def test_page_at_once_is_the_page_byte_by_byte(page, first):
     words = words_of(bytes(8 * first) + page + b"\x55" * 8)
     expected = naive.crc32c(page)
-    assert int(crc32c.page_crc(words, first)) == expected
-    assert int(crc32c.laned_page_crc(words, first)) == expected
+    assert {int(function(words, first)) for function in PAGE_CRCS} == {expected}
     assert crc32c.crc32c(page) == expected
     page_words = words_of(page)
     assert int(by_word(crc32c.MASK, page_words)) ^ crc32c.MASK == expected
@@ -92,8 +107,7 @@ def test_page_at_once_is_the_page_byte_by_byte(page, first):
 @pytest.mark.parametrize("fill", [0x00, 0xFF], ids=["zeros", "ones"])
 def test_uniform_page(fill):
     page = bytes([fill]) * PAGE
-    for function in (crc32c.page_crc, crc32c.laned_page_crc):
-        assert int(function(words_of(page), 0)) == naive.crc32c(page)
+    assert {int(function(words_of(page), 0)) for function in PAGE_CRCS} == {naive.crc32c(page)}
 
 
 @given(crc=st.integers(0, 2**32 - 1), data=st.binary(min_size=8, max_size=256), cut=st.integers(0, 32))
