@@ -268,13 +268,14 @@ def kill_and_compare(folder: Path, choice: Choice) -> str:
 
 
 @needs("nbdkit", "libnbd", "fio")
-def test_server_killed_under_fio_and_a_client_loses_nothing(tmp_path):
+@pytest.mark.parametrize("first", range(0, len(CHOICES), AT_ONCE))
+def test_server_killed_under_fio_and_a_client_loses_nothing(tmp_path, first):
     """Promises 2, 4 and 5: no answered write is lost, fio finds every block, totals are exact after each kill."""
-    print(f"seed {SEED}, {ROUNDS} kills a choice, {len(CHOICES)} choices")
+    chosen = CHOICES[first : first + AT_ONCE]
+    print(f"seed {SEED}, {ROUNDS} kills a choice, {len(chosen)} of {len(CHOICES)} choices")
     with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
-        jobs = [pool.submit(kill_and_compare, tmp_path / str(i), CHOICES[i]) for i in range(len(CHOICES))]
-        for job in jobs:
-            print(job.result())
+        for done in pool.map(kill_and_compare, (tmp_path / str(i) for i in range(AT_ONCE)), chosen):
+            print(done)
 
 
 @needs("nbdkit", "libnbd", "fio")
