@@ -83,6 +83,15 @@ def end_count(core, held, added):
 
 
 @hot
+def count_page_write(core):
+    """Count one more page written for the host; how many that makes, which is the write's sequence number."""
+    held = begin_count(core)
+    core["tally"]["page_writes"] += 1
+    end_count(core, held, 1)
+    return core["tally"]["page_writes"]
+
+
+@hot
 def count_bytes(run, core, cause, at, count):
     """Count one write of each line under `count` bytes at `at`, within a frame, in a replay; how many lines.
 

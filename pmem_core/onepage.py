@@ -426,10 +426,7 @@ def write(run, core, page, at, source, source_at, count):
             count = 0
     if count:
         lines = store_from(run, core, CAUSE_HOST, road[PLACED] + at, inside(run, road, at), source, source_at, count)
-    tally = core["tally"]
-    held = media.begin_count(core)
-    tally["page_writes"] += 1
-    media.end_count(core, held, 1)
+    number = media.count_page_write(core)
     if run["descriptor_bytes"]:
         crc = 0
         if run["checksums"] and count == PAGE_BYTES:
@@ -437,7 +434,7 @@ def write(run, core, page, at, source, source_at, count):
             crc = page_crc(i64_at(source.ctypes.data + source_at, PAGE_BYTES >> 3), 0)
         elif run["checksums"]:
             crc = page_checksum_from(run, road[PLACED], road[AT])
-        descriptor.note_write(run, page, crc, tally["page_writes"], lines)
+        descriptor.note_write(run, page, crc, number, lines)
         store_descriptor(run, core, page, road)
     publish(core["intent"], 0, 0)
     return OK

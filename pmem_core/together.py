@@ -57,9 +57,7 @@ def _admit(run, core, page):
         return code
     lines = media.wear(run, core, CAUSE_HOST, road[AT], PAGE_BYTES)
     policies.tick(run, road[PLACED] >> run["frame_shift"], lines)
-    held = media.begin_count(core)
-    core["tally"]["page_writes"] += 1
-    media.end_count(core, held, 1)
+    media.count_page_write(core)
     if run["descriptor_bytes"]:
         lines = media.wear(run, core, CAUSE_DESCRIPTOR, road[DESCRIBED_AT], run["descriptor_bytes"])
         policies.tick(run, road[DESCRIBED] >> run["frame_shift"], lines)

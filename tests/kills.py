@@ -239,10 +239,11 @@ def core_now(path: Path) -> Any:
         return np.frombuffer(os.pread(file.fileno(), core_type.itemsize, plan.zones()["core"][0]), core_type)[0]
 
 
-def interrupted(path: Path) -> tuple[int, int]:
-    """What a killed image says was going on: the page in flight plus one, and the cause being counted plus one."""
+def interrupted(path: Path) -> bool:
+    """Whether a killed image says that a page, or several together, or a count was in the middle."""
     core = core_now(path)
-    return int(core["intent"][0]), int(core["unit"][layout.UNIT_CAUSE])
+    words = (core["intent"][0], core["intent"][layout.TOGETHER], core["unit"][layout.UNIT_CAUSE])
+    return any(int(word) for word in words)
 
 
 # ---- a child to kill ----
