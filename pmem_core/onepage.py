@@ -39,6 +39,9 @@ from .layout import (
 )
 from .roads import AT, DESCRIBED, DESCRIBED_AT, PLACED
 
+# What a page holds: nothing, so that it reads as zeros; data; data whose checksum has still to be compared.
+ZEROS, DATA, SUMMED_DATA = range(3)
+
 # ---- placed addresses: translated a frame at a time ----
 
 
@@ -340,40 +343,45 @@ def prepare(run, core, page, with_data):
 
 @hot
 def meet(run, core, page, road):
-    """The first touch of a page whose descriptor is kept in memory: what the medium has is its data; returns 1."""
+    """The first touch of a page whose descriptor is kept in memory: what the medium has is its data; returns DATA."""
     if run["tmpfs"]:
-        return 1  # this may be a hole, and there a look at it would take room
+        return DATA  # this may be a hole, and there a look at it would take room
     crc = page_checksum_from(run, road[PLACED], road[AT]) if run["checksums"] else 0
     descriptor.note_data(run, page, PG_UPTODATE, crc)
     store_descriptor(run, core, page, road)
-    return 1
+    return DATA
 
 
 @hot
-def judge(run, core, page, road):
-    """Look at the page's descriptor (left in scratch) and data: 1 it holds data, 0 it reads as zeros, or -stop code."""
+def look(run, core, page, road):
+    """Look at the page's descriptor, left in scratch: ZEROS, DATA, SUMMED_DATA, or -stop code."""
     if not run["descriptor_bytes"]:
-        return 1
+        return DATA
     sections, at = section_of(run, page)
     # One in memory is of this session: no power cut has been between it and its page.
     suspect = sections[at] & SECTION_SUSPECT != 0 and run["descriptors"] == 0
     status = load_descriptor_from(run, page, road)
     if status == descriptor.EMPTY:
-        return meet(run, core, page, road) if run["descriptors"] else 0
+        return meet(run, core, page, road) if run["descriptors"] else ZEROS
     if status == descriptor.DAMAGED:
         if not suspect:
             return -BAD_DESCRIPTOR
         descriptor.clear(run)
-        return 1
+        return DATA
     if descriptor.is_bad(run):
         return -BAD_DATA
     if not descriptor.holds_data(run):
-        return 0
-    if run["checksums"] and not suspect:
-        crc = page_checksum_from(run, road[PLACED], road[AT])
-        if crc != descriptor.data_checksum(run):
-            return -BAD_DATA
-    return 1
+        return ZEROS
+    return SUMMED_DATA if run["checksums"] and not suspect else DATA
+
+
+@hot
+def judge(run, core, page, road):
+    """`look` at the page, and at its data where there is a checksum of them: ZEROS, DATA, or -stop code."""
+    holds = look(run, core, page, road)
+    if holds != SUMMED_DATA:
+        return holds
+    return DATA if page_checksum_from(run, road[PLACED], road[AT]) == descriptor.data_checksum(run) else -BAD_DATA
 
 
 @hot
@@ -387,17 +395,22 @@ def count_error(core):
 @hot
 def read(run, core, page, at, target, target_at, count):
     sections, section = section_of(run, page)
-    holds = 0
+    holds, whole = ZEROS, count == PAGE_BYTES
     road = policies.where(run, page)
     if sections[section] & (SECTION_TOUCHED | SECTION_DIRTY):
-        holds = judge(run, core, page, road)
-    if holds < 0:
+        holds = look(run, core, page, road) if whole else judge(run, core, page, road)
+    if holds > ZEROS:
+        load_from(run, road[PLACED] + at, inside(run, road, at), target, target_at, count)
+    if holds == SUMMED_DATA:
+        # What is summed is what the client gets, and it is near by now: a copy brings it quicker than a sum does.
+        crc = page_crc(i64_at(target.ctypes.data + target_at, PAGE_BYTES >> 3), 0)
+        if crc != descriptor.data_checksum(run):
+            holds = -BAD_DATA
+    if holds <= ZEROS:
+        clear_bytes(target, target_at, count)
+    if holds < ZEROS:
         count_error(core)
         return -holds
-    if holds:
-        load_from(run, road[PLACED] + at, inside(run, road, at), target, target_at, count)
-    else:
-        clear_bytes(target, target_at, count)
     return OK
 
 
