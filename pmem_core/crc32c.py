@@ -8,7 +8,7 @@ is linear, a lane's crc is moved over the bytes behind it by a multiplication of
 Where the processor multiplies several pairs of polynomials at once (VPCLMULQDQ), bytes are folded instead to 16 with
 the same remainder (Gopal et al., "Fast CRC Computation for Generic Polynomials Using PCLMULQDQ Instruction", Intel
 2009).  Four pairs at once are three times as fast as lanes, and fold all of a page.  Two pairs at once are as fast as
-lanes, but by other units of the processor: they fold the first half of a page while lanes sum the other.
+lanes, but by other units of the processor: they fold about half of a page while lanes sum the rest.
 """
 
 import llvmlite.binding
@@ -57,11 +57,14 @@ SHIFT_1 = _shift_tables(8 * LANE_WORDS)
 SHIFT_2 = _shift_tables(16 * LANE_WORDS)
 _FEATURES = {} if PLAIN else llvmlite.binding.get_host_cpu_features()
 HARDWARE = bool(_FEATURES.get("sse4.2"))
-# How a page is summed by instructions alone, the best first: pairs multiplied at once, bytes folded so, what it takes.
-_KNOWN = ((4, 4096, ("avx512f", "vpclmulqdq")), (2, 2048, ("avx2", "vpclmulqdq")), (1, 0, ("pclmul",)))
-WAYS = [
-    (pairs, folded) for pairs, folded, features in _KNOWN if HARDWARE and all(_FEATURES.get(name) for name in features)
-]
+# How a page is summed by instructions alone, the best first: pairs multiplied at once, bytes folded so, turns of a loop
+# that has an equal part of it all in each; and what the processor needs for it.
+KNOWN_WAYS = (
+    ((4, 4096, 15), ("avx512f", "vpclmulqdq")),
+    ((2, 2176, 16), ("avx2", "vpclmulqdq")),
+    ((1, 0, 17), ("pclmul",)),
+)
+WAYS = [way for way, features in KNOWN_WAYS if HARDWARE and all(_FEATURES.get(name) for name in features)]
 
 
 # In plain Python items of arrays take ten times as long as those of lists.
@@ -188,44 +191,73 @@ def _moved(builder, crc, words):
     return builder.extract_element(product, zero)
 
 
-def _page_crc(builder, address, pairs, folded):
-    """The crc of the page at `address`: one of WAYS.  Folding and lanes take turns, or they would not overlap."""
-    kind, zero = ir.VectorType(_I64, 2 * pairs), ir.Constant(_I64, 0)
-    blocks, begins = folded // (16 * pairs), folded // 8
-    folds, lane = max(0, blocks - 4), (PAGE_WORDS - begins) // 3
-    held = [_load(builder, address, kind, i) for i in range(min(4, blocks))]
-    lanes = [zero if folded else ir.Constant(_I64, MASK), zero, zero]
-    if folded:
-        held[0] = builder.xor(held[0], _vector([MASK] + [0] * (2 * pairs - 1)))
+def _begin(builder, address, pairs, folded):
+    """Four blocks to fold into, none where nothing is folded, and the crcs of three lanes."""
+    kind, zero, ones = ir.VectorType(_I64, 2 * pairs), ir.Constant(_I64, 0), ir.Constant(_I64, MASK)
+    if not folded:
+        return [], [ones, zero, zero]
+    held = [_load(builder, address, kind, i) for i in range(4)]
+    return [builder.xor(held[0], _vector([MASK] + [0] * (2 * pairs - 1))), *held[1:]], [zero, zero, zero]
+
+
+def _turn(builder, block_at, word_at, held, lanes, pairs, words):
+    """Fold one block more into each of `held`, and advance each of `lanes` over `words`: what each turn does."""
     over_four = _vector(_fold_constants(4 * 128 * pairs) * pairs)
-    turns = max(folds, lane)
-    for turn in range(turns):
-        for i in range(turn * folds // turns, (turn + 1) * folds // turns):
-            block = _load(builder, address, kind, 4 + i)
-            held[i & 3] = builder.xor(_fold(builder, held[i & 3], over_four), block)
-        for i in range(turn * lane // turns, (turn + 1) * lane // turns):
-            for k in range(3):
-                lanes[k] = _step(builder, lanes[k], _load(builder, address, _I64, begins + k * lane + i))
+    held = [
+        builder.xor(_fold(builder, block, over_four), _load(builder, block_at, block.type, i))
+        for i, block in enumerate(held)
+    ]
+    lane_words, each = words
+    for i in range(each):
+        lanes = [_step(builder, crc, _load(builder, word_at, _I64, k * lane_words + i)) for k, crc in enumerate(lanes)]
+    return held, lanes
+
+
+def _page_crc(builder, address, pairs, folded, turns):
+    """The crc of the page at `address`: one of WAYS.  Folding and lanes in one loop, or they would not overlap."""
+    zero, block_bytes, lane = ir.Constant(_I64, 0), 16 * pairs, (PAGE_WORDS - folded // 8) // 3
+    held, lanes = _begin(builder, address, pairs, folded)
+    before, loop, after = builder.block, builder.append_basic_block("turn"), builder.append_basic_block("summed")
+    builder.branch(loop)
+    builder.position_at_end(loop)
+    phis = []
+    for value in (zero, *held, *lanes):
+        phis.append(builder.phi(value.type))
+        phis[-1].add_incoming(value, before)
+    done, in_turn = phis[0], (phis[1 : 1 + len(held)], phis[1 + len(held) :])
+    block_at = builder.add(
+        address, builder.mul(builder.add(done, ir.Constant(_I64, 1)), ir.Constant(_I64, 4 * block_bytes))
+    )
+    word_at = builder.add(
+        builder.add(address, ir.Constant(_I64, folded)), builder.mul(done, ir.Constant(_I64, 8 * (lane // turns)))
+    )
+    held, lanes = _turn(builder, block_at, word_at, *in_turn, pairs, (lane, lane // turns))
+    ended = builder.add(done, ir.Constant(_I64, 1))
+    for phi, value in zip(phis, (ended, *held, *lanes), strict=True):
+        phi.add_incoming(value, loop)
+    builder.cbranch(builder.icmp_unsigned("<", ended, ir.Constant(_I64, turns)), loop, after)
+    builder.position_at_end(after)
     if not lane:
         return _folded_to_crc(builder, held, pairs)
     word = builder.xor(_moved(builder, lanes[0], 2 * lane), _moved(builder, lanes[1], lane))
     if folded:
         word = builder.xor(word, _moved(builder, _folded_to_crc(builder, held, pairs), 3 * lane))
     crc = builder.xor(lanes[2], _step(builder, zero, word))
-    for i in range(begins + 3 * lane, PAGE_WORDS):
+    for i in range(folded // 8 + 3 * lane, PAGE_WORDS):
         crc = _step(builder, crc, _load(builder, address, _I64, i))
     return crc
 
 
 @intrinsic(prefer_literal=True)
-def page_crc_by(typing_context, address, pairs, folded):
+def page_crc_by(typing_context, address, pairs, folded, turns):
     """crc32c of the 4096 bytes at `address`, in one of WAYS."""
+    way = (pairs, folded, turns)
 
     def generate(context, builder, signature, arguments):
-        crc = _page_crc(builder, arguments[0], pairs.literal_value, folded.literal_value)
+        crc = _page_crc(builder, arguments[0], *(number.literal_value for number in way))
         return builder.xor(crc, ir.Constant(_I64, MASK))
 
-    return types.int64(types.int64, pairs, folded), generate
+    return types.int64(types.int64, *way), generate
 
 
 @hot
@@ -241,12 +273,12 @@ def laned_page_crc(words, first):
 
 
 if WAYS:
-    PAIRS, FOLDED = WAYS[0]
+    PAIRS, FOLDED, TURNS = WAYS[0]
 
     @hot
     def page_crc(words, first):
         """crc32c of the 4096 bytes at words[first], words int64[]."""
-        return page_crc_by(words.ctypes.data + 8 * first, PAIRS, FOLDED)
+        return page_crc_by(words.ctypes.data + 8 * first, PAIRS, FOLDED, TURNS)
 else:
     page_crc = laned_page_crc
 
