@@ -39,16 +39,28 @@ def _byte_tables():
     return tables
 
 
+def _times_x(value):
+    return (value >> 1) ^ (POLYNOMIAL if value & 1 else 0)
+
+
+def _power(exponent):
+    """x ** exponent modulo the polynomial, reflected."""
+    value = 1 << 31
+    for _ in range(exponent):
+        value = _times_x(value)
+    return value
+
+
 def _shift_tables(zero_bytes):
     """Tables that move a crc over `zero_bytes` zero bytes, int64[4, 256]."""
-    basis = np.int64(1) << np.arange(32, dtype=np.int64)
-    for _ in range(zero_bytes):
-        basis = (basis >> 8) ^ TABLES[0][basis & 255]
+    basis = [_power(8 * zero_bytes)]  # of the highest bit, which is 1
+    for _ in range(31):
+        basis.append(_times_x(basis[-1]))
     tables = np.zeros((4, 256), np.int64)
     values = np.arange(256)
     for byte in range(4):
         for bit in range(8):
-            tables[byte] ^= np.where(values >> bit & 1, basis[8 * byte + bit], 0)
+            tables[byte] ^= np.where(values >> bit & 1, basis[31 - (8 * byte + bit)], 0)
     return tables
 
 
@@ -86,6 +98,16 @@ def _word_by_table(crc, word):
     )
 
 
+_I8, _I32, _I64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)
+
+
+def _step(builder, crc, word):
+    """`crc` advanced over `word` by the instruction."""
+    kind = ir.FunctionType(_I64, [_I64, _I64])
+    step = cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.sse42.crc32.64.64")
+    return builder.call(step, [crc, word])
+
+
 if PLAIN:
     word_crc = _word_by_table
 elif HARDWARE:
@@ -95,10 +117,7 @@ elif HARDWARE:
         """Advance `crc` (int64, 0 to 2**32 - 1) over the eight bytes of `word`."""
 
         def generate(context, builder, signature, arguments):
-            i64 = ir.IntType(64)
-            kind = ir.FunctionType(i64, [i64, i64])
-            step = cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.sse42.crc32.64.64")
-            return builder.call(step, arguments)
+            return _step(builder, *arguments)
 
         return types.int64(types.int64, types.int64), generate
 else:
@@ -120,20 +139,9 @@ def _shifted(tables, crc):
     )
 
 
-def _power(exponent):
-    """x ** exponent modulo the polynomial, reflected."""
-    value = 1 << 31
-    for _ in range(exponent):
-        value = (value >> 1) ^ (POLYNOMIAL if value & 1 else 0)
-    return value
-
-
 def _fold_constants(distance):
     """What to multiply the two words of a 16-byte block by, to move it `distance` bits towards the end."""
     return [_power(distance + 31), _power(distance - 33)]
-
-
-_I8, _I32, _I64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)
 
 
 def _vector(words):
@@ -144,13 +152,6 @@ def _load(builder, address, kind, index):
     """Value number `index` of those of `kind` that lie at `address`."""
     first = builder.inttoptr(address, kind.as_pointer())
     return builder.load(builder.gep(first, [ir.Constant(_I64, index)]), align=1)
-
-
-def _step(builder, crc, word):
-    """`crc` advanced over `word`."""
-    kind = ir.FunctionType(_I64, [_I64, _I64])
-    step = cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.sse42.crc32.64.64")
-    return builder.call(step, [crc, word])
 
 
 def _multiply(builder, block, by, which):

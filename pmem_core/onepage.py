@@ -395,10 +395,10 @@ def count_error(core):
 @hot
 def read(run, core, page, at, target, target_at, count):
     sections, section = section_of(run, page)
-    holds, whole = ZEROS, count == PAGE_BYTES
+    holds = ZEROS
     road = policies.where(run, page)
     if sections[section] & (SECTION_TOUCHED | SECTION_DIRTY):
-        holds = look(run, core, page, road) if whole else judge(run, core, page, road)
+        holds = look(run, core, page, road) if count == PAGE_BYTES else judge(run, core, page, road)
     if holds > ZEROS:
         load_from(run, road[PLACED] + at, inside(run, road, at), target, target_at, count)
     if holds == SUMMED_DATA:

@@ -110,16 +110,13 @@ def test_uniform_page(fill):
     assert {int(function(words_of(page), 0)) for function in PAGE_CRCS} == {naive.crc32c(page)}
 
 
-def multiply_by_pairs(builder, block, by, which):
+def multiply_by_pairs(builder, block, by, which, multiply=crc32c._multiply):
     """crc32c._multiply by the instruction for one pair, which every processor with some of them has."""
-    pieces, kind = [], ir.VectorType(ir.IntType(64), 2)
-    multiply = numba.core.cgutils.get_or_insert_function(
-        builder.module, ir.FunctionType(kind, [kind, kind, ir.IntType(8)]), "llvm.x86.pclmulqdq"
-    )
+    pieces = []
     for first in range(0, block.type.count, 2):
         mask = ir.Constant(ir.VectorType(ir.IntType(32), 2), [first, first + 1])
         one, other = (builder.shuffle_vector(value, value, mask) for value in (block, by))
-        pieces.append(builder.call(multiply, [one, other, ir.Constant(ir.IntType(8), which)]))
+        pieces.append(multiply(builder, one, other, which))
     result = ir.Constant(block.type, ir.Undefined)
     for i, piece in enumerate(pieces):
         for half in (0, 1):
