@@ -28,7 +28,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from nbd_plugin import threads
-from pmem_core import datapath, jit
+from pmem_core import binding, datapath, jit
 from pmem_core.device import Device
 
 METH_FASTCALL = 0x80  # methodobject.h
@@ -116,7 +116,7 @@ def callback(
         return ordinary
     run, core = device.handle
     access = PyBUF_WRITABLE if function is datapath.read_at else PyBUF_SIMPLE
-    addresses = (jit.address_of(function, run, core, numbers=4), run.ctypes.data, core.ctypes.data)
+    addresses = (binding.request_address(function, device.handle), run.ctypes.data, core.ctypes.data)
     words = np.array([threads.KEY, access, *addresses, id(ordinary), id(resume), id(None)], np.int64)
     method = _Method(ordinary.__name__.encode(), warm_up().address, METH_FASTCALL)
     _kept.append((words, method, run, core, ordinary, resume))

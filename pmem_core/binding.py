@@ -2,11 +2,12 @@
 """What compiled code calls by address is put into `run` here: the policies, and the strategy for descriptors."""
 
 from types import ModuleType
+from typing import Any
 
 import numba
 import numpy as np
 
-from . import bringup, jit, layout, roads
+from . import bringup, datapath, jit, layout, onepage, roads
 from .geometry import Geometry
 
 Handle = tuple[np.ndarray, np.ndarray]  # what compiled code calls `device`: RUN[1], CORE[1]
@@ -31,7 +32,21 @@ def bind(run: np.ndarray, core: np.ndarray, plan: Geometry) -> Handle:
         run["ensure"] = jit.address_of(bringup.ensure, run, common)
     if plan.info.initialise == "buddy":
         run["give_back"] = jit.address_of(bringup.give_back, run, common)
+    run["scrub"] = jit.address_of(onepage.scrub, run)
+    run["meet"] = jit.address_of(onepage.meet, run, common)
+    run["drain_slot"] = jit.address_of(onepage.drain_slot, run, common, answer=numba.void)
     return run, common
+
+
+def bind_requests(handle: Handle) -> None:
+    """Let `handle` serve datapath.read and write too."""
+    for function in (datapath.read_at, datapath.write_at):
+        handle[0][function.__name__] = request_address(function, handle)
+
+
+def request_address(function: Any, handle: Handle) -> int:
+    """The address of datapath.read_at or write_at."""
+    return jit.address_of(function, *handle, numbers=4)
 
 
 def translate_address(module: ModuleType, state: np.ndarray, run: np.ndarray) -> int:

@@ -31,7 +31,8 @@ def _stopped(done, code):
 @hot
 def read(device, address, size, offset, done):
     """Read size - done bytes at offset + done into memory, from address + done on."""
-    return read_at(device[0][0], device[1][0], address, size, offset, done)
+    run = device[0][0]
+    return call_at(run["read_at"], (run, device[1][0], address, size, offset, done))
 
 
 @hot
@@ -68,7 +69,8 @@ def _write_page(run, core, page, at, source, source_at, count):
 @hot
 def write(device, address, size, offset, done):
     """Write size - done bytes of memory, from address + done on, at offset + done."""
-    return write_at(device[0][0], device[1][0], address, size, offset, done)
+    run = device[0][0]
+    return call_at(run["write_at"], (run, device[1][0], address, size, offset, done))
 
 
 @hot

@@ -85,6 +85,7 @@ class Device:
         undo.callback(self._unmap)
         self.mapping.run["session"] = time.time_ns()
         self.handle = binding.bind(self.mapping.run, self.mapping.core, self.plan)
+        binding.bind_requests(self.handle)
         self._tally = self.mapping.core["tally"][0]
         if self.read_only and found == "power cut":
             recovery.recall(self.mapping, self.plan, self.journal)

@@ -13,6 +13,7 @@ With ``NUMBA_DISABLE_JIT=1`` every function below has a plain twin, so pdb and c
 
 import contextlib
 import ctypes
+import fcntl
 import functools
 import hashlib
 import os
@@ -116,7 +117,7 @@ def hot(function):
     dispatcher = numba.njit(cache=True, error_model="numpy", no_cfunc_wrapper=True)(function)
     if not PLAIN:
         _compiled.append(dispatcher)
-        dispatcher._cache.load_overload = functools.partial(_load, dispatcher._cache)
+        _keep_well(dispatcher._cache)
         dispatcher.get_call_template = functools.partial(_for_any_value, dispatcher.get_call_template)
     return dispatcher
 
@@ -126,9 +127,29 @@ def c_function(function, signature):
     config.CACHE_DIR = str(cache_folder_of(function))
     made = CFunc(function, sigutils.normalize_signature(signature), locals={}, options={"error_model": "numpy"})
     made.enable_caching()
-    made._cache.load_overload = functools.partial(_load, made._cache)
+    _keep_well(made._cache)
     made.compile()
     return made
+
+
+def _keep_well(cache):
+    cache.load_overload = functools.partial(_load, cache)
+    cache.save_overload = functools.partial(_save, cache, cache.save_overload)
+
+
+def _save(cache, save_overload, signature, data):
+    """Save compiled code, one process at a time.
+
+    numba writes the index, then the code: of two processes with different signatures, one's index would be left with
+    the other's code.
+    """
+    with contextlib.ExitStack() as undo:
+        with contextlib.suppress(OSError):  # a folder that cannot be written to: numba says so
+            Path(cache._cache_path).mkdir(parents=True, exist_ok=True)
+            folder = os.open(cache._cache_path, os.O_RDONLY | os.O_CLOEXEC)
+            undo.callback(os.close, folder)
+            fcntl.flock(folder, fcntl.LOCK_EX)
+        save_overload(signature, data)
 
 
 def _load(cache, signature, target):

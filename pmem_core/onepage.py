@@ -18,7 +18,7 @@ A page is either not begun or finished, so nothing is done twice when a stopped 
 
 from . import descriptor, media, policies
 from .crc32c import MASK, page_crc, words_crc
-from .jit import clear_bytes, copy_bytes, hot, i64_at, prefetch, publish, u8_at, u32_at
+from .jit import call_at, clear_bytes, copy_bytes, do_at, hot, i64_at, prefetch, publish, u8_at, u32_at
 from .layout import (
     BAD_DATA,
     BAD_DESCRIPTOR,
@@ -233,7 +233,7 @@ def store_descriptor(run, core, page, road):
     if run["coalesced"]:
         slot = pending_slot(run, page)
         if slot[0] and slot[0] != page + 1:
-            drain_slot(run, core, slot)
+            do_at(run["drain_slot"], (run, core, page))
         words = descriptor.large_words(run)
         for i in range(count >> 3):
             slot[PENDING_HEAD_WORDS + i] = words[i]
@@ -244,9 +244,9 @@ def store_descriptor(run, core, page, road):
 
 
 @hot
-def drain_slot(run, core, slot):
-    """Write a pending descriptor to the medium."""
-    count = run["descriptor_bytes"]
+def drain_slot(run, core, page):
+    """Write the pending descriptor that lies in the slot of `page` to the medium; it need not be that page's."""
+    slot, count = pending_slot(run, page), run["descriptor_bytes"]
     second = u8_at(run["scratch"] + PAGE_BYTES, PAGE_BYTES)
     words = i64_at(run["scratch"] + PAGE_BYTES, PAGE_BYTES >> 3)
     for i in range(count >> 3):
@@ -334,7 +334,7 @@ def prepare(run, core, page, with_data):
         if code == OK:
             code = reserve_from(run, road[PLACED], road[AT], PAGE_BYTES)
         if code == OK and sections[at] & SECTION_SUSPECT and run["descriptor_bytes"] and not run["descriptors"]:
-            code = scrub(run, page)
+            code = call_at(run["scrub"], (run, page))
     return code, road
 
 
@@ -342,10 +342,11 @@ def prepare(run, core, page, with_data):
 
 
 @hot
-def meet(run, core, page, road):
+def meet(run, core, page):
     """The first touch of a page whose descriptor is kept in memory: what the medium has is its data; returns DATA."""
     if run["tmpfs"]:
         return DATA  # this may be a hole, and there a look at it would take room
+    road = policies.where(run, page)
     crc = page_checksum_from(run, road[PLACED], road[AT]) if run["checksums"] else 0
     descriptor.note_data(run, page, PG_UPTODATE, crc)
     store_descriptor(run, core, page, road)
@@ -362,7 +363,7 @@ def look(run, core, page, road):
     suspect = sections[at] & SECTION_SUSPECT != 0 and run["descriptors"] == 0
     status = load_descriptor_from(run, page, road)
     if status == descriptor.EMPTY:
-        return meet(run, core, page, road) if run["descriptors"] else ZEROS
+        return call_at(run["meet"], (run, core, page)) if run["descriptors"] else ZEROS
     if status == descriptor.DAMAGED:
         if not suspect:
             return -BAD_DESCRIPTOR

@@ -40,7 +40,7 @@ def drain(device, done):
                     code = onepage.reserve(run, placed, run["descriptor_bytes"])
                 if code:
                     return done << STOP_SHIFT | code
-                onepage.drain_slot(run, core, slot)
+                onepage.drain_slot(run, core, done)
             done += 1
     return OK
 

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: MIT
 """Compiled code is cached across processes, and never serves a state it was not compiled for."""
 
+import functools
 import os
 import subprocess
 import sys
+import time
 
 import numba
 import numpy as np
@@ -46,6 +48,76 @@ def test_code_that_is_cached_is_loaded_without_the_compiler():
     program = "import sys; from pmem_core import geometry, warmup; warmup.warm_up(geometry.plan(8 << 20)); "
     program += "sys.exit('numba.np.linalg' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0
+
+
+def test_what_is_compiled_in_advance_is_what_is_needed():
+    """A part for other types than those that call it would be compiled for nothing, and what is needed later."""
+    warmup.warm_up(geometry.plan(8 << 20))
+    program = """if True:
+        import numpy
+        from pmem_core import geometry, jit, layout, statefile, warmup
+        plan = geometry.plan(8 << 20)
+        for part in warmup._inner(plan, numpy.zeros(1, layout.RUN), statefile.fresh_core(plan)):
+            part()
+        print([each.py_func.__name__ for each in jit._compiled if each.stats.cache_misses])
+    """
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout == "[]\n"
+
+
+def test_each_part_of_the_first_compiling_is_done_once_though_a_helper_fails(tmp_path):
+    """Helpers are processes: what they do is seen in files."""
+    parent = os.getpid()
+
+    def part(number):
+        if number == 5 and os.getpid() != parent:
+            raise OSError
+        with (tmp_path / str(number)).open("x"):
+            time.sleep(0.01)
+
+    warmup._share_out([functools.partial(part, number) for number in range(40)])
+    done = {int(path.name) for path in tmp_path.iterdir()}
+    assert done in ({*range(40)}, {*range(40)} - {5})
+
+
+SAVES_SLOWLY = """
+import sys, time
+import numpy
+from numba.core import caching
+from pmem_core import jit
+
+def load_index(self):
+    found = real(self)
+    time.sleep(1)
+    return found
+
+real = caching.IndexDataCacheFile._load_index
+@jit.hot
+def size(array):
+    return array.itemsize
+kind = numpy.dtype(sys.argv[1])
+if sys.argv[2] == "compile":
+    jit.compile_for(size, numpy.zeros(1, numpy.uint8))  # what numba imports for compiling takes longer than a second
+    caching.IndexDataCacheFile._load_index = load_index
+jit.compile_for(size, numpy.zeros(1, kind))
+print(sum(size.stats.cache_misses.values()), size(numpy.zeros(1, kind)))
+"""
+
+
+def test_processes_that_compile_one_function_for_different_types_at_once_keep_the_code_of_each(tmp_path):
+    (tmp_path / "slow.py").write_text(SAVES_SLOWLY)
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+
+    def started(kind, what):
+        return subprocess.Popen(
+            [sys.executable, tmp_path / "slow.py", kind, what], env=environment, stdout=subprocess.PIPE, text=True
+        )
+
+    for process in [started(kind, "compile") for kind in ("int16", "int64")]:
+        assert process.wait() == 0
+        process.stdout.close()
+    for kind, size in (("int16", 2), ("int64", 8)):
+        with started(kind, "load") as process:
+            assert process.stdout.read() == f"0 {size}\n", kind
 
 
 @jit.hot
