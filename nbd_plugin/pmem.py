@@ -10,12 +10,16 @@ launch.THREADS says how many.
 """
 
 import errno
+import gc
 import os
 import sys
 import time
 from pathlib import Path
 
 import nbdkit
+
+# Until the device is open.  What is made until then stays, and to look through it for garbage is a twelfth of a start.
+gc.disable()
 
 # nbdkit's interpreter knows neither the checkout that this file may lie in nor its .venv.
 _ROOT = Path(__file__).resolve().parent.parent
@@ -105,6 +109,7 @@ def get_ready():
     host.Lock(path, read_only=_read_only()).release()
     started = time.monotonic()
     if not jit.cache_is_warm():
+        gc.enable()  # compiling makes much that is garbage
         print("pmem-nbd: compiling for the first start, about 20 seconds ...", file=sys.stderr, flush=True)
     warmup.warm_up(plan)
     if not jit.PLAIN:
@@ -142,6 +147,7 @@ def after_fork():
             callbacks.update(logged.begin(_served, _options["logwrites"]))
         if not _served.read_only:
             _housekeeper = housekeeping.Housekeeper(_served)
+        gc.enable()
     except PmemError as error:
         fail(error)
 

@@ -43,24 +43,32 @@ def _times_x(value):
     return (value >> 1) ^ (POLYNOMIAL if value & 1 else 0)
 
 
+def _product(a, b):
+    """a * b modulo the polynomial, reflected: the highest bit is x ** 0."""
+    product = 0
+    for bit in range(31, -1, -1):
+        if a >> bit & 1:
+            product ^= b
+        b = _times_x(b)
+    return product
+
+
 def _power(exponent):
     """x ** exponent modulo the polynomial, reflected."""
     value = 1 << 31
-    for _ in range(exponent):
-        value = _times_x(value)
+    for bit in f"{exponent:b}":
+        value = _product(value, value)
+        if bit == "1":
+            value = _times_x(value)
     return value
 
 
 def _shift_tables(zero_bytes):
     """Tables that move a crc over `zero_bytes` zero bytes, int64[4, 256]."""
-    basis = [_power(8 * zero_bytes)]  # of the highest bit, which is 1
-    for _ in range(31):
-        basis.append(_times_x(basis[-1]))
-    tables = np.zeros((4, 256), np.int64)
-    values = np.arange(256)
+    distance, tables, values = _power(8 * zero_bytes), np.zeros((4, 256), np.int64), np.arange(256)
     for byte in range(4):
         for bit in range(8):
-            tables[byte] ^= np.where(values >> bit & 1, basis[31 - (8 * byte + bit)], 0)
+            tables[byte] ^= np.where(values >> bit & 1, _product(1 << (8 * byte + bit), distance), 0)
     return tables
 
 
@@ -77,7 +85,6 @@ KNOWN_WAYS = (
     ((1, 0, 17), ("pclmul",)),
 )
 WAYS = [way for way, features in KNOWN_WAYS if HARDWARE and all(_FEATURES.get(name) for name in features)]
-
 
 # In plain Python items of arrays take ten times as long as those of lists.
 _TABLES = TABLES.tolist() if PLAIN else TABLES

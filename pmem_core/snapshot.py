@@ -57,7 +57,9 @@ class Look:
         own = np.asarray(plan.leveling.spare_frames(self.core["leveling"][0], self.table), np.int64)
         rest = np.arange(plan.placed_frames + len(own), plan.medium_frames, dtype=np.int64)
         # In order but for a gap that goes round: quick for this kind of sort, and a large device has millions.
-        return np.sort(np.concatenate([own, rest]), kind="stable")
+        free = np.concatenate([own, rest])
+        free.sort(kind="stable")
+        return free
 
     def handle(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The `device` of wearscan, on the copied table."""

@@ -99,7 +99,11 @@ def spare_frames(state, table):
     sizes[int(state["whole_regions"]) :] = int(state["last_frames"])
     ring = (sizes + gap)[:, None]
     first = (np.arange(len(table)) * (region + gap))[:, None]
-    return (first + ((table >> 32)[:, None] + np.arange(gap)) % ring).ravel()
+    # In place, for these are megabytes where the medium is large, and new memory costs more than sums.
+    frames = (table >> 32)[:, None] + np.arange(gap)
+    np.subtract(frames, ring, out=frames, where=frames >= ring)
+    frames += first
+    return frames.ravel()
 
 
 def spare_count(state, table):
