@@ -95,6 +95,7 @@ def _share_out(parts: list[Part]) -> None:
             helpers.append(helper)
         _do(parts, taken, lambda: True)
     finally:
+        os.read(taken, len(parts))  # where this was interrupted: let nobody begin what is left
         os.close(taken)
         for helper in helpers:
             with contextlib.suppress(ChildProcessError):  # where SIGCHLD is ignored

@@ -79,6 +79,20 @@ def test_each_part_of_the_first_compiling_is_done_once_though_a_helper_fails(tmp
     assert done in ({*range(40)}, {*range(40)} - {5})
 
 
+def test_where_the_first_compiling_is_interrupted_helpers_begin_nothing_more(tmp_path):
+    parent = os.getpid()
+
+    def part(number):
+        if os.getpid() == parent:
+            raise KeyboardInterrupt
+        (tmp_path / str(number)).touch()
+        time.sleep(0.1)
+
+    with pytest.raises(KeyboardInterrupt):
+        warmup._share_out([functools.partial(part, number) for number in range(100)])
+    assert len(list(tmp_path.iterdir())) < 50
+
+
 SAVES_SLOWLY = """
 import sys, time
 import numpy
