@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What compiled code calls by address is put into `run` here: the policies, and the strategy for descriptors."""
+"""What compiled code calls by address is put into `run` here: policies, bringup, what seldom runs, requests."""
 
 from types import ModuleType
 from typing import Any
