@@ -30,6 +30,7 @@ try:
     from nbd_plugin.faults import Refused, fail, or_fail, reported
     from pmem_core import (
         __version__,
+        codecache,
         datapath,
         device,
         host,
@@ -108,14 +109,14 @@ def get_ready():
     plan = image.load_geometry(path, read_only=_read_only())
     host.Lock(path, read_only=_read_only()).release()
     started = time.monotonic()
-    if not jit.cache_is_warm():
+    if not codecache.is_warm():
         gc.enable()  # compiling makes much that is garbage
         print("pmem-nbd: compiling for the first start, about 20 seconds ...", file=sys.stderr, flush=True)
     warmup.warm_up(plan)
     if not jit.PLAIN:
         compiled.warm_up()
     jit.freeze()
-    jit.prune_cache()
+    codecache.prune()
     nbdkit.debug(f"compiled code is ready after {time.monotonic() - started:.2f} s")
 
 

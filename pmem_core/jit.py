@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT
 # long: each operation stands here twice, compiled and plain, and one look has to compare them
-"""The `hot` decorator, where compiled code is cached, and the few machine operations numba does not offer.
+"""The `hot` decorator, code by its address, and the few machine operations numba does not offer.
 
 Hot code keeps to these rules, each of which was measured:
 
@@ -11,79 +11,21 @@ Hot code keeps to these rules, each of which was measured:
 With ``NUMBA_DISABLE_JIT=1`` every function below has a plain twin, so pdb and coverage see the code that runs.
 """
 
-import contextlib
 import ctypes
-import fcntl
 import functools
 import hashlib
-import os
-import shutil
-import tempfile
-import time
-from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
-from . import policyfile
+import numba
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils, config, sigutils
+from numba.core.ccallback import CFunc
+from numba.extending import intrinsic
+
+from .codecache import Cache
 from .layout import BROKE
-
-
-def choose_cache_folder(outside: Iterable[Path], boundscheck: str) -> Path:
-    """Name the cache by what was compiled: numba sees no edits in imported files, nor NUMBA_BOUNDSCHECK.
-
-    outside: files with policies.
-    """
-    here = Path(__file__).parent
-    names = "jit layout plugins policies roads crc32c media frametable descriptor onepage together bringup offline"
-    names += " datapath upkeep wearscan checkscan tracescan reshape maploops"
-    sources = [here / f"{name}.py" for name in names.split()]
-    for folder in ("placement", "leveling", "pagemaps"):
-        sources += sorted((here / folder).glob("*.py"))
-    digest = hashlib.sha256(boundscheck.encode())
-    for source in (*sources, *outside):
-        with contextlib.suppress(OSError):  # whoever loads it says so
-            digest.update(source.read_bytes())
-    return _cache_root() / digest.hexdigest()[:16]
-
-
-@functools.cache
-def _cache_root() -> Path:
-    """The user's cache folder, or a private one for users without a home.  Cached code is run, so it must be ours."""
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "pmem-nbd"
-    for folder in (home, Path(tempfile.gettempdir()) / f"pmem-nbd-cache-{os.getuid()}"):
-        with contextlib.suppress(OSError):
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if folder.stat().st_uid == os.getuid() and os.access(folder, os.W_OK):
-                return folder
-    return Path(tempfile.mkdtemp(prefix="pmem-nbd-cache-"))
-
-
-def prune_cache(keep_days: float = 30.0) -> None:
-    """Remove compiled code that no run has used for `keep_days`; the folders in use are touched."""
-    # A cache that cannot be kept costs seconds, not correctness.
-    with contextlib.suppress(OSError):
-        for folder in (CACHE_FOLDER, FILES_CACHE_FOLDER):
-            folder.mkdir(exist_ok=True)
-            os.utime(folder)
-        for other in CACHE_FOLDER.parent.iterdir():
-            if other.stat().st_mtime < time.time() - keep_days * 86400:
-                shutil.rmtree(other, ignore_errors=True)
-
-
-_BOUNDSCHECK = os.environ.get("NUMBA_BOUNDSCHECK", "")
-CACHE_FOLDER = choose_cache_folder((), _BOUNDSCHECK)
-# Of what has policies from files compiled in, and of those: to edit one leaves the rest compiled.
-FILES_CACHE_FOLDER = choose_cache_folder(policyfile.paths(), _BOUNDSCHECK)
-INLINING = ("offline", "roads", "wearscan")
-
-import numba  # noqa: E402
-import numpy as np  # noqa: E402
-from llvmlite import ir  # noqa: E402
-from numba import types  # noqa: E402
-from numba.core import cgutils, config, sigutils  # noqa: E402
-from numba.core.ccallback import CFunc  # noqa: E402
-from numba.core.runtime import rtsys  # noqa: E402
-from numba.extending import intrinsic  # noqa: E402
 
 PLAIN = bool(config.DISABLE_JIT)
 FOUR = types.UniTuple(types.int64, 4)
@@ -102,63 +44,22 @@ types.Record.mangling_args = property(_stable_mangling)
 _compiled = []
 
 
-def cache_folder_of(function):
-    """Where `function` is kept when it is compiled."""
-    if os.environ.get("NUMBA_CACHE_DIR"):
-        return Path(os.environ["NUMBA_CACHE_DIR"])
-    source = Path(function.__code__.co_filename)
-    inlines = source.stem in INLINING and source.parent == Path(__file__).parent
-    return FILES_CACHE_FOLDER if inlines or source in policyfile.paths() else CACHE_FOLDER
-
-
 def hot(function):
     """Compile `function` on first use and cache it; the GIL is kept, it is the lock of the device."""
-    config.CACHE_DIR = str(cache_folder_of(function))
-    dispatcher = numba.njit(cache=True, error_model="numpy", no_cfunc_wrapper=True)(function)
+    dispatcher = numba.njit(error_model="numpy", no_cfunc_wrapper=True)(function)
     if not PLAIN:
         _compiled.append(dispatcher)
-        _keep_well(dispatcher._cache)
+        dispatcher._cache = Cache(function)
         dispatcher.get_call_template = functools.partial(_for_any_value, dispatcher.get_call_template)
     return dispatcher
 
 
 def c_function(function, signature):
     """`function` as a C function, numba.cfunc that is cached and loaded as hot functions are; it has an `address`."""
-    config.CACHE_DIR = str(cache_folder_of(function))
     made = CFunc(function, sigutils.normalize_signature(signature), locals={}, options={"error_model": "numpy"})
-    made.enable_caching()
-    _keep_well(made._cache)
+    made._cache = Cache(function)
     made.compile()
     return made
-
-
-def _keep_well(cache):
-    cache.load_overload = functools.partial(_load, cache)
-    cache.save_overload = functools.partial(_save, cache, cache.save_overload)
-
-
-def _save(cache, save_overload, signature, data):
-    """Save compiled code, one process at a time.
-
-    numba writes the index, then the code: of two processes with different signatures, one's index would be left with
-    the other's code.
-    """
-    with contextlib.ExitStack() as undo:
-        with contextlib.suppress(OSError):  # a folder that cannot be written to: numba says so
-            Path(cache._cache_path).mkdir(parents=True, exist_ok=True)
-            folder = os.open(cache._cache_path, os.O_RDONLY | os.O_CLOEXEC)
-            undo.callback(os.close, folder)
-            fcntl.flock(folder, fcntl.LOCK_EX)
-        save_overload(signature, data)
-
-
-def _load(cache, signature, target):
-    """Load compiled code without all that numba imports for compiling, which is half of the time.
-
-    numba's own load_overload refreshes `target`; before it compiles it does so again.
-    """
-    rtsys.initialize(target)
-    return cache._load_overload(signature, target)
 
 
 def _for_any_value(get_call_template, arguments, named):
@@ -278,32 +179,29 @@ if PLAIN:
 else:
     int64 = numba.int64
 
-    def _view(element):
+    def _view(element, told):
+        # Not numba.carray: for each of its calls that is compiled in, loading looks for the module it stands in.
+        kind = types.Array(element, 1, "C")
+
         @intrinsic
-        def pointer(typing_context, address):
+        def view(typing_context, address, count):
             def generate(context, builder, signature, arguments):
-                return builder.inttoptr(arguments[0], context.get_value_type(types.CPointer(element)))
+                from numba.np import arrayobj  # what is loaded does without
 
-            return types.CPointer(element)(types.int64), generate
+                made, item = arrayobj.make_array(kind)(context, builder), context.get_data_type(element)
+                step = context.get_constant(types.intp, element.bitwidth >> 3)
+                data = builder.inttoptr(arguments[0], item.as_pointer())
+                arrayobj.populate_array(made, data, [arguments[1]], [step], step, meminfo=None)
+                return made._getvalue()
 
-        return pointer
+            return kind(types.int64, types.int64), generate
 
-    _u8_pointer, _u32_pointer, _i64_pointer = _view(types.uint8), _view(types.uint32), _view(types.int64)
+        view.__doc__ = told
+        return view
 
-    @numba.njit
-    def u8_at(address, count):
-        """View `count` bytes at `address` as uint8[count]."""
-        return numba.carray(_u8_pointer(address), (count,), np.uint8)
-
-    @numba.njit
-    def u32_at(address, count):
-        """View `count` words at `address` as uint32[count]."""
-        return numba.carray(_u32_pointer(address), (count,), np.uint32)
-
-    @numba.njit
-    def i64_at(address, count):
-        """View `count` words at `address` as int64[count]."""
-        return numba.carray(_i64_pointer(address), (count,), np.int64)
+    u8_at = _view(types.uint8, "View `count` bytes at `address` as uint8[count].")
+    u32_at = _view(types.uint32, "View `count` words at `address` as uint32[count].")
+    i64_at = _view(types.int64, "View `count` words at `address` as int64[count].")
 
     def _element(context, builder, array_type, array, index):
         view = cgutils.create_struct_proxy(array_type)(context, builder, array)
@@ -463,8 +361,3 @@ else:
 
 pread = _transfer("pread64", "Call pread(2) into array[at:]; the bytes read, or -1.")
 pwrite = _transfer("pwrite64", "Call pwrite(2) of array[at:]; the bytes written, or -1.")
-
-
-def cache_is_warm() -> bool:
-    """True where an earlier run left compiled code for these very sources."""
-    return PLAIN or any(cache_folder_of(cache_is_warm).glob("**/*.nbi"))

@@ -13,7 +13,20 @@ from functools import partial
 
 import numpy as np
 
-from . import binding, bringup, datapath, descriptor, jit, layout, media, onepage, statefile, together, upkeep
+from . import (
+    binding,
+    bringup,
+    codecache,
+    datapath,
+    descriptor,
+    jit,
+    layout,
+    media,
+    onepage,
+    statefile,
+    together,
+    upkeep,
+)
 from .geometry import Geometry
 
 PROCESSES_MAX = 8  # more would wait for each other's parts
@@ -25,7 +38,7 @@ def warm_up(plan: Geometry) -> None:
     """Compile (or load from the cache) everything a request may need, for a device of this plan."""
     run, core = np.zeros(1, layout.RUN), statefile.fresh_core(plan)
     needed = _needed(plan, (run, layout.common(core)))
-    if not jit.cache_is_warm():
+    if not codecache.is_warm():
         _share_out([*_inner(plan, run, core), *needed])
     binding.bind_requests(binding.bind(run, core, plan))
     for compile_it in needed:

@@ -127,3 +127,21 @@ def translate_frames(device, first, frames):
     run, state = device[0][0], device[2][0]
     for i in range(frames.size):
         frames[i] = leveling.translate(state, run, first + i)
+
+
+@hot
+def compare_frames(used, free, found):
+    """Look whether `used` and `free` (int64[], ascending if all is well) name every frame of theirs once.
+
+    Adds to found[TWICE] the neighbours in `used` that do not ascend, to found[IN_SPARE] those in `free`, and what is in
+    both.
+    """
+    at = 0
+    for i in range(1, used.size):
+        found[TWICE] += used[i] <= used[i - 1]
+    for i in range(1, free.size):
+        found[IN_SPARE] += free[i] <= free[i - 1]
+    for frame in used:
+        while at < free.size and free[at] < frame:
+            at += 1
+        found[IN_SPARE] += at < free.size and free[at] == frame

@@ -11,7 +11,7 @@ import numba
 import numpy as np
 import pytest
 
-from pmem_core import geometry, jit, layout, warmup
+from pmem_core import codecache, geometry, jit, layout, warmup
 
 PLACEMENTS = ("interleaved", "none")
 
@@ -46,8 +46,41 @@ def test_code_that_different_processes_cached_does_not_mix(tmp_path):
 def test_code_that_is_cached_is_loaded_without_the_compiler():
     warmup.warm_up(geometry.plan(8 << 20))
     program = "import sys; from pmem_core import geometry, warmup; warmup.warm_up(geometry.plan(8 << 20)); "
-    program += "sys.exit('numba.np.linalg' in sys.modules)"
+    program += "sys.exit('numba.np.arrayobj' in sys.modules or 'numba.np.linalg' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0
+
+
+COMPILES_IN = """
+import sys
+import numpy
+from pmem_core import jit
+
+@jit.hot
+def inner(array, by):
+    return jit.i64_at(array.ctypes.data, array.size)[1] * by
+
+@jit.hot
+def outer(array):
+    return inner(array, 3) + 1
+
+array = numpy.array([5, 7], numpy.int64)
+for function, arguments in ((inner, (array, 2)), (outer, (array,)))[: int(sys.argv[1])]:
+    print(function(*arguments), sum(function.stats.cache_hits.values()), sum(function.stats.cache_misses.values()))
+"""
+
+
+def test_what_was_loaded_is_compiled_into_what_was_not(tmp_path):
+    """The bitcode of loaded code is read only then."""
+    (tmp_path / "linked.py").write_text(COMPILES_IN)
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+
+    def printed(functions):
+        command = [sys.executable, tmp_path / "linked.py", str(functions)]
+        return subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout.split("\n")
+
+    assert printed(1) == ["14 0 1", ""]
+    assert printed(2) == ["14 1 0", "22 0 1", ""]
+    assert printed(2) == ["14 1 0", "22 1 0", ""]
 
 
 def test_what_is_compiled_in_advance_is_what_is_needed():
@@ -55,7 +88,7 @@ def test_what_is_compiled_in_advance_is_what_is_needed():
     warmup.warm_up(geometry.plan(8 << 20))
     program = """if True:
         import numpy
-        from pmem_core import geometry, jit, layout, statefile, warmup
+        from pmem_core import codecache, geometry, jit, layout, statefile, warmup
         plan = geometry.plan(8 << 20)
         for part in warmup._inner(plan, numpy.zeros(1, layout.RUN), statefile.fresh_core(plan)):
             part()
@@ -172,5 +205,5 @@ def test_what_is_compiled_in_elsewhere_has_an_address_all_the_same():
 
 
 def test_the_cache_folder_names_the_sources():
-    assert jit.CACHE_FOLDER.name == jit.choose_cache_folder([], os.environ.get("NUMBA_BOUNDSCHECK", "")).name
-    assert len(jit.CACHE_FOLDER.name) == 16
+    assert codecache.FOLDER.name == codecache.choose_folder([], os.environ.get("NUMBA_BOUNDSCHECK", "")).name
+    assert len(codecache.FOLDER.name) == 16

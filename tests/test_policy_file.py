@@ -11,7 +11,7 @@ import pytest
 from faulty_policies import RIGHT
 from serving import runtime_directory
 
-from pmem_core import cli, jit, policyfile
+from pmem_core import cli, codecache, policyfile
 from pmem_core.cli._geometry import LevelingName, policies
 from pmem_core.errors import BadPolicy, UsageError
 
@@ -84,18 +84,18 @@ def test_path_that_the_environment_cannot_hold_is_a_usage_error():
 
 def test_cache_of_compiled_code_is_named_by_the_file_too(tmp_path):
     path = tmp_path / "mine.py"
-    folders = {jit.choose_cache_folder([], "")}
+    folders = {codecache.choose_folder([], "")}
     for source in ("x = 1", "x = 2"):
         path.write_text(source)
-        folders.add(jit.choose_cache_folder([path], ""))
+        folders.add(codecache.choose_folder([path], ""))
     assert len(folders) == 3
-    assert jit.choose_cache_folder([path, tmp_path / "missing.py"], "") in folders
+    assert codecache.choose_folder([path, tmp_path / "missing.py"], "") in folders
 
 
 def test_every_module_that_has_a_leveling_compiled_in_is_cached_by_the_files():
-    for source in Path(jit.__file__).parent.glob("*.py"):
+    for source in Path(codecache.__file__).parent.glob("*.py"):
         calls = re.search(r"\bleveling\.(translate|tick|settle)\(", source.read_text())
-        assert (source.stem in jit.INLINING) == bool(calls), source.name
+        assert (source.stem in codecache.INLINING) == bool(calls), source.name
 
 
 def test_names_of_files_are_completed(monkeypatch):

@@ -14,7 +14,7 @@ import naive
 import numpy as np
 import pytest
 
-from pmem_core import capacity, geometry, image, infoblock, layout, leveling, placement, snapshot, stats
+from pmem_core import capacity, geometry, image, infoblock, layout, leveling, placement, snapshot, stats, wearscan
 from pmem_core.counters import Fold
 from pmem_core.device import Device
 from pmem_core.errors import DamagedImage, NotAnImage
@@ -312,6 +312,24 @@ def test_a_broken_map_is_found(tmp_path, monkeypatch):
         assert snapshot.check_map(found)[:2] == (True, True)
         found.table[2] = 10 << 32 | 66  # turned further than the ring is long: two frames meet
         assert False in snapshot.check_map(found)[:2]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_frames_compared_in_one_pass_are_those_that_sets_find(seed):
+    """Ascending arrays with at most a few equal neighbours, and frames in both, against counting."""
+    rng = np.random.default_rng(seed)
+    used, free = (np.sort(rng.integers(0, 60, int(size))) for size in rng.integers(0, 12, 2))
+    found = np.zeros(3, np.int64)
+    wearscan.compare_frames(used, free, found)
+    again = [len(frames) - len(set(frames.tolist())) for frames in (used, free)]
+    both = sum(frame in set(free.tolist()) for frame in used.tolist())
+    assert found.tolist() == [again[0], 0, again[1] + both]
+
+
+def test_frames_that_descend_are_found():
+    found = np.zeros(3, np.int64)
+    wearscan.compare_frames(np.array([3, 2]), np.array([9, 8, 10]), found)
+    assert found.tolist() == [1, 0, 1]
 
 
 def test_after_a_power_cut_the_sum_cannot_be_known(tmp_path):

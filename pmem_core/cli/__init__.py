@@ -6,6 +6,7 @@ on stderr: exit status 2 for a request that makes no sense as it was typed, 1 fo
 """
 
 import contextlib
+import gc
 import importlib
 import io
 import os
@@ -125,6 +126,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     A verb may return its status; None is 0.  Nothing but the exit status and one line on stderr tells of an error; with
     PMEM_NBD_DEBUG set the traceback is printed before that line.
     """
+    # Half of a short command are imports, and to look through what they leave for garbage is a tenth of them.
+    gc.set_threshold(1_000_000)
     try:
         result = group.main(arguments, prog_name=PROGRAM, standalone_mode=False)
     except SystemExit as error:

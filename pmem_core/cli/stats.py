@@ -73,27 +73,22 @@ def stats(
       pmem-nbd stats disk.pmem --watch 1
       pmem-nbd stats disk.pmem -j | jq .wear.descriptor.max
     """
+    wanted = heat_map if heat_map is not None else stripe or not (histogram or as_json)
+    # Programs ask for figures often, and rich takes a while to import.
+    console = _console() if wanted or not as_json else None
     with working(f"reading {image}"):
-        from pmem_core import capacity, counters, snapshot
         from pmem_core import stats as figures_
 
-        plan = snapshot.look(image).plan
-    from rich.console import Console
-
-    console = Console(highlight=False)
-    group = 4096 // plan.info.descriptor_bytes + 1
-    pages = capacity.pages_behind_info(plan)
-    wanted = heat_map if heat_map is not None else stripe or not (histogram or as_json)
-    fold = _fold(console.width, pages, group if stripe else 0, counters.Fold) if wanted else None
+        fold = _fold(image, console.width, stripe) if wanted and console else None
 
     def collect() -> dict[str, Any]:
         return figures_.collect(image, fold=fold, histogram=histogram)
 
     def picture() -> Iterator["RenderableType"]:
-        return render(collect(), by, console)
+        return render(collect(), by, console or _console())
 
     def once() -> None:
-        if as_json:
+        if as_json or not console:
             emit(collect())
         else:
             console.print(*picture(), sep="\n")
@@ -103,7 +98,7 @@ def stats(
         once()
         return
     with contextlib.suppress(KeyboardInterrupt):  # the way to end it
-        if as_json or not console.is_terminal:
+        if as_json or not console or not console.is_terminal:
             while True:
                 once()
                 time.sleep(watch)
@@ -120,10 +115,20 @@ def _watch(console: "Console", picture: Callable[[], Iterator["RenderableType"]]
             live.update(Group(*picture()), refresh=True)
 
 
-def _fold(width: int, pages: int, stripe: int, make: type["Fold"]) -> "Fold":
+def _console() -> "Console":
+    from rich.console import Console
+
+    return Console(highlight=False)
+
+
+def _fold(image: Path, width: int, stripe: bool) -> "Fold":
     """A map that fits the terminal: no more cells than pages, and a stripe in as many columns as it has pages."""
-    columns = max(1, min(stripe or COLUMNS_MAX, width - MARGIN, pages))
-    return make(rows=max(1, min(ROWS, pages // (stripe or columns))), columns=columns, stripe=stripe)
+    from pmem_core import capacity, counters, snapshot
+
+    plan = snapshot.look(image).plan
+    group, pages = 4096 // plan.info.descriptor_bytes + 1 if stripe else 0, capacity.pages_behind_info(plan)
+    columns = max(1, min(group or COLUMNS_MAX, width - MARGIN, pages))
+    return counters.Fold(rows=max(1, min(ROWS, pages // (group or columns))), columns=columns, stripe=group)
 
 
 # ---- for people ----

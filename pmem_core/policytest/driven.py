@@ -2,8 +2,8 @@
 """The process that tries a policy out: ``driven.py NAME FILES WHERE``.  It says how it goes on as lines of JSON.
 
 With NUMBA_DISABLE_JIT=1 it does so in plain Python, which has the better messages and can be stopped at a line; else
-compiled.  FILES are the policies outside of the package; the environment does not name them, for jit would choose a
-cache by them, and compile again what is the same for every policy.
+compiled.  FILES are the policies outside of the package; the environment does not name them, for a cache would be
+chosen by them, and compile again what is the same for every policy.
 """
 
 import contextlib
@@ -154,12 +154,12 @@ def main(name: str, files: str, where_path: str) -> int:
 
     import numpy as np
 
-    from pmem_core import jit, policyfile
+    from pmem_core import codecache, policyfile
     from pmem_core.errors import BadPolicy
     from pmem_core.policytest.rules import Fault
     from pmem_core.policytest.where import Where
 
-    assert jit.FILES_CACHE_FOLDER
+    assert codecache.FILES_FOLDER
     os.environ[policyfile.VARIABLE] = files
     np.seterr(all="ignore")
     try:

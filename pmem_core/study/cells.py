@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import jit, leveling, placement
+from .. import codecache, leveling, placement
 from ..choices import policy
 from ..errors import UsageError
 from ..geometry import Geometry, plan
@@ -79,7 +79,7 @@ class Cell:
     @property
     def key(self) -> str:
         """Sixteen hexadecimal digits."""
-        text = json.dumps([dataclasses.asdict(self), jit.FILES_CACHE_FOLDER.name])
+        text = json.dumps([dataclasses.asdict(self), codecache.FILES_FOLDER.name])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @property
