@@ -7,8 +7,16 @@ from typing import Any
 import numba
 import numpy as np
 
-from . import bringup, datapath, jit, layout, onepage, roads
+from . import bringup, datapath, jit, layout, media, onepage, roads, together
 from .geometry import Geometry
+
+# By name in `run`: the function, and how many numbers it takes.
+REQUESTS = {
+    "together": (together.write, 4),
+    "free": (datapath.free, 3),
+    "write_at": (datapath.write_at, 4),
+    "read_at": (datapath.read_at, 4),
+}
 
 Handle = tuple[np.ndarray, np.ndarray]  # what compiled code calls `device`: RUN[1], CORE[1]
 
@@ -32,6 +40,7 @@ def bind(run: np.ndarray, core: np.ndarray, plan: Geometry) -> Handle:
         run["ensure"] = jit.address_of(bringup.ensure, run, common)
     if plan.info.initialise == "buddy":
         run["give_back"] = jit.address_of(bringup.give_back, run, common)
+    run["move"] = move_address(run, common)
     run["scrub"] = jit.address_of(onepage.scrub, run)
     run["meet"] = jit.address_of(onepage.meet, run, common)
     run["drain_slot"] = jit.address_of(onepage.drain_slot, run, common, answer=numba.void)
@@ -39,14 +48,14 @@ def bind(run: np.ndarray, core: np.ndarray, plan: Geometry) -> Handle:
 
 
 def bind_requests(handle: Handle) -> None:
-    """Let `handle` serve datapath.read and write too."""
-    for function in (datapath.read_at, datapath.write_at):
-        handle[0][function.__name__] = request_address(function, handle)
+    """Let `handle` serve the requests of datapath too."""
+    for name, (function, numbers) in REQUESTS.items():
+        handle[0][name] = request_address(function, handle, numbers)
 
 
-def request_address(function: Any, handle: Handle) -> int:
-    """The address of datapath.read_at or write_at."""
-    return jit.address_of(function, *handle, numbers=4)
+def request_address(function: Any, handle: Handle, numbers: int = 4) -> int:
+    """The address of one of REQUESTS, which has so many arguments beside the records."""
+    return jit.address_of(function, *handle, numbers=numbers)
 
 
 def translate_address(module: ModuleType, state: np.ndarray, run: np.ndarray) -> int:
@@ -57,6 +66,11 @@ def translate_address(module: ModuleType, state: np.ndarray, run: np.ndarray) ->
 def tick_address(module: ModuleType, state: np.ndarray, run: np.ndarray) -> int:
     """That of its `tick`."""
     return jit.address_of(module.tick, state, run, numbers=2, answer=numba.void)
+
+
+def move_address(run: np.ndarray, core: np.ndarray) -> int:
+    """That of media.move_bytes, which moves call; core: CORE[1]."""
+    return jit.address_of(media.move_bytes, run, core, numbers=2)
 
 
 def settle_address(module: ModuleType, state: np.ndarray, run: np.ndarray, core: np.ndarray) -> int:

@@ -113,15 +113,21 @@ def _name_runtime() -> None:
 
 
 class Cache:
-    """The cache of one function, in place of numba's FunctionCache (numba/core/caching.py)."""
+    """The cache of one function, in place of numba's FunctionCache (numba/core/caching.py).
 
-    def __init__(self, function: Any) -> None:
-        self._function = function
+    kind: of what `function` is compiled to, which may be several things for the same types.
+    """
+
+    def __init__(self, function: Any, kind: str = "") -> None:
+        self._function, self._kind = function, kind
 
     @functools.cached_property
     def _numba(self) -> Any:
         config.CACHE_DIR = str(folder_of(self._function))
-        return caching.FunctionCache(self._function)
+        made: Any = caching.FunctionCache(self._function)
+        key = made._index_key
+        made._index_key = lambda signature, codegen: (key(signature, codegen), self._kind)
+        return made
 
     @property
     def cache_path(self) -> str:

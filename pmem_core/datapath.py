@@ -15,6 +15,7 @@ from .layout import (
     SECTION_DIRTY,
     SECTION_TOUCHED,
     SOON,
+    STOP_MASK,
     STOP_SHIFT,
     TOGETHER_MAX,
     TRIM_END,
@@ -84,10 +85,10 @@ def write_at(run, core, address, size, offset, done):
         page, at = (offset + done) >> PAGE_SHIFT, (offset + done) & (PAGE_BYTES - 1)
         pages = (source.size - done) >> PAGE_SHIFT
         if pages > 1 and at == 0 and together.suits(run):
-            written, code = together.write(run, core, page, min(pages, TOGETHER_MAX), source, done)
-            done += written << PAGE_SHIFT
-            if code:
-                return _stopped(done, code)
+            result = call_at(run["together"], (run, core, page, min(pages, TOGETHER_MAX), address, done))
+            done += result >> STOP_SHIFT << PAGE_SHIFT
+            if result & STOP_MASK:
+                return _stopped(done, result & STOP_MASK)
             continue
         count = min(PAGE_BYTES - at, source.size - done)
         if done + count < source.size:
@@ -129,7 +130,7 @@ def _whole_group(run, page, last):
 
 
 @hot
-def _free(run, core, offset, end, done):
+def free(run, core, offset, end, done):
     """Give back the whole pages within [offset + done, end)."""
     first = (offset + done + PAGE_BYTES - 1) >> PAGE_SHIFT
     last = end >> PAGE_SHIFT
@@ -173,7 +174,8 @@ def _punch(run, page, last):
 def trim(device, offset, end, done):
     """Give back the whole pages within [offset + done, end); parts of pages stay as they are."""
     core = device[1][0]
-    result = _free(device[0][0], core, offset, end, done)
+    run = device[0][0]
+    result = call_at(run["free"], (run, core, offset, end, done))
     if result == OK:
         held = media.begin_count(core)
         core["tally"]["trims"] += 1
@@ -193,7 +195,7 @@ def zero(device, offset, end, may_trim, done):
         count = min(PAGE_BYTES - at, end - offset - done)
         if count == PAGE_BYTES and may_trim:
             stop = (end >> PAGE_SHIFT) << PAGE_SHIFT
-            result = _free(run, core, offset, stop, done)
+            result = call_at(run["free"], (run, core, offset, stop, done))
             if result:
                 return result
             done = stop - offset

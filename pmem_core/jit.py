@@ -41,17 +41,44 @@ def _stable_mangling(record):
 # and a third process that loads both runs the code of one policy on the state of another.
 types.Record.mangling_args = property(_stable_mangling)
 
+_OPTIONS = {"error_model": "numpy", "no_cfunc_wrapper": True}
 _compiled = []
 
 
 def hot(function):
-    """Compile `function` on first use and cache it; the GIL is kept, it is the lock of the device."""
-    dispatcher = numba.njit(error_model="numpy", no_cfunc_wrapper=True)(function)
+    """Compile `function` on first use and cache it; the GIL is kept, it is the lock of the device.
+
+    Twice, where both Python and compiled code call it: for the latter without a way in from Python, which takes a fifth
+    of all compiling.
+    """
+    face = numba.njit(**_OPTIONS)(function)
     if not PLAIN:
-        _compiled.append(dispatcher)
-        dispatcher._cache = Cache(function)
-        dispatcher.get_call_template = functools.partial(_for_any_value, dispatcher.get_call_template)
-    return dispatcher
+        _keep(face, Cache(function))
+        face.inner = functools.cache(functools.partial(_inner, function))
+        face.get_call_template = functools.partial(_for_any_value, face.inner)
+        face.get_overload = lambda types_: face.inner().get_overload(types_)
+    return face
+
+
+def _inner(function):
+    """`function` for compiled code alone; to call it from Python would be a segfault."""
+    inner = numba.njit(no_cpython_wrapper=True, **_OPTIONS)(function)
+    _keep(inner, Cache(function, "inner"))
+    return inner
+
+
+def _keep(dispatcher, cache):
+    _compiled.append(dispatcher)
+    dispatcher._cache = cache
+
+
+def _for_any_value(inner, arguments, named):
+    """Let a call with a constant use the code for its type: numba would compile a function anew for each constant.
+
+    LLVM inlines and propagates constants all the same.
+    """
+    named = {name: types.unliteral(argument) for name, argument in named.items()}
+    return inner().get_call_template(tuple(types.unliteral(argument) for argument in arguments), named)
 
 
 def c_function(function, signature):
@@ -62,19 +89,20 @@ def c_function(function, signature):
     return made
 
 
-def _for_any_value(get_call_template, arguments, named):
-    """Let a call with a constant use the code for its type: numba would compile a function anew for each constant.
-
-    LLVM inlines and propagates constants all the same.
-    """
-    named = {name: types.unliteral(argument) for name, argument in named.items()}
-    return get_call_template(tuple(types.unliteral(argument) for argument in arguments), named)
-
-
 def compile_for(function, *arguments):
-    """Compile `function` for the types of `arguments`, or load it from the cache, without calling it."""
+    """Compile `function` for a call from Python with the types of `arguments`, or load it, without calling it."""
     if not PLAIN:
-        function.compile(tuple(numba.typeof(argument) for argument in arguments))
+        function.compile(_types_of(arguments))
+
+
+def compile_inside(function, *arguments):
+    """The same for a call from compiled code."""
+    if not PLAIN:
+        function.inner().compile(_types_of(arguments))
+
+
+def _types_of(arguments):
+    return tuple(numba.typeof(argument) for argument in arguments)
 
 
 # Of the plain twins: what address_of and record_address have given out.
@@ -92,10 +120,13 @@ def address_of(function, *records, numbers=1, answer=numba.int64):
     if PLAIN:
         address = id(function)
     else:
-        types_ = *[numba.typeof(record).dtype for record in records], *[numba.int64] * numbers
-        if types_ not in function.overloads:  # `freeze` forbids to compile even what was compiled before
-            function.compile(answer(*types_))
-        made = function.overloads[types_]
+        types_, inner = (
+            (*[numba.typeof(record).dtype for record in records], *[numba.int64] * numbers),
+            function.inner(),
+        )
+        if types_ not in inner.overloads:  # `freeze` forbids to compile even what was compiled before
+            inner.compile(answer(*types_))
+        made = inner.overloads[types_]
         # Where it was compiled into other code first, a constant that it answers has a type of its own, as wide.
         if (found := types.unliteral(made.signature.return_type)) != answer:
             raise TypeError(f"{function.__name__}: returns {found}: expected {answer}")

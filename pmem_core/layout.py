@@ -290,11 +290,14 @@ RUN = np.dtype(
         ("where", "<i8"),
         ("ensure", "<i8"),  # functions of bringup; 0: not wanted
         ("give_back", "<i8"),
-        ("scrub", "<i8"),  # functions of onepage that seldom run: not compiled into all that may call them
+        ("move", "<i8"),  # functions that seldom run: not compiled into all that may call them
+        ("scrub", "<i8"),
         ("meet", "<i8"),
         ("drain_slot", "<i8"),
-        ("read_at", "<i8"),  # functions of datapath; of a device only
+        ("read_at", "<i8"),  # requests, and parts of them; of a device only
         ("write_at", "<i8"),
+        ("together", "<i8"),
+        ("free", "<i8"),
         ("checksums", "<i8"),
         ("coalesced", "<i8"),
         ("read_only", "<i8"),

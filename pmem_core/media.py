@@ -11,7 +11,21 @@ described in UNIT first, and recovery finishes the count from it (recovery.finis
 
 import numba
 
-from .jit import clear_bytes, copy_bytes, fallocate, hot, i64_at, int64, mincore, pread, publish, pwrite, u8_at, u32_at
+from .jit import (
+    call_at,
+    clear_bytes,
+    copy_bytes,
+    fallocate,
+    hot,
+    i64_at,
+    int64,
+    mincore,
+    pread,
+    publish,
+    pwrite,
+    u8_at,
+    u32_at,
+)
 from .layout import (
     CAUSE_HOST,
     CAUSE_MOVE,
@@ -343,11 +357,17 @@ def move(run, core, source, target):
 
     Where there is no medium, in a replay, only wear is counted.
     """
+    if run["media"]:
+        return call_at(run["move"], (run, core, source, target))
+    count_bytes(run, core, CAUSE_MOVE, frame_at(run, target), 1 << run["frame_shift"])
+    core["tally"]["moves"] += 1
+    return OK
+
+
+@hot
+def move_bytes(run, core, source, target):
+    """`move` where there is a medium."""
     count = 1 << run["frame_shift"]
-    if not run["media"]:
-        count_bytes(run, core, CAUSE_MOVE, frame_at(run, target), count)
-        core["tally"]["moves"] += 1
-        return OK
     to, of = frame_at(run, target), frame_at(run, source)
     # On a sparse medium most moves are between holes.
     used = u8_at(run["reserved"], run["reserved_count"])[of >> RESERVE_SHIFT]

@@ -81,5 +81,5 @@ class Family:
             module = self._of_type(state)
             return None if module is None else getattr(module, name).py_func
 
-        overload(stub, strict=False)(_resolve)
+        overload(stub, strict=False, jit_options={"no_cpython_wrapper": True})(_resolve)
         return stub

@@ -19,7 +19,7 @@ descriptors apart, of some pages, and opening the image brings each together aga
 from . import descriptor, media, onepage, policies
 from .crc32c import page_crc
 from .jit import hot, i64_at, publish, u8_at
-from .layout import CAUSE_DESCRIPTOR, CAUSE_HOST, OK, PAGE_BYTES, PAGE_SHIFT, TOGETHER, TOGETHER_SHIFT
+from .layout import CAUSE_DESCRIPTOR, CAUSE_HOST, OK, PAGE_BYTES, PAGE_SHIFT, STOP_SHIFT, TOGETHER, TOGETHER_SHIFT
 from .roads import AT, DESCRIBED, DESCRIBED_AT, PLACED
 
 
@@ -30,8 +30,12 @@ def suits(run):
 
 
 @hot
-def write(run, core, first, count, source, source_at):
-    """Write `count` pages from page `first` on, TOGETHER_MAX at most; how many were written, and OK or a stop code."""
+def write(run, core, first, count, address, source_at):
+    """Write `count` pages from page `first` on, TOGETHER_MAX at most, of the bytes at address + source_at.
+
+    Answers, as requests do, done << STOP_SHIFT | code: how many pages were written, and OK or a stop code.
+    """
+    source = u8_at(address, source_at + (count << PAGE_SHIFT))
     done, code = 0, OK  # a call for more than TOGETHER_MAX is hardly quicker, and a kill would leave more to heal
     while done < count:
         if done + 1 < count:
@@ -46,7 +50,7 @@ def write(run, core, first, count, source, source_at):
         if run["descriptor_bytes"]:
             _put_descriptors(run, core, first, done, source, source_at)
         publish(core["intent"], TOGETHER, 0)
-    return done, code
+    return done << STOP_SHIFT | code
 
 
 @hot

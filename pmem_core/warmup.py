@@ -13,20 +13,7 @@ from functools import partial
 
 import numpy as np
 
-from . import (
-    binding,
-    bringup,
-    codecache,
-    datapath,
-    descriptor,
-    jit,
-    layout,
-    media,
-    onepage,
-    statefile,
-    together,
-    upkeep,
-)
+from . import binding, bringup, codecache, datapath, descriptor, jit, layout, media, onepage, statefile, upkeep
 from .geometry import Geometry
 
 PROCESSES_MAX = 8  # more would wait for each other's parts
@@ -74,20 +61,21 @@ def _inner(plan: Geometry, run: np.ndarray, core: np.ndarray) -> list[Part]:
     common = layout.common(core)
     both, data, road = (run[0], common[0]), np.empty(0, np.uint8), (0, 0, 0, 0)
     return [
-        partial(jit.compile_for, media.store, *both, 0, 0, data, 0, 0),
-        partial(jit.compile_for, descriptor.note_write, run[0], 0, 0, 0, 0),
-        partial(jit.compile_for, media.move, *both, 0, 0),
-        partial(jit.compile_for, onepage.load_descriptor_from, run[0], 0, road),
+        partial(jit.compile_inside, media.store, *both, 0, 0, data, 0, 0),
+        partial(jit.compile_inside, descriptor.note_write, run[0], 0, 0, 0, 0),
+        partial(binding.move_address, run, common),
+        partial(jit.compile_inside, onepage.load_descriptor_from, run[0], 0, road),
         partial(binding.bind, run, core, plan),
-        partial(jit.compile_for, onepage.look, *both, 0, road),
-        partial(jit.compile_for, onepage.prepare, *both, 0, True),
-        partial(jit.compile_for, onepage.judge, *both, 0, road),
-        partial(jit.compile_for, onepage.write, *both, 0, 0, data, 0, 0),
-        partial(jit.compile_for, onepage.read, *both, 0, 0, data, 0, 0),
-        partial(jit.compile_for, onepage.trim, *both, 0),
-        partial(jit.compile_for, together.write, *both, 0, 0, data, 0),
-        partial(binding.request_address, datapath.write_at, (run, common)),
-        partial(binding.request_address, datapath.read_at, (run, common)),
+        partial(jit.compile_inside, onepage.look, *both, 0, road),
+        partial(jit.compile_inside, onepage.prepare, *both, 0, True),
+        partial(jit.compile_inside, onepage.judge, *both, 0, road),
+        partial(jit.compile_inside, onepage.write, *both, 0, 0, data, 0, 0),
+        partial(jit.compile_inside, onepage.read, *both, 0, 0, data, 0, 0),
+        partial(jit.compile_inside, onepage.trim, *both, 0),
+        *[
+            partial(binding.request_address, what, (run, common), numbers)
+            for what, numbers in binding.REQUESTS.values()
+        ],
     ]
 
 

@@ -9,7 +9,7 @@ import numba
 import numpy as np
 import pytest
 
-from pmem_core import geometry, layout, leveling, media, placement
+from pmem_core import binding, geometry, layout, leveling, media, placement
 from pmem_core.errors import UsageError
 
 pytestmark = pytest.mark.contract
@@ -247,6 +247,7 @@ class Memory:
         ):
             self.run[field] = value
         self.handle = (self.run, layout.common(self.core), self.core["leveling"])
+        self.run["move"] = binding.move_address(*self.handle[:2])
         self.contents = self.media[layout.FRAMES_AT :].view(np.int64).reshape(medium_frames, FRAME // 8)
         self.contents[:] = -1
         self.contents[self.places()] = np.arange(self.frames)[:, None]

@@ -10,6 +10,8 @@ A node is a number from 1 on; 0 is nobody, whom every search ends at and who is 
 
 # long: insertion, deletion and searches share every word of a node, and are read together.
 
+import ctypes
+
 import numpy as np
 
 from ..jit import hot, i64_at
@@ -34,7 +36,7 @@ def plan(tree, room, arena):
     """Fill in `tree` (a TREE), which is to have up to `room` nodes."""
     tree["room"], tree["made"] = room + 1, 1
     tree["nodes"] = arena.take(NODE_BYTES * (room + 1))
-    i64_at(int(tree["nodes"]), 1 << WORDS_SHIFT)[MAX] = -1
+    ctypes.c_int64.from_address(int(tree["nodes"]) + 8 * MAX).value = -1
 
 
 @hot

@@ -6,7 +6,7 @@ from typing import Any
 import numba
 import numpy as np
 
-from .. import layout, leveling, media, placement
+from .. import binding, layout, leveling, media, placement
 
 FRAME_BYTES = 256
 LINE_BYTES = 64
@@ -78,6 +78,7 @@ class Memory:
         for name, value in figures.items():
             self.run[name] = value
         self.handle = (self.run, layout.common(self.core), self.core["leveling"])
+        self.run["move"] = binding.move_address(*self.handle[:2])
         self.contents = self.media[layout.FRAMES_AT :].view(np.int64).reshape(medium_frames, WORDS)
         self.contents[:] = NOTHING
 
