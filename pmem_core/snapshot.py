@@ -56,9 +56,10 @@ class Look:
         plan = self.plan
         own = np.asarray(plan.leveling.spare_frames(self.core["leveling"][0], self.table), np.int64)
         rest = np.arange(plan.placed_frames + len(own), plan.medium_frames, dtype=np.int64)
-        # In order but for a gap that goes round: quick for this kind of sort, and a large device has millions.
-        free = np.concatenate([own, rest])
-        free.sort(kind="stable")
+        # A large device has millions, and to copy them takes longer than all that is done with them.
+        ours = not len(rest) and not np.may_share_memory(own, self.table)
+        free = own if ours else np.concatenate([own, rest])
+        free.sort(kind="stable")  # quick where they are in order but for a gap that goes round
         return free
 
     def handle(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

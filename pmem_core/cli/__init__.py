@@ -5,6 +5,7 @@ A verb's module is imported when the verb is used, so that ``--help`` need not w
 on stderr: exit status 2 for a request that makes no sense as it was typed, 1 for everything else.
 """
 
+import atexit
 import contextlib
 import gc
 import importlib
@@ -126,8 +127,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     A verb may return its status; None is 0.  Nothing but the exit status and one line on stderr tells of an error; with
     PMEM_NBD_DEBUG set the traceback is printed before that line.
     """
-    # Half of a short command are imports, and to look through what they leave for garbage is a tenth of them.
+    # Most of a short command are imports.  To look for garbage in what they leave is a tenth of them, and when Python
+    # ends as long as half of them; it goes away with the process.
     gc.set_threshold(1_000_000)
+    atexit.register(gc.freeze)
     try:
         result = group.main(arguments, prog_name=PROGRAM, standalone_mode=False)
     except SystemExit as error:
