@@ -173,8 +173,7 @@ def _punch(run, page, last):
 @hot
 def trim(device, offset, end, done):
     """Give back the whole pages within [offset + done, end); parts of pages stay as they are."""
-    core = device[1][0]
-    run = device[0][0]
+    run, core = device[0][0], device[1][0]
     result = call_at(run["free"], (run, core, offset, end, done))
     if result == OK:
         held = media.begin_count(core)

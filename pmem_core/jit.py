@@ -48,8 +48,8 @@ _compiled = []
 def hot(function):
     """Compile `function` on first use and cache it; the GIL is kept, it is the lock of the device.
 
-    Twice, where both Python and compiled code call it: for the latter without a way in from Python, which takes a fifth
-    of all compiling.
+    For a call from compiled code (`inner`) without a way in from Python, which would take a fifth of all compiling; so
+    what both call is compiled twice.
     """
     face = numba.njit(**_OPTIONS)(function)
     if not PLAIN:
@@ -120,10 +120,8 @@ def address_of(function, *records, numbers=1, answer=numba.int64):
     if PLAIN:
         address = id(function)
     else:
-        types_, inner = (
-            (*[numba.typeof(record).dtype for record in records], *[numba.int64] * numbers),
-            function.inner(),
-        )
+        inner = function.inner()
+        types_ = *[numba.typeof(record).dtype for record in records], *[numba.int64] * numbers
         if types_ not in inner.overloads:  # `freeze` forbids to compile even what was compiled before
             inner.compile(answer(*types_))
         made = inner.overloads[types_]

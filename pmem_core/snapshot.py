@@ -56,7 +56,7 @@ class Look:
         plan = self.plan
         own = np.asarray(plan.leveling.spare_frames(self.core["leveling"][0], self.table), np.int64)
         rest = np.arange(plan.placed_frames + len(own), plan.medium_frames, dtype=np.int64)
-        # A large device has millions, and to copy them takes longer than all that is done with them.
+        # A large device has millions: they are copied only where they are not ours to sort.
         ours = not len(rest) and not np.may_share_memory(own, self.table)
         free = own if ours else np.concatenate([own, rest])
         free.sort(kind="stable")  # quick where they are in order but for a gap that goes round

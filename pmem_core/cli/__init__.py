@@ -127,8 +127,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     A verb may return its status; None is 0.  Nothing but the exit status and one line on stderr tells of an error; with
     PMEM_NBD_DEBUG set the traceback is printed before that line.
     """
-    # Most of a short command are imports.  To look for garbage in what they leave is a tenth of them, and when Python
-    # ends as long as half of them; it goes away with the process.
+    # Most of a short command are imports, and what they make stays: to look through it for garbage takes a tenth of
+    # their time meanwhile, and half of it when Python ends.
     gc.set_threshold(1_000_000)
     atexit.register(gc.freeze)
     try:
