@@ -153,7 +153,8 @@ class Cache:
             engine._load_defined_symbols(module)
             return module
 
-        made.library._get_module_for_linking = linked
+        library = made.library
+        library._get_module_for_linking = linked
         return made
 
     def save_overload(self, signature: Any, made: Any) -> None:

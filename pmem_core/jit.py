@@ -128,7 +128,8 @@ def address_of(function, *records, numbers=1, answer=numba.int64):
         # Where it was compiled into other code first, a constant that it answers has a type of its own, as wide.
         if (found := types.unliteral(made.signature.return_type)) != answer:
             raise TypeError(f"{function.__name__}: returns {found}: expected {answer}")
-        address = made.library.get_pointer_to_function(made.fndesc.llvm_func_name)
+        library = made.library
+        address = library.get_pointer_to_function(made.fndesc.llvm_func_name)
     _at_addresses[address] = function
     return address
 

@@ -88,7 +88,7 @@ def test_what_is_compiled_in_advance_is_what_is_needed():
     warmup.warm_up(geometry.plan(8 << 20))
     program = """if True:
         import numpy
-        from pmem_core import codecache, geometry, jit, layout, statefile, warmup
+        from pmem_core import geometry, jit, layout, statefile, warmup
         plan = geometry.plan(8 << 20)
         for part in warmup._inner(plan, numpy.zeros(1, layout.RUN), statefile.fresh_core(plan)):
             part()

@@ -75,34 +75,31 @@ def stats(
     """
     wanted = heat_map if heat_map is not None else stripe or not (histogram or as_json)
     # Programs ask for figures often, and rich takes a while to import.
-    console = _console() if wanted or not as_json else None
+    console = None if as_json else _console()
     with working(f"reading {image}"):
         from pmem_core import stats as figures_
 
-        fold = _fold(image, console.width, stripe) if wanted and console else None
+        fold = _fold(image, (console or _console()).width, stripe) if wanted else None
 
     def collect() -> dict[str, Any]:
         return figures_.collect(image, fold=fold, histogram=histogram)
 
-    def picture() -> Iterator["RenderableType"]:
-        return render(collect(), by, console or _console())
-
     def once() -> None:
-        if as_json or not console:
-            emit(collect())
+        if console:
+            console.print(*render(collect(), by, console), sep="\n")
         else:
-            console.print(*picture(), sep="\n")
+            emit(collect())
         sys.stdout.flush()
 
     if watch is None:
         once()
         return
     with contextlib.suppress(KeyboardInterrupt):  # the way to end it
-        if as_json or not console or not console.is_terminal:
+        if not console or not console.is_terminal:
             while True:
                 once()
                 time.sleep(watch)
-        _watch(console, picture, watch)
+        _watch(console, lambda: render(collect(), by, console), watch)
 
 
 def _watch(console: "Console", picture: Callable[[], Iterator["RenderableType"]], seconds: float) -> None:
