@@ -163,6 +163,8 @@ def cleanup():
         logged.end()
     except PmemError as error:
         print(f"pmem-nbd: {error}", file=sys.stderr, flush=True)
+    # As for commands: nothing that imports left is looked for when Python ends.
+    gc.freeze()
 
 
 # ---- a connection ----
