@@ -394,6 +394,15 @@ def test_attach_prints_the_device_and_detach_undoes_it(run, folder, image):
     assert not list(folder.iterdir())
 
 
+@pytest.mark.kernel
+@kernel
+def test_server_that_attach_starts_has_one_thread_for_each_connection(run, image):
+    assert run("attach", image, "--via", "loop").returncode == 0
+    words = Path(f"/proc/{server.find(image).pid}/cmdline").read_text().split("\0")
+    assert words[words.index("-t") + 1] == str(launch.THREADS_ATTACHED)
+    assert run("detach", image).returncode == 0
+
+
 # --- errors and conventions -------------------------------------------------------------------------------------------
 
 

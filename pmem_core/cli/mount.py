@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from pmem_core import attach as attaching
-from pmem_core import blockdev, server
+from pmem_core import blockdev, launch, server
 from pmem_core.cli._common import IMAGE, PATH, emit, json_option, policy_file_option, working
 from pmem_core.cli.serve import known_as, say, signals_as_interrupt, signals_ignored, start
 from pmem_core.errors import HostError, NotAnImage, UsageError
@@ -147,7 +147,7 @@ def _attach(image: Path, running: server.Server | None, read_only: bool, via: st
     """Attach an image, serving it first if nobody does; a server started for nothing is stopped again."""
     started = running is None
     if running is None:
-        running = start(image, read_only=read_only)
+        running = start(image, read_only=read_only, threads=launch.THREADS_ATTACHED)
     try:
         return attaching.attach(
             running.image, running.uri, read_only=read_only or running.read_only, owns_server=started, way=via
