@@ -179,10 +179,14 @@ def test_totals_that_a_power_cut_set_back_are_no_fault(path):
     """The descriptors know of writes that the totals of the last checkpoint do not."""
     with mock.patch.object(host, "witness", return_value={"boot": "0", "mount": 1, "device": 1, "inode": 1}):
         device = Device(path)
-        device.write(b"a" * PAGE, 0, fua=True)
+        for page in (1, 2, 0):
+            device.write(b"a" * PAGE, page * PAGE, fua=True)
         device.abandon()
     with Device(path) as device:
         assert device.recovery == "power cut"
+        device.write(b"b" * PAGE, 0)  # counted by a generation that the page had before
+        first, last = (Reader(path).descriptor(0)[field] for field in ("first_generation", "generation"))
+        assert first > last
     for _ in range(2):
         assert "lines_wrong" not in check(path, repair=True).as_dict()["counts"]
     assert check(path).clean

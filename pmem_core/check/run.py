@@ -235,6 +235,10 @@ def _settle_dispute(found: _Image, stage: Stage, state: Belief, journal: Belief)
 # ---- pages and wear ----
 
 
+def _totals_only_grew(found: _Image) -> bool:
+    return found.end in (CLOSED, KILLED) and wear.totals_only_grew(found.record.events)
+
+
 def _walk(found: _Image, report: Report, stage: Stage, belief: Belief, watch: Watch) -> None:
     """Pages and wear of an image that is not to be changed."""
     stage.load(belief)
@@ -245,14 +249,15 @@ def _walk(found: _Image, report: Report, stage: Stage, belief: Belief, watch: Wa
     # As opening would after a kill, but in memory; nothing is in flight otherwise.
     recovery.finish_count(stage.mapping)
     media, in_flight = found.path / "media", recovery.pages_in_flight(stage.mapping.core[0]["intent"])
-    scan = pages.Scan(report, media, found.plan, stage.handle, sections, belief.held, in_flight)
+    ordered = _totals_only_grew(found)
+    scan = pages.Scan(report, media, found.plan, stage.handle, sections, belief.held, ordered, in_flight)
     scan.run(lambda share: watch(MAP_SHARE + (1 - MAP_SHARE) * share))
     if found.end == CLOSED and groups.can_be_told(found.plan) and not np.any(sections & layout.SECTION_SUSPECT):
         # After a crash heads may be stale or missing, until the device is opened, or repaired.
         groups.examine(report, found.plan, stage.handle, belief.held)
     wear.compare_totals(report, stage.mapping.core)
-    if found.end in (CLOSED, KILLED):
-        wear.compare_lines(report, stage.mapping.core["tally"][0], scan.lines, found.record.events)
+    if scan.ordered:
+        wear.compare_lines(report, stage.mapping.core["tally"][0], scan.lines)
     if found.wear_is_whole:
         measured = wear.measure(found.path / "wear", 4 * found.plan.line_count)
         wear.compare(report, stage.mapping.core["tally"][0], measured)
@@ -270,7 +275,8 @@ def _mend(found: _Image, report: Report, watch: Watch) -> None:
         blocks = pages.blocks_in_use(media, found.plan.info.size)
         table = mapping.table[: len(found.plan.table)]
         _, held = trust.survey(found.plan, device.handle, table, blocks, lambda share: None)
-        scan = pages.Scan(report, media, found.plan, device.handle, mapping.sections, held, mark=mender.mark)
+        ordered = _totals_only_grew(found)
+        scan = pages.Scan(report, media, found.plan, device.handle, mapping.sections, held, ordered, mark=mender.mark)
         scan.run(lambda share: watch(MAP_SHARE + 0.8 * share))
         mender.pages(scan.todo, lambda share: watch(0.9 + 0.1 * share))
         if groups.can_be_told(device.plan):

@@ -69,16 +69,20 @@ def compare_totals(report: Report, core: np.ndarray) -> list[Finding]:
     return [report.add(Kind.TOTALS_WRONG, "state", "one of them, or the sum")]
 
 
-def compare_lines(report: Report, tally: Any, lines: np.ndarray, events: list[dict[str, Any]]) -> None:
+def totals_only_grew(events: list[dict[str, Any]]) -> bool:
+    """Whether the journal's events go back to the image's creation, and have nothing that sets totals back.
+
+    A power cut or a repair does, and leaves descriptors as they are: they may tell of more writes, and of later ones.
+    """
+    whole = bool(events) and events[0].get("event") == "created"
+    return whole and not any(event.get("how") == "power cut" or event.get("event") == "repaired" for event in events)
+
+
+def compare_lines(report: Report, tally: Any, lines: np.ndarray) -> None:
     """Report where descriptors tell of more line writes (int64[2], of data and of descriptors) than the totals have.
 
-    Of less is no fault: a page that a kill interrupted, a descriptor that was built anew.  A power cut or a repair sets
-    totals back and leaves descriptors as they are, so after one, or where the journal's events do not go back to the
-    image's creation, nothing is said.
+    Of less is no fault: a page that a kill interrupted, a descriptor that was built anew.
     """
-    whole = events[:1] and events[0].get("event") == "created"
-    if not whole or any(event.get("how") == "power cut" or event.get("event") == "repaired" for event in events):
-        return
     for cause, count in zip((layout.CAUSE_HOST, layout.CAUSE_DESCRIPTOR), lines.tolist(), strict=True):
         if count > tally["worn"][cause]:
             detail = f"{layout.CAUSES[cause]}: {count} by the descriptors, {tally['worn'][cause]} by the totals"
