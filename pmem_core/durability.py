@@ -4,14 +4,16 @@
 ============== ================================================= ======================================================
                made durable                                      taken
 ============== ================================================= ======================================================
-flush          the medium, then the leveling's table             at a flush; the table after moves only
+flush          the medium, then the leveling's table             at a flush; the table only where what moved has changed
 commit_moves   the frames that moved, then the leveling's table  when leveling would overwrite a frame freed since then
 checkpoint     medium and wear, then core, table and sections    by housekeeping, at the end
 mark_section   the mark that a section may hold unflushed        before the first write to a section
                writes
 ============== ================================================= ======================================================
 
-The medium is always first: what the journal says is true of the medium at every instant.  One lock, so that two of
+The medium is always first: what the journal says is true of the medium at every instant.  A page that moved and was not
+written since is in its old frame too, which leveling leaves alone until the move is committed: so a flush commits moves
+only where a frame that one filled was changed afterwards (RUN's `rewritten`).  One lock, so that two of
 these never mix; requests go on meanwhile, for the disk is waited for without the GIL.
 
 No view of a mapped file is kept, in an attribute or a variable: an exception that somebody holds would keep it mapped.
@@ -53,15 +55,15 @@ class Durability:
         self._lock = threading.RLock()
         self._can_sync_ranges = host.can_sync_ranges(mapping.files["media"])
         self._sync_failed: OSError | None = None
-        self._moves_committed = self._moves()
+        self._committed = self._rewritten()  # what `rewritten` was when all moves so far were committed; -1: unknown
 
-    def _moves(self) -> int:
-        return int(self._mapping.core["tally"][0]["moves"])
+    def _rewritten(self) -> int:
+        return int(self._mapping.run["rewritten"][0])
 
     def forget_moves(self) -> None:
         """Of the moves made so far it is not known which are durable: an earlier session made them."""
         self._mapping.run["moved_count"] = MOVED_ROOM + 1
-        self._moves_committed = -1
+        self._committed = -1
 
     # ---- the disk ----
 
@@ -94,9 +96,9 @@ class Durability:
             ranges = [(layout.FRAMES_AT + size * first, layout.FRAMES_AT + size * end) for first, end in runs(frames)]
             host.sync_ranges(self._mapping.files["media"], int(self._mapping.run["media"][0]), ranges)
 
-    def flush(self, moves: int) -> None:
-        """Make the medium durable, and whatever it takes to find it; moves: how many there were."""
-        if moves == self._moves_committed:
+    def flush(self, rewritten: int) -> None:
+        """Make the medium durable, and whatever it takes to find it; rewritten: RUN's word when the flush began."""
+        if rewritten == self._committed:
             self.sync("media")
         else:
             self._commit_table(whole=True)
@@ -109,7 +111,8 @@ class Durability:
 
         Where what is done with them fails, they are not known from then on.
         """
-        moves = self._moves()
+        # A commit that is under way counts as a rewriting: until it is done, flushes wait for it.
+        rewritten = self._rewritten() + 1
         table, frames = np.empty(len(self._mapping.table), np.int64), np.empty(MOVED_ROOM, np.int64)
         count = int(upkeep.take_moves(self._handle, table, frames))
         try:
@@ -118,7 +121,7 @@ class Durability:
             self.forget_moves()
             raise
         self._mapping.durable[:] = table
-        self._moves_committed = moves
+        self._committed = rewritten
 
     def _changed(self, table: np.ndarray) -> dict[int, bytes]:
         words = len(self._plan.table)

@@ -257,7 +257,8 @@ RUN = np.dtype(
         ("pending", "<i8"),
         ("reserved", "<i8"),  # a byte a reservation of the host file
         ("scratch", "<i8"),  # three pages
-        ("moved", "<i8"),  # medium frames that moves have filled since the last checkpoint
+        ("moved", "<i8"),  # medium frames that moves have filled since the last commit of moves
+        ("fresh", "<i8"),  # the same frames: a bit a medium frame
         ("medium_bytes", "<i8"),
         ("line_count", "<i8"),
         ("table_words", "<i8"),
@@ -266,6 +267,8 @@ RUN = np.dtype(
         ("reserved_count", "<i8"),
         ("moved_room", "<i8"),
         ("moved_count", "<i8"),  # more than moved_room: some are not in `moved`
+        ("fresh_words", "<i8"),
+        ("rewritten", "<i8"),  # grows where such a frame is changed, and at each commit of moves (durability.py)
         ("media_fd", "<i8"),
         ("wear_fd", "<i8"),
         ("page_count", "<i8"),

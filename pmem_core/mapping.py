@@ -124,6 +124,7 @@ def _arrange(
     reserved = np.frombuffer(arena.anonymous((info.size >> 16) + 1), np.uint8)
     scratch = np.zeros(4 * layout.PAGE_BYTES, np.uint8)
     moved = np.zeros(MOVED_ROOM, np.int64)
+    fresh = np.frombuffer(arena.anonymous(8 * (info.size // info.frame_bytes // 64 + 1)), np.int64)
     run = np.zeros(1, layout.RUN)
     addresses: dict[str, np.ndarray] = {
         "media": media,
@@ -136,6 +137,7 @@ def _arrange(
         "reserved": reserved,
         "scratch": scratch,
         "moved": moved,
+        "fresh": fresh,
     }
     for name, array in addresses.items():
         run[name] = array.ctypes.data
@@ -145,6 +147,7 @@ def _arrange(
         "tick_words": len(ticks),
         "reserved_count": len(reserved),
         "moved_room": len(moved),
+        "fresh_words": len(fresh),
         "media_fd": files["media"],
         "wear_fd": files["wear"],
         "checksums": int(info.checksums and plan.has_descriptors),
@@ -155,5 +158,5 @@ def _arrange(
     }
     for name, value in figures.items():
         run[name] = value
-    kept = (reserved, scratch, moved)
+    kept = (reserved, scratch, moved, fresh)
     return Mapping(run, core, table, ticks, part["sections"], durable, wear, media, maps, files, part["pending"], kept)

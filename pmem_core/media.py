@@ -215,6 +215,7 @@ def reserve(run, at, count):
 @hot
 def punch(run, at, count):
     """Give the host back the space of `count` bytes at `at`; they read as zeros.  OK or HOST."""
+    note_rewritten(run, at, count)
     error = fallocate(run["media_fd"], FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE, at, count)
     reserved = u8_at(run["reserved"], run["reserved_count"])
     for chunk in range(at >> RESERVE_SHIFT, ((at + count - 1) >> RESERVE_SHIFT) + 1):
@@ -235,6 +236,7 @@ def is_blank(run, at, count):
 @hot
 def blank(run, at, count):
     """Make `count` bytes at `at`, within a frame, zeros; the next commit of moves waits for them.  No line is worn."""
+    note_rewritten(run, at, count)
     clear_bytes(u8_at(run["media"], run["medium_bytes"]), at, count)
     note_filled(run, (at - FRAMES_AT) >> run["frame_shift"])
 
@@ -325,6 +327,7 @@ def is_cached(run, at, count):
 @hot
 def wear(run, core, cause, at, count):
     """Wear the lines that a store of `count` bytes to `at` touches; how many."""
+    note_rewritten(run, at, count)
     lines = lines_under(run, at, count)
     wear_lines(run, core, cause, at >> run["line_shift"], lines)
     return lines
@@ -338,10 +341,43 @@ def frame_at(run, frame):
 
 @hot
 def note_filled(run, frame):
-    """The next commit of moves must wait for medium frame `frame`."""
+    """The next commit of moves must wait for medium frame `frame`.  Without room for it, nobody commits them."""
+    if run["moved_room"] == 0:
+        return
     if run["moved_count"] < run["moved_room"]:
         i64_at(run["moved"], run["moved_room"])[run["moved_count"]] = frame
     run["moved_count"] += 1
+    i64_at(run["fresh"], run["fresh_words"])[frame >> 6] |= int64(1) << (frame & 63)
+
+
+@hot
+def note_rewritten(run, at, count):
+    """`count` bytes at `at` change: where they had moved there, their old place no longer holds the same.
+
+    From then on a flush has to commit the leveling's table.
+    """
+    if run["moved_count"] == 0 or at < FRAMES_AT:
+        return
+    fresh = i64_at(run["fresh"], run["fresh_words"])
+    last = (at + count - 1 - FRAMES_AT) >> run["frame_shift"]
+    for frame in range((at - FRAMES_AT) >> run["frame_shift"], last + 1):
+        run["rewritten"] += fresh[frame >> 6] >> (frame & 63) & 1
+
+
+@hot
+def forget_filled(run):
+    """The commit that begins takes all that `note_filled` noted."""
+    fresh, count = i64_at(run["fresh"], run["fresh_words"]), run["moved_count"]
+    if count <= run["moved_room"]:
+        moved = i64_at(run["moved"], run["moved_room"])
+        for i in range(count):
+            fresh[moved[i] >> 6] = 0
+    else:
+        for i in range(fresh.size):
+            if fresh[i]:  # a page of it that nobody touched stays one
+                fresh[i] = 0
+    run["moved_count"] = 0
+    run["rewritten"] += 1
 
 
 @hot

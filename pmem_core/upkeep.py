@@ -47,13 +47,13 @@ def drain(device, done):
 
 @hot
 def begin_flush(device, counted):
-    """Count a flush, if it is `counted`; how many moves there were so far."""
+    """Count a flush, if it is `counted`; RUN's `rewritten`."""
     core = device[1][0]
     if counted:
         held = media.begin_count(core)
         core["tally"]["flushes"] += 1
         media.end_count(core, held, 1)
-    return core["tally"]["moves"]
+    return device[0][0]["rewritten"]
 
 
 @hot
@@ -72,7 +72,7 @@ def take_moves(device, table, frames):
     _copy_words(table, run["table"], table.size)
     count = run["moved_count"]
     _copy_words(frames, run["moved"], min(count, frames.size))
-    run["moved_count"] = 0
+    media.forget_filled(run)
     run["wanted"] = 0
     return count
 

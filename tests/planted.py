@@ -63,7 +63,36 @@ def freed_frame_reused() -> Any:
 
 def flush_forgets_the_journal() -> Any:
     """A flush syncs the medium and leaves the table of the frames that moved uncommitted."""
-    return _replaced(Durability, "flush", lambda self, moves: self.sync("media"))
+    return _replaced(Durability, "flush", lambda self, rewritten: self.sync("media"))
+
+
+def rewriting_not_noticed() -> Any:
+    """A page is written where it has moved to, and a flush takes its old frame for as good."""
+    return _replaced(media, "note_rewritten", lambda run, at, count: None)
+
+
+def trim_not_noticed() -> Any:
+    """The same, where its bytes are given back to the host."""
+    real = media.punch
+
+    def punch(run: Any, at: int, count: int) -> int:
+        with _replaced(media, "note_rewritten", lambda run, at, count: None):
+            return real(run, at, count)
+
+    return _replaced(media, "punch", punch)
+
+
+def commit_taken_for_done() -> Any:
+    """A flush does not wait for a commit of moves that has only begun."""
+    real = Durability._taken
+
+    @contextlib.contextmanager
+    def taken(self: Any) -> Iterator[Any]:
+        with real(self) as found:
+            self._committed = self._rewritten()
+            yield found
+
+    return _replaced(Durability, "_taken", taken)
 
 
 def section_marked_late() -> Any:
@@ -217,6 +246,9 @@ PLANTED: dict[str, Callable[[], Any]] = {
         switch_before_copy,
         freed_frame_reused,
         flush_forgets_the_journal,
+        rewriting_not_noticed,
+        trim_not_noticed,
+        commit_taken_for_done,
         section_marked_late,
         frames_not_synced,
         moves_not_committed,

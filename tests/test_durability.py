@@ -74,15 +74,46 @@ def journal_has_the_table(device: Device) -> bool:
     return device.journal.load_checkpoint()[1] == device.mapping.table[: len(device.plan.table)].tobytes()
 
 
-def test_flush_after_a_move_makes_the_move_durable_and_no_wear(path, synced):
+def test_flush_leaves_a_move_uncommitted_while_the_old_frame_holds_the_same(path, synced):
     image.create(path, geometry.plan(4 * MIB, parameters=MOVING))
     with Device(path) as device:
         device.write(b"x" * PAGE * 3, 0)
         assert device.mapping.core["tally"]["moves"][0] and not journal_has_the_table(device)
         synced.clear()
         device.flush()
+        assert not journal_has_the_table(device)
+        assert synced == ["media"]
+
+
+@pytest.mark.parametrize("how", ["write", "trim"])
+def test_flush_after_a_change_of_what_moved_makes_the_move_durable_and_no_wear(path, synced, how):
+    # Without descriptors nothing but the page itself says that it was trimmed.
+    image.create(path, geometry.plan(4 * MIB, placement_name="none", parameters=MOVING))
+    with Device(path) as device:
+        device.write(b"x" * PAGE * 64, 0)
+        device.commit_moves()
+        for _ in range(4):
+            device.write(b"x" * PAGE, 30 * PAGE)
+        device.flush()
+        assert device.mapping.run["moved_count"] > 0 and not journal_has_the_table(device)
+        if how == "write":
+            device.write(b"y" * PAGE * 64, 0)
+        else:
+            device.trim(PAGE * 64, 0)
+        synced.clear()
+        device.flush()
         assert journal_has_the_table(device)
         assert synced == ["media"]
+
+
+def test_flush_after_a_commit_of_moves_commits_nothing(path):
+    image.create(path, geometry.plan(4 * MIB, parameters=MOVING))
+    with Device(path) as device:
+        device.write(b"x" * PAGE * 64, 0)
+        device.commit_moves()
+        before = (path / "journal" / "data.mdb").read_bytes()
+        device.flush()
+        assert (path / "journal" / "data.mdb").read_bytes() == before
 
 
 def test_flush_without_a_move_commits_nothing(path):
