@@ -66,9 +66,9 @@ class Scan:
 
     lines: line writes of data and of descriptors that descriptors of format 2 tell of, int64[2].
 
-    path: of the medium file; held: which placed blocks are in no hole (checkscan); ordered: whether a later write always
-    had a higher generation, and totals that descriptors cannot exceed (wear.totals_only_grew); in_flight: pages that the
-    last session was writing when it was killed; mark: called with a section that turns out to be in use.
+    path: of the medium file; held: which placed blocks are in no hole (checkscan); ordered: whether a later write has a
+    higher generation, and totals that descriptors cannot exceed (wear.totals_only_grew); in_flight: pages that the last
+    session was writing when it was killed; mark: called with a section that turns out to be in use.
     """
 
     report: Report
