@@ -290,12 +290,14 @@ def goes_by_call(run, at):
 @hot
 def put(run, at, source, source_at, count):
     """The bytes of `store`, whose lines the caller wears."""
+    note_rewritten(run, at, count)
     copy_bytes(u8_at(run["media"], run["medium_bytes"]), at, source, source_at, count)
 
 
 @hot
 def put_by_call(run, at, source, source_at, count):
     """The same by a system call; what the host does not take so is put all the same."""
+    note_rewritten(run, at, count)
     done = max(0, pwrite(run["media_fd"], source, source_at, count, at))
     put(run, at + done, source, source_at + done, count - done)
 
@@ -327,7 +329,6 @@ def is_cached(run, at, count):
 @hot
 def wear(run, core, cause, at, count):
     """Wear the lines that a store of `count` bytes to `at` touches; how many."""
-    note_rewritten(run, at, count)
     lines = lines_under(run, at, count)
     wear_lines(run, core, cause, at >> run["line_shift"], lines)
     return lines
