@@ -82,19 +82,6 @@ def trim_not_noticed() -> Any:
     return _replaced(media, "punch", punch)
 
 
-def commit_taken_for_done() -> Any:
-    """A flush does not wait for a commit of moves that has only begun."""
-    real = Durability._taken
-
-    @contextlib.contextmanager
-    def taken(self: Any) -> Iterator[Any]:
-        with real(self) as found:
-            self._committed = self._rewritten()
-            yield found
-
-    return _replaced(Durability, "_taken", taken)
-
-
 def section_marked_late() -> Any:
     """A section's mark is in the state, and in the journal with the next checkpoint only."""
 
@@ -248,7 +235,6 @@ PLANTED: dict[str, Callable[[], Any]] = {
         flush_forgets_the_journal,
         rewriting_not_noticed,
         trim_not_noticed,
-        commit_taken_for_done,
         section_marked_late,
         frames_not_synced,
         moves_not_committed,

@@ -160,6 +160,18 @@ def test_after_a_flush_the_journals_table_finds_every_byte(path, name, large):
     assert left or "leveling_name" in FLUSHED[name]  # those that exchange hardly leave any
 
 
+def test_commit_that_is_under_way_is_not_taken_for_done(path):
+    image.create(path, geometry.plan(4 * MIB, parameters=MOVING))
+    with Device(path) as device:
+        kept, run = device._durability, device.mapping.run
+        device.write(b"x" * PAGE * 64, 0)
+        device.flush()
+        assert kept._committed == run["rewritten"]
+        with kept._taken():
+            assert kept._committed != run["rewritten"]
+        assert kept._committed == run["rewritten"]
+
+
 def test_flush_after_a_commit_of_moves_commits_nothing(path):
     image.create(path, geometry.plan(4 * MIB, parameters=MOVING))
     with Device(path) as device:
