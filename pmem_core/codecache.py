@@ -17,6 +17,7 @@ import contextlib
 import fcntl
 import functools
 import hashlib
+import operator
 import os
 import shutil
 import tempfile
@@ -33,6 +34,7 @@ from numba.core.runtime import _nrt_python  # type: ignore[attr-defined]
 from . import policyfile
 
 config: Any = numba_config  # its names are made when it is imported
+code_library = operator.attrgetter("library")  # of what numba made of a function: where the machine's code lies
 
 INLINING = ("offline", "roads", "wearscan")
 
@@ -153,8 +155,7 @@ class Cache:
             engine._load_defined_symbols(module)
             return module
 
-        library = made.library
-        library._get_module_for_linking = linked
+        code_library(made)._get_module_for_linking = linked
         return made
 
     def save_overload(self, signature: Any, made: Any) -> None:

@@ -13,8 +13,9 @@ mark_section   the mark that a section may hold unflushed        before the firs
 
 The medium is always first: what the journal says is true of the medium at every instant.  A page that moved and was not
 written since is in its old frame too, which leveling leaves alone until the move is committed: so a flush commits moves
-only where a frame that one filled was changed afterwards (RUN's `rewritten`).  One lock, so that two of
-these never mix; requests go on meanwhile, for the disk is waited for without the GIL.
+only where a frame that one filled was changed afterwards (RUN's `rewritten`).
+
+One lock, so that two of these never mix; requests go on meanwhile, for the disk is waited for without the GIL.
 
 No view of a mapped file is kept, in an attribute or a variable: an exception that somebody holds would keep it mapped.
 """

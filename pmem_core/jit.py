@@ -24,7 +24,7 @@ from numba.core import cgutils, config, sigutils
 from numba.core.ccallback import CFunc
 from numba.extending import intrinsic
 
-from .codecache import Cache
+from .codecache import Cache, code_library
 from .layout import BROKE
 
 PLAIN = bool(config.DISABLE_JIT)
@@ -128,8 +128,7 @@ def address_of(function, *records, numbers=1, answer=numba.int64):
         # Where it was compiled into other code first, a constant that it answers has a type of its own, as wide.
         if (found := types.unliteral(made.signature.return_type)) != answer:
             raise TypeError(f"{function.__name__}: returns {found}: expected {answer}")
-        library = made.library
-        address = library.get_pointer_to_function(made.fndesc.llvm_func_name)
+        address = code_library(made).get_pointer_to_function(made.fndesc.llvm_func_name)
     _at_addresses[address] = function
     return address
 

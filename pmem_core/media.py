@@ -297,8 +297,8 @@ def put(run, at, source, source_at, count):
 @hot
 def put_by_call(run, at, source, source_at, count):
     """The same by a system call; what the host does not take so is put all the same."""
-    note_rewritten(run, at, count)
     done = max(0, pwrite(run["media_fd"], source, source_at, count, at))
+    note_rewritten(run, at, done)
     put(run, at + done, source, source_at + done, count - done)
 
 
@@ -375,7 +375,7 @@ def forget_filled(run):
             fresh[moved[i] >> 6] = 0
     else:
         for i in range(fresh.size):
-            if fresh[i]:  # a page of it that nobody touched stays one
+            if fresh[i]:  # to store to all of it would fill memory that nobody has touched
                 fresh[i] = 0
     run["moved_count"] = 0
     run["rewritten"] += 1
