@@ -89,19 +89,19 @@ def fill(peer: Peer) -> None:
 
 
 def renew(peers: Sequence[Peer], tell: Callable[[str], None], prefill: bool = True) -> None:
-    """Start every server anew, with the content it had; the first time make it, and fill it if `prefill`.
+    """Start every server anew, with the content it had; the first time make it.  Fill it each time, if `prefill`.
 
     Whether its memory happens to lie well makes a server up to a third quicker or slower than the next one of the same
-    program, for as long as it runs: so a median wants several of each.
+    program, for as long as it runs: so a median wants several of each.  And a server that was just started has touched
+    no page yet of what it maps.
     """
     for peer in peers:
         tell(f"starting {peer.spec}")
-        kept = bool(peer.files())
         if peer.process is None:
             peer.create()
         peer.stop()
         peer.start()
-        if prefill and not kept:
+        if prefill:
             fill(peer)
 
 
