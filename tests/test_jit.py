@@ -207,3 +207,32 @@ def test_what_is_compiled_in_elsewhere_has_an_address_all_the_same():
 def test_the_cache_folder_names_the_sources():
     assert codecache.FOLDER.name == codecache.choose_folder([], os.environ.get("NUMBA_BOUNDSCHECK", "")).name
     assert len(codecache.FOLDER.name) == 16
+
+
+@jit.hot
+def copy_often(target, target_at, source, source_at, count, times):
+    for _ in range(times):
+        jit.copy_bytes(target, target_at, source, source_at, count)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2047, 2048, 2049, 4096, 6000])
+def test_copy_is_of_these_bytes_and_no_others(count):
+    source, target = np.random.default_rng(count).integers(0, 256, (2, 8192), np.uint8)
+    expected = target.copy()
+    expected[17 : 17 + count] = source[5 : 5 + count]
+    copy_often(target, 17, source, 5, count, 1)
+    assert np.array_equal(target, expected)
+
+
+@pytest.mark.skipif(jit.PLAIN, reason="in plain Python numpy copies")
+def test_no_place_of_a_page_makes_its_copy_slow():
+    """The copying of the processor itself, which glibc 2.36 leaves a page to, takes 30 times as long for some."""
+    memory = np.zeros(1 << 16, np.uint8)
+    page = -memory.ctypes.data % 4096
+    times: dict[int, list[float]] = {0: [], 16: [], 4080: []}
+    for _ in range(7):
+        for at, taken in times.items():
+            started = time.perf_counter()
+            copy_often(memory, page + 8192 + at, memory, page, 4096, 2000)
+            taken.append(time.perf_counter() - started)
+    assert max(min(taken) for taken in times.values()) < 6 * min(times[0])
