@@ -43,6 +43,7 @@ def bind(run: np.ndarray, core: np.ndarray, plan: Geometry) -> Handle:
     run["move"] = move_address(run, common)
     run["scrub"] = jit.address_of(onepage.scrub, run)
     run["meet"] = jit.address_of(onepage.meet, run, common)
+    run["look"] = jit.address_of(media.look, run, answer=numba.void)
     run["drain_slot"] = jit.address_of(onepage.drain_slot, run, common, answer=numba.void)
     return run, common
 

@@ -256,7 +256,7 @@ RUN = np.dtype(
         ("sections", "<i8"),
         ("pending", "<i8"),
         ("reserved", "<i8"),  # a byte a reservation of the host file
-        ("scratch", "<i8"),  # three pages
+        ("scratch", "<i8"),  # four pages
         ("moved", "<i8"),  # medium frames that moves have filled since the last commit of moves
         ("fresh", "<i8"),  # the same frames: a bit a medium frame
         ("medium_bytes", "<i8"),
@@ -297,6 +297,7 @@ RUN = np.dtype(
         ("scrub", "<i8"),
         ("meet", "<i8"),
         ("drain_slot", "<i8"),
+        ("look", "<i8"),
         ("read_at", "<i8"),  # requests, and parts of them; of a device only
         ("write_at", "<i8"),
         ("together", "<i8"),
@@ -308,6 +309,7 @@ RUN = np.dtype(
         ("by_call", "<i8"),  # 1: the request in hand is such a one
         ("epoch", "<i8"),  # since the last sync of the medium, 1 to media.EPOCHS
         ("tmpfs", "<i8"),  # 1: reading a hole through the map allocates, and on a full host that is a SIGBUS
+        ("looks", "<i8"),  # 1: the host tells what is there already (media.look)
         ("wanted", "<i8"),  # 1: leveling would like a checkpoint soon; 2: and somebody has been told
         # Of a replay, which has no medium (media: 0); see media.count_bytes:
         ("units", "<i8"),  # address

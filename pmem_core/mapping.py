@@ -155,6 +155,8 @@ def _arrange(
         "large": 0 if in_memory or info.frame_bytes < layout.PAGE_BYTES else LARGE,
         "epoch": 1,
         "tmpfs": int(in_memory),
+        # mincore(2) says of a file that may not be written that all of it is in memory.
+        "looks": int(in_memory and os.access(f"/proc/self/fd/{files['media']}", os.W_OK, effective_ids=True)),
     }
     for name, value in figures.items():
         run[name] = value

@@ -15,6 +15,7 @@ from .jit import (
     call_at,
     clear_bytes,
     copy_bytes,
+    do_at,
     fallocate,
     hot,
     i64_at,
@@ -48,6 +49,10 @@ RESERVE_SHIFT = 16  # host space is reserved 64 KiB at a time
 # is the time between two syncs of the medium, 1 to EPOCHS and then 1 again.
 CALLS_BITS, EPOCHS = 5, 7
 CALLS_MAX = (1 << CALLS_BITS) - 1
+NOT_THERE = 1  # in such a byte: it was looked at, and a part of it is not there; nothing is reserved
+LOOK_SHIFT = 20  # what is there already is looked at 1 MiB at a time
+SEEN = PAGE_BYTES // 2  # bytes in scratch for what mincore finds, of the medium and of counters
+SEEN_AT, COUNTERS_SEEN_AT = 3 * PAGE_BYTES, 3 * PAGE_BYTES + SEEN
 ENOSPC, EDQUOT = 28, 122
 FALLOC_FL_KEEP_SIZE = 1
 FALLOC_FL_PUNCH_HOLE = 2
@@ -193,11 +198,68 @@ def allocate(run, first, end):
 
 
 @hot
+def is_reserved(run, chunk):
+    """True where the host is known to have room for all of reservation `chunk` and for its wear counters."""
+    reserved = u8_at(run["reserved"], run["reserved_count"])
+    if reserved[chunk] == 0 and run["looks"]:
+        do_at(run["look"], (run, chunk << RESERVE_SHIFT))
+    return reserved[chunk] >= 1 << CALLS_BITS
+
+
+@hot
+def look(run, at):
+    """Find out which reservations in the MiB around `at` the host has room for since an earlier session.
+
+    That is so on tmpfs where all of one is in memory, and so are its counters.  Elsewhere what is in memory may be a
+    copy of a hole.
+    """
+    reserved = u8_at(run["reserved"], run["reserved_count"])
+    start = at >> LOOK_SHIFT << LOOK_SHIFT
+    end = min(start + (1 << LOOK_SHIFT), run["medium_bytes"])
+    chunks = range(start >> RESERVE_SHIFT, ((end - 1) >> RESERVE_SHIFT) + 1)
+    for chunk in chunks:
+        if reserved[chunk] == 0:
+            reserved[chunk] = NOT_THERE
+    counters, counters_end = _counters(run, start, end)
+    pages, counters_pages = u8_at(run["scratch"] + SEEN_AT, SEEN), u8_at(run["scratch"] + COUNTERS_SEEN_AT, SEEN)
+    if mincore(run["media"] + start, end - start, pages):
+        return
+    if mincore(run["wear"] + counters, counters_end - counters, counters_pages):
+        return
+    for chunk in chunks:
+        first, last = chunk << RESERVE_SHIFT, min(end, (chunk + 1) << RESERVE_SHIFT)
+        of_wear, wear_end = _counters(run, first, last)
+        if (
+            reserved[chunk] == NOT_THERE
+            and _are_seen(run["scratch"] + SEEN_AT, first - start, last - start)
+            and _are_seen(run["scratch"] + COUNTERS_SEEN_AT, of_wear - counters, wear_end - counters)
+        ):
+            reserved[chunk] = run["epoch"] << CALLS_BITS
+
+
+@hot
+def _counters(run, at, end):
+    """Where the pages with the wear counters of bytes `at` to `end` begin and end, in bytes of the counters."""
+    first, last = 4 * (at >> run["line_shift"]), 4 * ((end - 1) >> run["line_shift"])
+    return first >> PAGE_SHIFT << PAGE_SHIFT, ((last >> PAGE_SHIFT) + 1) << PAGE_SHIFT
+
+
+@hot
+def _are_seen(found_at, at, end):
+    """True where what mincore left at `found_at` says so of every page with bytes `at` to `end` in it."""
+    found = u8_at(found_at, SEEN)
+    for page in range(at >> PAGE_SHIFT, ((end - 1) >> PAGE_SHIFT) + 1):
+        if not found[page] & 1:
+            return False
+    return True
+
+
+@hot
 def reserve(run, at, count):
     """Make sure that the host has room for `count` bytes at `at` and for their wear counters; OK or HOST."""
     reserved = u8_at(run["reserved"], run["reserved_count"])
     for chunk in range(at >> RESERVE_SHIFT, ((at + count - 1) >> RESERVE_SHIFT) + 1):
-        if reserved[chunk]:
+        if is_reserved(run, chunk):
             continue
         first = chunk << RESERVE_SHIFT
         end = min(first + (1 << RESERVE_SHIFT), run["medium_bytes"])
@@ -219,7 +281,7 @@ def punch(run, at, count):
     error = fallocate(run["media_fd"], FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE, at, count)
     reserved = u8_at(run["reserved"], run["reserved_count"])
     for chunk in range(at >> RESERVE_SHIFT, ((at + count - 1) >> RESERVE_SHIFT) + 1):
-        reserved[chunk] = 0
+        reserved[chunk] = NOT_THERE if run["looks"] else 0
     return error << ERRNO_SHIFT | HOST if error else OK
 
 
@@ -244,7 +306,7 @@ def blank(run, at, count):
 @hot
 def load(run, at, target, target_at, count):
     """Copy `count` bytes at `at` into target[target_at:], uint8[]."""
-    if run["tmpfs"] and not u8_at(run["reserved"], run["reserved_count"])[at >> RESERVE_SHIFT]:
+    if run["tmpfs"] and not is_reserved(run, at >> RESERVE_SHIFT):
         # This may be a hole.  A read call sees zeros there and takes no room.
         if pread(run["media_fd"], target, target_at, count, at) == count:
             return
@@ -316,14 +378,10 @@ def put_pages_by_call(run, at, source, source_at, count):
 
 @hot
 def is_cached(run, at, count):
-    """True where the host has all of these pages, a page of scratch at most, in memory."""
-    found = u8_at(run["scratch"] + PAGE_BYTES, PAGE_BYTES)
-    if mincore(run["media"] + at, count, found):
+    """True where the host has all of these pages, TOGETHER_MAX at most, in memory."""
+    if mincore(run["media"] + at, count, u8_at(run["scratch"] + SEEN_AT, SEEN)):
         return False
-    for i in range(count >> PAGE_SHIFT):
-        if not found[i] & 1:
-            return False
-    return True
+    return _are_seen(run["scratch"] + SEEN_AT, 0, count)
 
 
 @hot
@@ -407,7 +465,7 @@ def move_bytes(run, core, source, target):
     count = 1 << run["frame_shift"]
     to, of = frame_at(run, target), frame_at(run, source)
     # On a sparse medium most moves are between holes.
-    used = u8_at(run["reserved"], run["reserved_count"])[of >> RESERVE_SHIFT]
+    used = is_reserved(run, of >> RESERVE_SHIFT) or is_reserved(run, to >> RESERVE_SHIFT)
     code = reserve(run, to, count) if used else reserve_exactly(run, to, count)
     if code:
         return code

@@ -72,7 +72,7 @@ def life(module, parameters, *, frames, endurance, frame_lines, zipf, seed):
         "table": np.append(table, 0),
         "durable": np.append(table, 0),
         "ticks": np.zeros(ticks + 1, np.int64),
-        "reserved": np.ones((medium_bytes >> 16) + 1, np.uint8),
+        "reserved": np.full((medium_bytes >> 16) + 1, 1 << media.CALLS_BITS, np.uint8),
     }
     run = np.zeros(1, layout.RUN)
     for name, array in arrays.items():

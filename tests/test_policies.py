@@ -231,7 +231,7 @@ class Memory:
             "table": self.table,
             "durable": self.durable,
             "ticks": np.zeros(max(1, ticks), np.int64),
-            "reserved": np.ones((size >> 16) + 1, np.uint8),
+            "reserved": np.full((size >> 16) + 1, 1 << media.CALLS_BITS, np.uint8),
         }
         self.run = np.zeros(1, layout.RUN)
         for field, array in self.arrays.items():
