@@ -8,7 +8,7 @@ from typing import Any
 
 import nbdkit
 
-from nbd_plugin import threads
+from nbd_plugin import sockets, threads
 from nbd_plugin.faults import Refused, reported
 from pmem_core.device import Device
 from pmem_core.layout import PAGE_BYTES
@@ -47,6 +47,7 @@ def open_(readonly):
     if name.startswith(record.MARK_PREFIX):
         _device.mark(name.removeprefix(record.MARK_PREFIX))
     threads.give_back()
+    sockets.widen()
     return _handle()
 
 

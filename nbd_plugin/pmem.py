@@ -26,7 +26,7 @@ _ROOT = Path(__file__).resolve().parent.parent
 _PYTHON = "python{}.{}".format(*sys.version_info)
 sys.path += [str(_ROOT), *map(str, _ROOT.glob(f".venv/lib/{_PYTHON}/site-packages"))]
 try:
-    from nbd_plugin import compiled, logged, recorded, threads
+    from nbd_plugin import compiled, logged, recorded, sockets, threads
     from nbd_plugin.faults import Refused, fail, or_fail, reported
     from pmem_core import (
         __version__,
@@ -172,6 +172,7 @@ def cleanup():
 
 def open(readonly):
     threads.give_back()
+    sockets.widen()
     return _served.handle
 
 

@@ -5,9 +5,9 @@
 In each round every workload visits every peer, in an order that changes from round to round, so that what disturbs the
 machine disturbs all of them alike; a figure is the median over the rounds.  Each round has servers of its own, for one
 is up to a third quicker than the next of the same program; they stay up, idle, while others are measured.  Each device
-is filled after its start, so that nobody pays for first touches; after each fio run the peer's own files are synced, so that
-nobody pays for another's dirty pages.  Where throughput depends on how soon an idle processor wakes, the processor time
-that a server spends on a request is the steadier figure.
+is filled after its start, so that nobody pays for first touches; after each fio run the peer's own files are synced,
+so that nobody pays for another's dirty pages.  Where throughput depends on how soon an idle processor wakes, the
+processor time that a server spends on a request is the steadier figure.
 
 A peer is NAME[:KEY=VALUE ...][@PLACE], several separated by commas.  A KEY of pmem is an option of `pmem-nbd create` or
 a policy's parameter (pmem:leveling=start_gap:interval=50), or rev, another commit of this repository; one that begins

@@ -3,13 +3,17 @@
 
 import contextlib
 import errno
+import fcntl
 import itertools
 import json
 import os
 import random
 import shutil
 import signal
+import socket
+import struct
 import subprocess
+import termios
 import threading
 import time
 from collections.abc import Iterator
@@ -818,3 +822,20 @@ def test_initialised_image_is_served(tmp_path, initialise):
     assert check(path).clean
     reader = Reader(path)
     assert b"".join(reader.page(page) for page in range(10240, 10244)).startswith(data)
+
+
+def test_socket_has_room_for_more_than_the_kernel_gives_it(path):
+    """That is 208 KiB; with net.core.wmem_max as the kernel has it twice that can be had."""
+    with serving(path) as server:
+        server.connect()
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(server.socket))
+            client.recv(18)  # NBDMAGIC, IHAVEOPT, flags
+            client.sendall(struct.pack(">I8sII", 1, b"IHAVEOPT", 1, 0))  # NBD_OPT_EXPORT_NAME, the default export
+            client.recv(134, socket.MSG_WAITALL)  # size, flags, zeros
+            client.sendall(struct.pack(">IHHQQI", 0x25609513, 0, 0, 1, 0, 1 << 20))  # NBD_CMD_READ
+            deadline, unread = time.monotonic() + 10, 0
+            while unread < 256 << 10 and time.monotonic() < deadline:
+                (unread,) = struct.unpack("i", fcntl.ioctl(client, termios.FIONREAD, bytes(4)))
+                time.sleep(0.01)
+    assert unread >= 256 << 10
