@@ -68,16 +68,14 @@ class Mapping:
         self.maps.clear()
 
 
-def map_image(path: Path, plan: Geometry, *, read_only: bool, live: bool = False) -> Mapping:
+def map_image(path: Path, plan: Geometry, *, read_only: bool) -> Mapping:
     """Map media, wear and state.
 
-    read_only: nothing is written; state and wear are private copies, so that counters may change in memory.  live: for
-    a look at a served image, everything is mapped shared and for reading.
+    read_only: nothing is written; state and wear are private copies, so that counters may change in memory.
     """
     files: dict[str, int] = {}
     maps: dict[str, mmap.mmap] = {}
     views: dict[str, np.ndarray] = {}
-    writable = not read_only and not live
     try:
         with host.host_errors(path):
             for name, size in (
@@ -85,16 +83,16 @@ def map_image(path: Path, plan: Geometry, *, read_only: bool, live: bool = False
                 ("wear", 4 * plan.line_count),
                 ("state", plan.zones()["end"][0]),
             ):
-                files[name] = os.open(path / name, (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC)
+                files[name] = os.open(path / name, (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC)
                 found = os.fstat(files[name]).st_size
                 if found < size:
                     raise DamagedImage(path / name, f"truncated to {found} bytes", f"{size} bytes")
-                if name == "media" and writable and hugepages.suits(files[name], size):
+                if name == "media" and not read_only and hugepages.suits(files[name], size):
                     maps[name], views[name] = hugepages.map_aligned(files[name], size)
                     continue
-                private = read_only and not live and name != "media"
+                private = read_only and name != "media"
                 flags = mmap.MAP_PRIVATE if private else mmap.MAP_SHARED
-                protection = mmap.PROT_READ if not writable and not private else mmap.PROT_READ | mmap.PROT_WRITE
+                protection = mmap.PROT_READ if read_only and not private else mmap.PROT_READ | mmap.PROT_WRITE
                 maps[name] = mmap.mmap(files[name], size, flags | arena.MAP_NORESERVE, protection)
                 views[name] = np.frombuffer(maps[name], np.uint8)
         # Single-page folios: a stored byte must not make a flush write 2 MiB.
@@ -107,7 +105,11 @@ def map_image(path: Path, plan: Geometry, *, read_only: bool, live: bool = False
         for fd in files.values():
             os.close(fd)
         raise
-    return _arrange(plan, files, maps, views, read_only or live)
+    mapping = _arrange(plan, files, maps, views, read_only)
+    # Of a file that may not be written mincore(2) says that all of it is in memory.
+    if mapping.run["tmpfs"][0]:
+        mapping.run["looks"] = os.access(f"/proc/self/fd/{files['media']}", os.W_OK, effective_ids=True)
+    return mapping
 
 
 def _arrange(
@@ -155,8 +157,6 @@ def _arrange(
         "large": 0 if in_memory or info.frame_bytes < layout.PAGE_BYTES else LARGE,
         "epoch": 1,
         "tmpfs": int(in_memory),
-        # mincore(2) says of a file that may not be written that all of it is in memory.
-        "looks": int(in_memory and os.access(f"/proc/self/fd/{files['media']}", os.W_OK, effective_ids=True)),
     }
     for name, value in figures.items():
         run[name] = value
