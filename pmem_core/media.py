@@ -208,12 +208,16 @@ def is_reserved(run, chunk):
 
 @hot
 def look(run, at):
-    """Find out which reservations in the MiB around `at` the host has room for since an earlier session.
+    """Find out which reservations in the MiB around that at `at` the host has room for since an earlier session.
 
     That is so on tmpfs where all of one is in memory, and so are its counters.  Elsewhere what is in memory may be a
     copy of a hole.
     """
     reserved = u8_at(run["reserved"], run["reserved_count"])
+    pages, counters_pages = u8_at(run["scratch"] + SEEN_AT, SEEN), u8_at(run["scratch"] + COUNTERS_SEEN_AT, SEEN)
+    if mincore(run["media"] + at, PAGE_BYTES, pages) or not pages[0] & 1:
+        reserved[at >> RESERVE_SHIFT] = NOT_THERE  # of a sparse medium most is not, and a MiB takes five times as long
+        return
     start = at >> LOOK_SHIFT << LOOK_SHIFT
     end = min(start + (1 << LOOK_SHIFT), run["medium_bytes"])
     chunks = range(start >> RESERVE_SHIFT, ((end - 1) >> RESERVE_SHIFT) + 1)
@@ -221,7 +225,6 @@ def look(run, at):
         if reserved[chunk] == 0:
             reserved[chunk] = NOT_THERE
     counters, counters_end = _counters(run, start, end)
-    pages, counters_pages = u8_at(run["scratch"] + SEEN_AT, SEEN), u8_at(run["scratch"] + COUNTERS_SEEN_AT, SEEN)
     if mincore(run["media"] + start, end - start, pages):
         return
     if mincore(run["wear"] + counters, counters_end - counters, counters_pages):
