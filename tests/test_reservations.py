@@ -82,7 +82,7 @@ def test_reading_takes_no_room_where_pages_were_given_back(path):
 def test_counters_that_are_a_hole_are_not_taken_for_room(path):
     with Device(path) as device:
         device.write(bytes([1]) * 4 * MIB, 0)
-        at = device.plan.line_count * 4 // 4 // PAGE * PAGE
+        at = device.plan.line_count // PAGE * PAGE  # a quarter of the counters, of 4 bytes each
     with (path / "wear").open("r+b") as counters:
         whole = counters.read()
         os.truncate(path / "wear", 0)
