@@ -8,7 +8,6 @@ from typing import Any
 
 import nbdkit
 
-from nbd_plugin import sockets, threads
 from nbd_plugin.faults import Refused, reported
 from pmem_core.device import Device
 from pmem_core.layout import PAGE_BYTES
@@ -18,13 +17,13 @@ from pmem_core.logwrites.logged import LoggedDevice
 VERSION = record.VERSION
 
 _device: LoggedDevice
-_handle: Callable[[], Any]
+_open: Callable[..., Any]
 
 
-def begin(device: Device, path: str) -> dict[str, Callable[..., Any]]:
-    """Begin a log of `device`, and return the callbacks that keep it."""
-    global _device, _handle
-    _device, _handle = LoggedDevice(device, Path(path)), lambda: device.handle
+def begin(device: Device, path: str, open_unlogged: Callable[..., Any]) -> dict[str, Callable[..., Any]]:
+    """Begin a log of `device`, and return the callbacks that keep it; open_unlogged: the one without a log."""
+    global _device, _open
+    _device, _open = LoggedDevice(device, Path(path)), open_unlogged
     return {
         "open": open_,
         "block_size": block_size,
@@ -46,9 +45,7 @@ def open_(readonly):
     name = nbdkit.export_name()
     if name.startswith(record.MARK_PREFIX):
         _device.mark(name.removeprefix(record.MARK_PREFIX))
-    threads.give_back()
-    sockets.widen()
-    return _handle()
+    return _open(readonly)
 
 
 def block_size(h):

@@ -145,7 +145,7 @@ def after_fork():
             callbacks["pwrite"] = compiled.callback(datapath.write_at, _served, pwrite, _resume_write)
         nbdkit.debug(f"pread: {type(callbacks['pread']).__name__}, pwrite: {type(callbacks['pwrite']).__name__}")
         if _options["logwrites"]:
-            callbacks.update(logged.begin(_served, _options["logwrites"]))
+            callbacks.update(logged.begin(_served, _options["logwrites"], open))
         if not _served.read_only:
             _housekeeper = housekeeping.Housekeeper(_served)
         gc.enable()
