@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchlib.ext4 import EXT4
-from benchlib.workloads import KEYS, Rounds
+from benchlib.workloads import FOUR, FOUR_OF_ONE, KEYS, Rounds
 
 # Two sets of bars: what must hold, and what a server written in C would reach.
 FLOOR, C = "floor", "as fast as C"
@@ -26,8 +26,7 @@ RATIOS: tuple[tuple[str, str, dict[str, float]], ...] = (
     (EXT4, "memory", {C: 0.95}),
     ("*", "qemu", {C: 1.0}),
 )
-FOUR = "4k 4 connections"  # of depth 4 each
-# One of these four, and one with as many requests under way as all of them.
+# One of four connections, and one with as many requests under way as all of them.
 ONES: dict[str, dict[str, float]] = {"4k depth 4": {C: 1.0}, "4k depth 16": {}}
 SCALE_BARS = {C: 0.8}
 START_BAR_S, CREATE_BAR_S, CREATE_BAR_MIB, OPEN_BAR_RATIO = 1.5, 1.0, 64, 1.25
@@ -84,7 +83,7 @@ def judge(rounds: Rounds, started: dict[str, Any], scale: dict[str, Any]) -> lis
                     other += "@" * ("@" in ours) + ours.partition("@")[2]  # the same filesystem
                 line(f"{name}: {ours} / {other}", throughput_ratio(rounds, name, ours, other), bars)
         for one, bars in ONES.items() if FOUR in name else ():
-            alone = rounds.get(name.replace(FOUR, one), {})
+            alone = rounds.get(name.replace(FOUR_OF_ONE, one).replace(FOUR, one), {})
             for spec in filter(alone.__contains__, peers):
                 if is_ours(spec) or not bars:
                     figure = ratio(peers[spec]["bytes_per_s"], alone[spec]["bytes_per_s"])

@@ -55,9 +55,7 @@ def scale(spec: str, folder: Path, seconds: float, tell: Callable[[str], None]) 
                     result[name][f"{rw}_iops"].append(round(run_for(peer, seconds, number + 1, [job])["iops"] or 0))
         for name, peer in work:
             tell(f"memory, statistics and start of {name}")
-            begin = time.monotonic()
-            run([str(peer.bin / "pmem-nbd"), "stats", "-j", str(peer.image)])
-            stats_s = time.monotonic() - begin
+            stats_s = median_s([str(peer.bin / "pmem-nbd"), "stats", "-j", str(peer.image)])
             memory = peer.memory_bytes()
             peer.stop()
             result[name] |= {"stats_s": stats_s, **memory, "disk_bytes": peer.disk_bytes()}
@@ -104,9 +102,15 @@ def cold_start(folder: Path, tell: Callable[[str], None]) -> dict[str, Any]:
         start_s = peer.first_answer_s()
         said = [line for line in peer.log.read_text().splitlines() if "compiling" in line]
         peer.stop()
-    helps = []
+    help_s = median_s([str(ROOT / ".venv" / "bin" / "pmem-nbd"), "--help"])
+    return {"start_s": start_s, "said": said[0] if said else "", "help_s": help_s}
+
+
+def median_s(command: Sequence[str]) -> float:
+    """Seconds that a command takes, the median of STARTS."""
+    seconds = []
     for _ in range(STARTS):
         begin = time.monotonic()
-        run([str(ROOT / ".venv" / "bin" / "pmem-nbd"), "--help"])
-        helps.append(time.monotonic() - begin)
-    return {"start_s": start_s, "said": said[0] if said else "", "help_s": statistics.median(helps)}
+        run(command)
+        seconds.append(time.monotonic() - begin)
+    return statistics.median(seconds)

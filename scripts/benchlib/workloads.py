@@ -32,8 +32,12 @@ def _random(rw: str, depth: int, *more: str) -> list[str]:
 WORKLOADS: dict[str, list[list[str]]] = {
     f"{rw} 4k depth {depth}": [_random(rw, depth)] for depth in (1, 4, 16) for rw in ("randwrite", "randread")
 }
+FOUR = "4k 4 connections"  # of depth 4 each, and of as many clients
+FOUR_OF_ONE = f"{FOUR} of one client"
 WORKLOADS |= {
-    f"{rw} 4k 4 connections": [_random(rw, 4, "--numjobs=4", "--group_reporting")] for rw in ("randwrite", "randread")
+    f"{rw} {name}": [_random(rw, 4, "--numjobs=4", "--group_reporting", *more)]
+    for name, more in ((FOUR, []), (FOUR_OF_ONE, ["--thread"]))
+    for rw in ("randwrite", "randread")
 }
 WORKLOADS |= {
     f"seq{rw} {block}": [[f"--rw={rw}", f"--bs={block}", "--iodepth=4"]]
