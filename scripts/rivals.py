@@ -3,6 +3,7 @@
 
     .venv/bin/python scripts/rivals.py --markdown docs/leveling-rivals.md     # an hour on one core
     .venv/bin/python scripts/rivals.py --frames 1024 --only sampled --workloads repeated --lines 4096
+    .venv/bin/python scripts/rivals.py --choice sampled_swap:interval=80 --workloads zipf --lines 256
 
 Whole pages are written, each followed by its descriptor of 64 bytes (as `pmem-nbd replay` does), until the first line
 has worn out.  Frames are of 4096 bytes; --lines: bytes a line, so that 4096 counts wear by frame.
@@ -39,9 +40,15 @@ CHOICES = {
 }
 
 
-def life(label, workload, line_bytes, frames, endurance, seed):
-    """(normalised life, extra writes) of one device of `frames` frames."""
-    name, parameters = CHOICES[label]
+def chosen_by(spec):
+    """(name, parameters) of NAME:KEY=VALUE:..., as `pmem-nbd study` has them."""
+    name, *words = spec.split(":")
+    return name, {key: int(value) for key, value in (word.split("=") for word in words)}
+
+
+def life(choice, workload, line_bytes, frames, endurance, seed):
+    """(normalised life, extra writes) of one device of `frames` frames; choice: name and parameters."""
+    name, parameters = choice
     size = layout.FRAMES_AT + frames * layout.PAGE_BYTES
     keys = str(uuid.UUID(int=seed))  # policies draw theirs from it
     plan = geometry.plan(size, leveling_name=name, parameters=parameters, line_bytes=line_bytes, uuid=keys)
@@ -59,6 +66,7 @@ def main() -> None:
     parser.add_argument("--lines", type=int, nargs="*", default=[4096, 256, 64], help="bytes a line")
     parser.add_argument("--workloads", nargs="*", default=WORKLOADS, choices=WORKLOADS, help="which (default all)")
     parser.add_argument("--only", default="", help="levelings with this in their name")
+    parser.add_argument("--choice", action="append", metavar="NAME:KEY=VALUE", help="these, and not the table's own")
     parser.add_argument("--seeds", type=int, default=1, help="seeds; medians are printed (default 1)")
     parser.add_argument("--markdown", type=Path, help="append the table to this file")
     chosen = parser.parse_args()
@@ -67,13 +75,14 @@ def main() -> None:
         "| --- " * (2 + len(chosen.workloads)) + "|",
     ]
     print(*rows, sep="\n", flush=True)
-    for line_bytes, label in itertools.product(chosen.lines, CHOICES):
-        if chosen.only not in label or CHOICES[label][0] not in leveling.family.modules:
+    choices = {spec: chosen_by(spec) for spec in chosen.choice} if chosen.choice else CHOICES
+    for line_bytes, label in itertools.product(chosen.lines, choices):
+        if chosen.only not in label or choices[label][0] not in leveling.family.modules:
             continue
         cells = []
         for workload in chosen.workloads:
             seeds = range(1, chosen.seeds + 1)
-            seen = [life(label, workload, line_bytes, chosen.frames, chosen.endurance, seed) for seed in seeds]
+            seen = [life(choices[label], workload, line_bytes, chosen.frames, chosen.endurance, seed) for seed in seeds]
             lived, extra = np.median(seen, axis=0)
             cells.append(f"{100 * lived:.1f} ({100 * extra:.2f})")
         rows.append(f"| {label} | {line_bytes} | {' | '.join(cells)} |")
