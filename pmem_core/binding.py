@@ -7,7 +7,7 @@ from typing import Any
 import numba
 import numpy as np
 
-from . import bringup, datapath, jit, layout, media, onepage, roads, together
+from . import bringup, datapath, jit, layout, media, onepage, reservations, roads, together
 from .geometry import Geometry
 
 # By name in `run`: the function, and how many numbers it takes.
@@ -43,7 +43,7 @@ def bind(run: np.ndarray, core: np.ndarray, plan: Geometry) -> Handle:
     run["move"] = move_address(run, common)
     run["scrub"] = jit.address_of(onepage.scrub, run)
     run["meet"] = jit.address_of(onepage.meet, run, common)
-    run["look"] = jit.address_of(media.look, run, answer=numba.void)
+    run["look"] = jit.address_of(reservations.look, run, answer=numba.void)
     run["drain_slot"] = jit.address_of(onepage.drain_slot, run, common, answer=numba.void)
     return run, common
 

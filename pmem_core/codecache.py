@@ -45,8 +45,8 @@ def choose_folder(outside: Iterable[Path], boundscheck: str) -> Path:
     outside: files with policies.
     """
     here = Path(__file__).parent
-    names = "jit layout plugins policies roads crc32c media frametable descriptor onepage together bringup offline"
-    names += " datapath upkeep wearscan checkscan tracescan reshape maploops"
+    names = "jit layout plugins policies roads crc32c media reservations frametable descriptor onepage together"
+    names += " bringup offline datapath upkeep wearscan checkscan tracescan reshape maploops"
     sources = [here / f"{name}.py" for name in names.split()]
     for folder in ("placement", "leveling", "pagemaps"):
         sources += sorted((here / folder).glob("*.py"))

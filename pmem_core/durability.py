@@ -28,7 +28,7 @@ from pathlib import Path
 
 import numpy as np
 
-from . import host, layout, media, sections, statefile, upkeep
+from . import host, layout, reservations, sections, statefile, upkeep
 from .binding import Handle
 from .errors import HostError
 from .geometry import Geometry
@@ -86,7 +86,7 @@ class Durability:
     def sync(self, *names: str) -> None:
         """Wait until files of the image are on the disk."""
         if "media" in names:
-            self._mapping.run["epoch"] = self._mapping.run["epoch"] % media.EPOCHS + 1
+            self._mapping.run["epoch"] = self._mapping.run["epoch"] % reservations.EPOCHS + 1
         with self._syncing():
             for name in names:
                 os.fdatasync(self._mapping.files[name])

@@ -23,7 +23,7 @@ store that switches; a process killed behind it leaves the rest to `finish`.
 
 import numpy as np
 
-from . import media
+from . import media, reservations
 from .jit import hot, publish
 from .layout import CHECKPOINT, OK
 
@@ -158,7 +158,7 @@ def _reserve_block(state, run, block):
     if not run["media"]:
         return OK
     shift = state["block_shift"]
-    return media.reserve(run, media.frame_at(run, block << shift), 1 << (shift + run["frame_shift"]))
+    return reservations.reserve(run, media.frame_at(run, block << shift), 1 << (shift + run["frame_shift"]))
 
 
 @hot

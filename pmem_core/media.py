@@ -2,8 +2,8 @@
 # long: bytes and their counters together, so that nothing else has to touch either
 """The medium: bytes are stored, loaded and moved here, and wear is counted here and nowhere else.
 
-Addresses are bytes from the start of the medium.  A store never begins before the host file has room for it
-(`reserve`): a store to a hole on a full filesystem would be a SIGBUS, not an ENOSPC.
+Addresses are bytes from the start of the medium.  A store never begins before the host has room for it
+(reservations.py).
 
 A process can be killed between any two instructions.  So that the totals stay exact, the run of lines being counted is
 described in UNIT first, and recovery finishes the count from it (recovery.finish_count).
@@ -11,16 +11,15 @@ described in UNIT first, and recovery finishes the count from it (recovery.finis
 
 import numba
 
+from . import reservations
 from .jit import (
     call_at,
     clear_bytes,
     copy_bytes,
-    do_at,
     fallocate,
     hot,
     i64_at,
     int64,
-    mincore,
     pread,
     publish,
     pwrite,
@@ -35,7 +34,6 @@ from .layout import (
     HOST,
     OK,
     PAGE_BYTES,
-    PAGE_SHIFT,
     UNIT_CAUSE,
     UNIT_FIRST,
     UNIT_LINES,
@@ -44,17 +42,6 @@ from .layout import (
     UNIT_TOTAL,
 )
 
-RESERVE_SHIFT = 16  # host space is reserved 64 KiB at a time
-# A reservation's byte, 0 where there is none: epoch << CALLS_BITS | calls in that epoch, CALLS_MAX at most.  An epoch
-# is the time between two syncs of the medium, 1 to EPOCHS and then 1 again.
-CALLS_BITS, EPOCHS = 5, 7
-CALLS_MAX = (1 << CALLS_BITS) - 1
-NOT_THERE = 1  # in such a byte: it was looked at, and a part of it is not there; nothing is reserved
-LOOK_SHIFT = 20  # what is there already is looked at 1 MiB at a time
-SEEN = PAGE_BYTES // 2  # bytes in scratch for what mincore finds, of the medium and of counters
-SEEN_AT, COUNTERS_SEEN_AT = 3 * PAGE_BYTES, 3 * PAGE_BYTES + SEEN
-ENOSPC, EDQUOT = 28, 122
-FALLOC_FL_KEEP_SIZE = 1
 FALLOC_FL_PUNCH_HOLE = 2
 
 
@@ -187,104 +174,11 @@ def frame_wear(run, frame):
 
 
 @hot
-def allocate(run, first, end):
-    """Allocate the medium's bytes from `first` to `end` and their wear counters, and no more; 0, or the errno."""
-    error = fallocate(run["media_fd"], FALLOC_FL_KEEP_SIZE, first, end - first)
-    if error:
-        return error
-    line = first >> run["line_shift"]
-    lines = ((end - 1) >> run["line_shift"]) - line + 1
-    return fallocate(run["wear_fd"], FALLOC_FL_KEEP_SIZE, 4 * line, 4 * lines)
-
-
-@hot
-def is_reserved(run, chunk):
-    """True where the host is known to have room for all of reservation `chunk` and for its wear counters."""
-    reserved = u8_at(run["reserved"], run["reserved_count"])
-    if reserved[chunk] == 0 and run["looks"]:
-        do_at(run["look"], (run, chunk << RESERVE_SHIFT))
-    return reserved[chunk] >= 1 << CALLS_BITS
-
-
-@hot
-def look(run, at):
-    """Find out which reservations in the MiB around that at `at` the host has room for since an earlier session.
-
-    That is so on tmpfs where all of one is in memory, and so are its counters.  Elsewhere what is in memory may be a
-    copy of a hole.
-    """
-    reserved = u8_at(run["reserved"], run["reserved_count"])
-    pages, counters_pages = u8_at(run["scratch"] + SEEN_AT, SEEN), u8_at(run["scratch"] + COUNTERS_SEEN_AT, SEEN)
-    if mincore(run["media"] + at, PAGE_BYTES, pages) or not pages[0] & 1:
-        reserved[at >> RESERVE_SHIFT] = NOT_THERE  # of a sparse medium most is not, and a MiB takes five times as long
-        return
-    start = at >> LOOK_SHIFT << LOOK_SHIFT
-    end = min(start + (1 << LOOK_SHIFT), run["medium_bytes"])
-    chunks = range(start >> RESERVE_SHIFT, ((end - 1) >> RESERVE_SHIFT) + 1)
-    for chunk in chunks:
-        if reserved[chunk] == 0:
-            reserved[chunk] = NOT_THERE
-    counters, counters_end = _counters(run, start, end)
-    if mincore(run["media"] + start, end - start, pages):
-        return
-    if mincore(run["wear"] + counters, counters_end - counters, counters_pages):
-        return
-    for chunk in chunks:
-        first, last = chunk << RESERVE_SHIFT, min(end, (chunk + 1) << RESERVE_SHIFT)
-        of_wear, wear_end = _counters(run, first, last)
-        if (
-            reserved[chunk] == NOT_THERE
-            and _are_seen(run["scratch"] + SEEN_AT, first - start, last - start)
-            and _are_seen(run["scratch"] + COUNTERS_SEEN_AT, of_wear - counters, wear_end - counters)
-        ):
-            reserved[chunk] = run["epoch"] << CALLS_BITS
-
-
-@hot
-def _counters(run, at, end):
-    """Where the pages with the wear counters of bytes `at` to `end` begin and end, in bytes of the counters."""
-    first, last = 4 * (at >> run["line_shift"]), 4 * ((end - 1) >> run["line_shift"])
-    return first >> PAGE_SHIFT << PAGE_SHIFT, ((last >> PAGE_SHIFT) + 1) << PAGE_SHIFT
-
-
-@hot
-def _are_seen(found_at, at, end):
-    """True where what mincore left at `found_at` says so of every page with bytes `at` to `end` in it."""
-    found = u8_at(found_at, SEEN)
-    for page in range(at >> PAGE_SHIFT, ((end - 1) >> PAGE_SHIFT) + 1):
-        if not found[page] & 1:
-            return False
-    return True
-
-
-@hot
-def reserve(run, at, count):
-    """Make sure that the host has room for `count` bytes at `at` and for their wear counters; OK or HOST."""
-    reserved = u8_at(run["reserved"], run["reserved_count"])
-    for chunk in range(at >> RESERVE_SHIFT, ((at + count - 1) >> RESERVE_SHIFT) + 1):
-        if is_reserved(run, chunk):
-            continue
-        first = chunk << RESERVE_SHIFT
-        end = min(first + (1 << RESERVE_SHIFT), run["medium_bytes"])
-        error = allocate(run, first, end)
-        if error == 0:
-            reserved[chunk] = run["epoch"] << CALLS_BITS
-        elif error == ENOSPC or error == EDQUOT:
-            # There is no room for all of it; what this store needs may be there already.
-            error = allocate(run, max(first, at), min(end, at + count))
-        if error:
-            return error << ERRNO_SHIFT | HOST
-    return OK
-
-
-@hot
 def punch(run, at, count):
     """Give the host back the space of `count` bytes at `at`; they read as zeros.  OK or HOST."""
     note_rewritten(run, at, count)
-    error = fallocate(run["media_fd"], FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE, at, count)
-    reserved = u8_at(run["reserved"], run["reserved_count"])
-    for chunk in range(at >> RESERVE_SHIFT, ((at + count - 1) >> RESERVE_SHIFT) + 1):
-        reserved[chunk] = NOT_THERE if run["looks"] else 0
+    error = fallocate(run["media_fd"], reservations.FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE, at, count)
+    reservations.forget(run, at, count)
     return error << ERRNO_SHIFT | HOST if error else OK
 
 
@@ -309,7 +203,7 @@ def blank(run, at, count):
 @hot
 def load(run, at, target, target_at, count):
     """Copy `count` bytes at `at` into target[target_at:], uint8[]."""
-    if run["tmpfs"] and not is_reserved(run, at >> RESERVE_SHIFT):
+    if run["tmpfs"] and not reservations.is_reserved(run, at):
         # This may be a hole.  A read call sees zeros there and takes no room.
         if pread(run["media_fd"], target, target_at, count, at) == count:
             return
@@ -342,14 +236,7 @@ def goes_by_call(run, at):
     """
     if not run["by_call"]:
         return False
-    reserved, i = u8_at(run["reserved"], run["reserved_count"]), at >> RESERVE_SHIFT
-    if reserved[i] == 0:
-        return True  # room for this alone was found: there is no reservation to note it in
-    calls = int64(reserved[i]) & CALLS_MAX
-    if int64(reserved[i]) >> CALLS_BITS != run["epoch"]:
-        calls = 0
-    reserved[i] = run["epoch"] << CALLS_BITS | min(CALLS_MAX, calls + 1)
-    return calls < CALLS_MAX
+    return reservations.note_call(run, at)
 
 
 @hot
@@ -374,17 +261,9 @@ def put_pages_by_call(run, at, source, source_at, count):
     The page cache would keep in one folio what it does not have yet and comes by one call, and from then on a store to
     one page of it would have all of it written back.
     """
-    step = count if count == PAGE_BYTES or is_cached(run, at, count) else PAGE_BYTES
+    step = count if count == PAGE_BYTES or reservations.is_cached(run, at, count) else PAGE_BYTES
     for done in range(0, count, step):
         put_by_call(run, at + done, source, source_at + done, step)
-
-
-@hot
-def is_cached(run, at, count):
-    """True where the host has all of these pages, TOGETHER_MAX at most, in memory."""
-    if mincore(run["media"] + at, count, u8_at(run["scratch"] + SEEN_AT, SEEN)):
-        return False
-    return _are_seen(run["scratch"] + SEEN_AT, 0, count)
 
 
 @hot
@@ -443,13 +322,6 @@ def forget_filled(run):
 
 
 @hot
-def reserve_exactly(run, at, count):
-    """`reserve`, and take no more than that: around it may be a hole."""
-    error = allocate(run, at, at + count)
-    return error << ERRNO_SHIFT | HOST if error else OK
-
-
-@hot
 def move(run, core, source, target):
     """Copy medium frame `source` over medium frame `target`; OK or HOST.  The caller then switches the map.
 
@@ -468,8 +340,8 @@ def move_bytes(run, core, source, target):
     count = 1 << run["frame_shift"]
     to, of = frame_at(run, target), frame_at(run, source)
     # On a sparse medium most moves are between holes.
-    used = is_reserved(run, of >> RESERVE_SHIFT) or is_reserved(run, to >> RESERVE_SHIFT)
-    code = reserve(run, to, count) if used else reserve_exactly(run, to, count)
+    used = reservations.is_reserved(run, of) or reservations.is_reserved(run, to)
+    code = reservations.reserve(run, to, count) if used else reservations.reserve_exactly(run, to, count)
     if code:
         return code
     media, step = u8_at(run["media"], run["medium_bytes"]), min(count, PAGE_BYTES)

@@ -16,7 +16,7 @@ A kill between 4 and 6 leaves data and descriptor of that one page apart; openin
 A page is either not begun or finished, so nothing is done twice when a stopped request goes on.
 """
 
-from . import descriptor, media, policies
+from . import descriptor, media, policies, reservations
 from .crc32c import MASK, page_crc, words_crc
 from .jit import call_at, clear_bytes, copy_bytes, do_at, hot, i64_at, prefetch, publish, u8_at, u32_at
 from .layout import (
@@ -111,7 +111,7 @@ def reserve_from(run, placed, at, count):
         size = piece(run, placed + done, count - done)
         if done:
             at = medium_at(run, placed + done)
-        code = media.reserve(run, at, size)
+        code = reservations.reserve(run, at, size)
         if code:
             return code
         done += size
@@ -165,7 +165,7 @@ def anticipate(run, page):
 def _anticipate_at(run, at):
     prefetch(run["media"] + at)
     prefetch(run["wear"] + ((at >> run["line_shift"]) << 2))
-    prefetch(run["reserved"] + (at >> media.RESERVE_SHIFT))
+    prefetch(run["reserved"] + (at >> reservations.RESERVE_SHIFT))
 
 
 @hot

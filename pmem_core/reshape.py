@@ -6,7 +6,7 @@ descriptors, and the placement, that it is to have; both see the same files.  `h
 page, set where it holds data.  An answer is ``page << STOP_SHIFT | code``, and the loop goes on from that page.
 """
 
-from . import descriptor, media, onepage, policies
+from . import descriptor, media, onepage, policies, reservations
 from .checkscan import has
 from .jit import copy_bytes, hot, u8_at
 from .layout import (
@@ -101,7 +101,7 @@ def _reserve(run, placed):
     while done < PAGE_BYTES:
         size = onepage.piece(run, placed + done, PAGE_BYTES - done)
         at = onepage.medium_at(run, placed + done)
-        code = media.reserve_exactly(run, at, size)
+        code = reservations.reserve_exactly(run, at, size)
         if code:
             return code
         done += size

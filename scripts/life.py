@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from numba import njit
 
-from pmem_core import layout, leveling, media, placement
+from pmem_core import layout, leveling, media, placement, reservations
 from pmem_core.leveling import none, security_refresh, start_gap
 from pmem_core.placement import interleaved
 
@@ -72,7 +72,7 @@ def life(module, parameters, *, frames, endurance, frame_lines, zipf, seed):
         "table": np.append(table, 0),
         "durable": np.append(table, 0),
         "ticks": np.zeros(ticks + 1, np.int64),
-        "reserved": np.full((medium_bytes >> 16) + 1, 1 << media.CALLS_BITS, np.uint8),
+        "reserved": np.full((medium_bytes >> reservations.RESERVE_SHIFT) + 1, reservations.RESERVED, np.uint8),
     }
     run = np.zeros(1, layout.RUN)
     for name, array in arrays.items():

@@ -9,7 +9,7 @@ import numba
 import numpy as np
 import pytest
 
-from pmem_core import binding, geometry, layout, leveling, media, placement
+from pmem_core import binding, geometry, layout, leveling, media, placement, reservations
 from pmem_core.errors import UsageError
 
 pytestmark = pytest.mark.contract
@@ -231,7 +231,7 @@ class Memory:
             "table": self.table,
             "durable": self.durable,
             "ticks": np.zeros(max(1, ticks), np.int64),
-            "reserved": np.full((size >> 16) + 1, 1 << media.CALLS_BITS, np.uint8),
+            "reserved": np.full((size >> reservations.RESERVE_SHIFT) + 1, reservations.RESERVED, np.uint8),
         }
         self.run = np.zeros(1, layout.RUN)
         for field, array in self.arrays.items():

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from pmem_core import geometry, image, media
+from pmem_core import geometry, image, reservations
 from pmem_core.device import Device
 
 SEED = int(os.environ.get("SEED", "20150507"))
-MIB, PAGE, CHUNK = 1 << 20, 4096, 1 << media.RESERVE_SHIFT
+MIB, PAGE, CHUNK = 1 << 20, 4096, 1 << reservations.RESERVE_SHIFT
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def calls_of_reading():
 def reserved(device):
     """What is_reserved says of every whole reservation of the medium, and what its two files say."""
     files, run, line = device.mapping.files, device.mapping.run[0], device.plan.info.line_bytes
-    found = [bool(media.is_reserved(run, i)) for i in range(device.plan.info.size // CHUNK)]
+    found = [bool(reservations.is_reserved(run, i * CHUNK)) for i in range(device.plan.info.size // CHUNK)]
     per_chunk = 4 * CHUNK // line
     holds = [
         is_full(files["media"], i * CHUNK, (i + 1) * CHUNK)
@@ -107,7 +107,7 @@ def test_nothing_is_believed_of_a_file_that_may_not_be_written(path):
     os.seteuid(65534)
     try:
         with Device(path, read_only=True) as device:
-            assert not any(media.is_reserved(device.mapping.run[0], i) for i in range(8 * MIB // CHUNK))
+            assert not any(reservations.is_reserved(device.mapping.run[0], i * CHUNK) for i in range(8 * MIB // CHUNK))
             assert device.read(2 * MIB, 0) == bytes([1]) * MIB + bytes(MIB)
     finally:
         os.seteuid(0)

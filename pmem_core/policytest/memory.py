@@ -6,7 +6,7 @@ from typing import Any
 import numba
 import numpy as np
 
-from .. import binding, layout, leveling, media, placement
+from .. import binding, layout, leveling, media, placement, reservations
 
 FRAME_BYTES = 256
 LINE_BYTES = 64
@@ -56,7 +56,7 @@ class Memory:
         self.wear = np.zeros(size // LINE_BYTES, np.uint32)
         self.table, self.durable = table.copy(), table.copy()
         self.ticks = np.zeros(ticks, np.int64)
-        self._reserved = np.full((size >> media.RESERVE_SHIFT) + 1, 1 << media.CALLS_BITS, np.uint8)
+        self._reserved = np.full((size >> reservations.RESERVE_SHIFT) + 1, reservations.RESERVED, np.uint8)
         self.run = np.zeros(1, layout.RUN)
         addresses = {
             "media": self.media,
