@@ -11,8 +11,8 @@ closed                       every file                              nothing
 killed (same boot and mount) every file, but for one page, or a few  the count of that run of lines is finished,
                              of a large write, and one run of lines  descriptors of these pages brought into line
 power cut (anything else)    the medium's flushed pages, the         state is made anew from the journal; sections
-                             journal, wear counters since the last   marked dirty become suspect: a checksum that
-                             checkpoint in any mix                   differs there is rebuilt when the page is used
+                             journal, wear counters since the last   marked dirty become suspect: checksums are not
+                             checkpoint in any mix                   compared there, until a repair
 ============================ ======================================= ===========================================
 
 A frame freed by a move is not overwritten before a checkpoint has made the move durable, so the durable table always
@@ -243,7 +243,8 @@ class Device:
     def flush(self, *, counted: bool = True) -> None:
         """Make every write that completed before this call durable.
 
-        One fdatasync of the medium; then a commit of the journal, where leveling moved frames since the last one.
+        One fdatasync of the medium; then a commit of the journal, where what leveling moved since the last one was
+        changed afterwards.
         """
         if self.read_only:
             return

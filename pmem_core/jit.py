@@ -251,7 +251,7 @@ else:
     def copy_bytes(target, target_at, source, source_at, count):
         """memcpy of `count` bytes between byte arrays (numba's slice assignment is a loop, three times slower)."""
         # More at once glibc leaves to the processor's own copying.  For bytes far away that is best, but an AMD takes
-        # 30 times as long for it where the target lies up to 31 bytes behind the source, counted within a page.
+        # 20 to 30 times as long for it where the target lies up to 31 bytes behind the source, counted within a page.
         done = 0
         behind = (target.ctypes.data + target_at - source.ctypes.data - source_at) & (PAGE_BYTES - 1)
         if 0 < behind < 32:

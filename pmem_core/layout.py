@@ -205,7 +205,7 @@ UNIT_WORDS = 8
 # Bits of a section's byte.
 SECTION_TOUCHED = 1  # some page of it was written once; clear: all of it reads as zeros
 SECTION_DIRTY = 2  # it may hold writes that were not flushed; durable before the first such write
-SECTION_SUSPECT = 4  # it held such writes at a power cut: checksums that differ are rebuilt, not refused
+SECTION_SUSPECT = 4  # it held such writes at a power cut: checksums are not compared there
 SECTION_RECENT = 8  # written since quiet sections were last settled (never durable)
 
 PENDING_SLOTS = 4096
@@ -307,9 +307,9 @@ RUN = np.dtype(
         ("read_only", "<i8"),
         ("large", "<i8"),  # bytes of a write from which on its data goes by calls (media.goes_by_call); 0: none does
         ("by_call", "<i8"),  # 1: the request in hand is such a one
-        ("epoch", "<i8"),  # since the last sync of the medium, 1 to media.EPOCHS
+        ("epoch", "<i8"),  # since the last sync of the medium, 1 to reservations.EPOCHS
         ("tmpfs", "<i8"),  # 1: reading a hole through the map allocates, and on a full host that is a SIGBUS
-        ("looks", "<i8"),  # 1: the host tells what is there already (media.look)
+        ("looks", "<i8"),  # 1: the host tells what is there already (reservations.look)
         ("wanted", "<i8"),  # 1: leveling would like a checkpoint soon; 2: and somebody has been told
         # Of a replay, which has no medium (media: 0); see media.count_bytes:
         ("units", "<i8"),  # address

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The placement and the leveling of a device, called by their addresses, which `run` has (binding.bind).
 
-So requests are compiled once, and not once for each pair of policies; what is compiled for a pair takes two seconds.
+So requests are compiled once, and not once for each pair of policies; what is compiled for a pair takes seconds.
 Where a call by address would cost too much, in a replay (offline.py), the family's own functions are called with the
 policy's state, and compiled in.
 """

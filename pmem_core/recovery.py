@@ -21,7 +21,7 @@ from .mapping import Mapping
 class Recovered:
     """What an open after an unclean end found and did.
 
-    how: killed or power cut; suspect: of `sections`, those whose checksums are rebuilt rather than refused; pages:
+    how: killed or power cut; suspect: of `sections`, those whose checksums are not compared; pages:
     those in flight; healed: how many descriptors of theirs had to be brought into line; lines: of the count that was
     finished; trimmed: pages whose space a trim in flight was still to give back; group: descriptors of a group were in
     flight.
@@ -50,7 +50,7 @@ class Recovered:
         if self.suspect:
             of = f"{self.suspect} of {self.sections} sections"
             told.append(
-                f"{of} held writes not flushed at a power cut: checksums there are made anew when pages are used"
+                f"{of} held writes not flushed at a power cut: checksums there are not compared until check --repair"
             )
         return "; ".join(told)
 

@@ -114,7 +114,7 @@ def test_session_that_was_cut_is_explained(made):
     journal.begin_session({**host.witness(made), "boot": "another"})
     journal.close()
     status, out, _ = run(made)
-    assert status == 0 and "opening goes back to the last checkpoint, and rebuilds descriptors in 1 section" in out
+    assert status == 0 and "opening goes back to the last checkpoint, and compares no checksums in 1 section" in out
 
 
 @pytest.mark.parametrize("options", [[], ["-j"], ["--repair"], ["--repair", "-j"]])

@@ -86,7 +86,7 @@ def test_recovery_says_what_it_did(tmp_path):
     lose_cache(path)
     assert recovered(path) == (
         "the state is that of the last checkpoint, and lines counted since then may be lost; 1 of 3 sections held "
-        "writes not flushed at a power cut: checksums there are made anew when pages are used"
+        "writes not flushed at a power cut: checksums there are not compared until check --repair"
     )
 
 

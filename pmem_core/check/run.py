@@ -245,7 +245,7 @@ def _walk(found: _Image, report: Report, stage: Stage, belief: Belief, watch: Wa
     sections = stage.mapping.sections
     if found.end == CUT:
         suspect = int(np.count_nonzero(sections & layout.SECTION_SUSPECT))
-        report.session += f", and rebuilds descriptors in {suspect} sections when they are used"
+        report.session += f", and compares no checksums in {suspect} sections"
     # As opening would after a kill, but in memory; nothing is in flight otherwise.
     recovery.finish_count(stage.mapping)
     media, in_flight = found.path / "media", recovery.pages_in_flight(stage.mapping.core[0]["intent"])

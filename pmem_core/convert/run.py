@@ -109,7 +109,7 @@ def _begin(path: Path, size: int | None, of_format: int | None, watch: Watch) ->
                 forget(path, device.journal)
             return {"from": shape(info), "to": wanted, "changed": False, "device_bytes": old.device_bytes}
         if np.any(device.mapping.sections & layout.SECTION_SUSPECT):
-            what = "after a power cut some of its checksums are still to be made anew"
+            what = "some of its sections held writes not flushed at a power cut"
             raise UnsupportedImage(path, what, f"'pmem-nbd check --repair {path}' first")
         new = planned(old, wanted)
         writer = saved.Writer(path, info.uuid, size)

@@ -76,6 +76,8 @@ def _space(result: Result) -> str:
     if on_medium:
         share = rows[on_medium[0]]["space"]["medium_share"]
         parts.append(f"{percent(share)} of the medium with {listed(on_medium)}.")
+        if "linear_dev" in on_medium:
+            parts.append(f"Linux's own array describes the pages that it lies in as well: {percent(1 / 64)}.")
     for name in ("linear_mem", "interval_tree"):
         if name in rows:
             row = rows[name]
