@@ -9,14 +9,15 @@ nbdkit tells nobody when a thread ends.  So each new connection gives back what 
 """
 
 import ctypes
+import os
 import threading
-from pathlib import Path
 
 _PYTHON = ctypes.pythonapi
 _PYTHON.PyGILState_GetThisThreadState.restype = ctypes.c_void_p
 _PYTHON.PyThreadState_Clear.argtypes = _PYTHON.PyThreadState_Delete.argtypes = [ctypes.c_void_p]
 _C = ctypes.CDLL(None)
 _C.pthread_setspecific.argtypes = [ctypes.c_uint, ctypes.c_void_p]
+_C.tgkill.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int]
 
 ROOM_WORDS = 16  # of int64, for what compiled code has to put somewhere: a Py_buffer and more
 _mine = threading.local()  # `room`: of a thread whose state is kept
@@ -49,8 +50,8 @@ def pin() -> None:
 def give_back() -> None:
     """Give back the states of the threads that have ended."""
     with _keeping:
-        # Asked of each one: a listing of the folder ends early where a thread ends meanwhile, and lacks live ones then.
-        for number in [number for number in _kept if not Path(f"/proc/self/task/{number}").exists()]:
+        # The kernel is asked, not /proc: that may be another pid namespace's, where these are other threads' numbers.
+        for number in [number for number in _kept if _C.tgkill(os.getpid(), number, 0)]:
             _give_back(number)
 
 

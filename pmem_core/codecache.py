@@ -20,6 +20,7 @@ import hashlib
 import operator
 import os
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Iterable
@@ -60,11 +61,16 @@ def choose_folder(outside: Iterable[Path], boundscheck: str) -> Path:
 @functools.cache
 def _root() -> Path:
     """The user's cache folder, or a private one for users without a home.  Cached code is run, so it must be ours."""
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "pmem-nbd"
-    for folder in (home, Path(tempfile.gettempdir()) / f"pmem-nbd-cache-{os.getuid()}"):
+    shared = Path(tempfile.gettempdir()) / f"pmem-nbd-cache-{os.getuid()}"
+    folders = [(shared, Path.lstat)]  # a link there is somebody else's
+    with contextlib.suppress(RuntimeError):  # there is no home
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser())
+        folders.insert(0, (home / "pmem-nbd", Path.stat))
+    for folder, look in folders:
         with contextlib.suppress(OSError):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if folder.stat().st_uid == os.getuid() and os.access(folder, os.W_OK):
+            found = look(folder)
+            if stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and os.access(folder, os.W_OK):
                 return folder
     return Path(tempfile.mkdtemp(prefix="pmem-nbd-cache-"))
 
@@ -138,7 +144,12 @@ class Cache:
 
     def load_overload(self, signature: Any, target: Any) -> Any:
         """The compiled code for `signature`, a CompileResult, or None where there is none."""
-        kept = self._numba._cache_file.load(self._numba._index_key(signature, target.codegen()))
+        try:
+            kept = self._numba._cache_file.load(self._numba._index_key(signature, target.codegen()))
+        except Exception:  # whatever pickle comes upon: a power cut leaves files that are empty, or zeros
+            kept = None
+            with contextlib.suppress(OSError):
+                self._numba._cache_file.flush()
         if kept is None:
             return None
         _name_runtime()
@@ -164,8 +175,9 @@ class Cache:
         numba writes the index, then the code: of two processes with different signatures, one's index would be left
         with the other's code.
         """
-        with contextlib.ExitStack() as undo:
-            with contextlib.suppress(OSError):  # a folder that cannot be written to: numba says so
+        # What cannot be kept, for the disk is full, is compiled again by the next process.
+        with contextlib.ExitStack() as undo, contextlib.suppress(OSError):
+            with contextlib.suppress(OSError):
                 Path(self.cache_path).mkdir(parents=True, exist_ok=True)
                 folder = os.open(self.cache_path, os.O_RDONLY | os.O_CLOEXEC)
                 undo.callback(os.close, folder)

@@ -24,7 +24,7 @@ def uri(path: str | None, address: str | None, port: int | None, *, tls: bool = 
     """Return the NBD URI of a Unix socket, or of an address and a port."""
     scheme = "nbds" if tls else "nbd"
     if path is not None:
-        return f"{scheme}+unix:///?socket={quote(path)}"
+        return f"{scheme}+unix:///?socket={quote(os.fsencode(path))}"
     host = ANY_ADDRESS.get(address or "", address or "")
     return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
