@@ -159,10 +159,13 @@ def cleanup():
     try:
         if _housekeeper:
             _housekeeper.stop()
-        _served.close()
-        logged.end()
+        try:
+            _served.close()
+        finally:
+            logged.end()
     except PmemError as error:
         print(f"pmem-nbd: {error}", file=sys.stderr, flush=True)
+        os._exit(1)  # nbdkit has no other way to say that what it ended with failed
     # As for commands: nothing that imports left is looked for when Python ends.
     gc.freeze()
 

@@ -17,8 +17,13 @@ ANSWERS_BYTES = 2 << 20  # what net.core.wmem_max does not allow the kernel leav
 def widen() -> None:
     """Give the Unix sockets that this process has accepted room for ANSWERS_BYTES.
 
-    nbdkit does not tell which one the connection that begins is on.
+    nbdkit does not tell which one the connection that begins is on.  Where it cannot be done the connection is slower.
     """
+    with contextlib.suppress(OSError):
+        _widen()
+
+
+def _widen() -> None:
     listening, others = set(), []
     with contextlib.ExitStack() as held:
         for fd in Path("/proc/self/fd").iterdir():

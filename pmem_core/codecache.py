@@ -23,7 +23,7 @@ import shutil
 import stat
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -61,18 +61,21 @@ def choose_folder(outside: Iterable[Path], boundscheck: str) -> Path:
 @functools.cache
 def _root() -> Path:
     """The user's cache folder, or a private one for users without a home.  Cached code is run, so it must be ours."""
-    shared = Path(tempfile.gettempdir()) / f"pmem-nbd-cache-{os.getuid()}"
-    folders = [(shared, Path.lstat)]  # a link there is somebody else's
-    with contextlib.suppress(RuntimeError):  # there is no home
-        home = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser())
-        folders.insert(0, (home / "pmem-nbd", Path.stat))
-    for folder, look in folders:
+    for folder, look in _candidates():
         with contextlib.suppress(OSError):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             found = look(folder)
             if stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and os.access(folder, os.W_OK):
                 return folder
     return Path(tempfile.mkdtemp(prefix="pmem-nbd-cache-"))
+
+
+def _candidates() -> Iterator[tuple[Path, Callable[[Path], os.stat_result]]]:
+    """Folders that may do, each with what says whose it is."""
+    with contextlib.suppress(RuntimeError):  # there is no home
+        yield Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "pmem-nbd", Path.stat
+    with contextlib.suppress(OSError):  # there is no room for a temporary file
+        yield Path(tempfile.gettempdir()) / f"pmem-nbd-cache-{os.getuid()}", Path.lstat  # a link is somebody else's
 
 
 _BOUNDSCHECK = os.environ.get("NUMBA_BOUNDSCHECK", "")

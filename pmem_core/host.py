@@ -71,7 +71,8 @@ def last_error() -> OSError:
     return OSError(number, os.strerror(number))
 
 
-PUNCH_HOLE = 3  # with FALLOC_FL_KEEP_SIZE
+KEEP_SIZE = 1
+PUNCH_HOLE = 2 | KEEP_SIZE
 
 
 def fallocate(fd: int, mode: int, offset: int, count: int) -> None:
@@ -178,6 +179,9 @@ def sync_folder(path: Path) -> None:
         os.close(folder)
 
 
+LOCK_BYTES = 512  # of who holds it, in JSON, and spaces
+
+
 class Lock:
     """An flock on the file `lock`: exclusive for a writer, shared for readers; ImageBusy says who holds it."""
 
@@ -199,9 +203,10 @@ class Lock:
                 raise HostError(self._path, str(error.strerror).lower(), "a filesystem with locks") from error
             raise ImageBusy(path, f"in use by {holder}", "stop it first, or 'pmem-nbd list' to see it") from None
         if not read_only:
-            os.truncate(self._fd, 0)
             who = {"pid": os.getpid(), "program": Path(sys.argv[0] or "nbdkit").name, "since": int(time.time())}
-            os.pwrite(self._fd, json.dumps(who).encode(), 0)
+            # For people only: on a full disk, where a copied image has no block of its own for it, it is not written.
+            with contextlib.suppress(OSError):
+                os.pwrite(self._fd, json.dumps(who).encode().ljust(LOCK_BYTES), 0)
 
     def _take(self, how: int) -> None:
         """flock, waiting half a second: `info` and `stats` hold a shared lock for milliseconds."""

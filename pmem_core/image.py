@@ -15,7 +15,7 @@ from . import bringup, geometry, infoblock, layout
 from .binding import bind
 from .errors import DamagedImage, HostError, HostFull, NotAnImage, UnsupportedImage, UsageError
 from .geometry import Geometry
-from .host import fallocate, host_errors, sync_folder
+from .host import LOCK_BYTES, fallocate, host_errors, sync_folder
 from .journal import Journal
 from .mapping import map_image
 from .statefile import fresh_core, section_rows, table_chunks, write_state
@@ -86,6 +86,8 @@ def _fill(work: Path, plan: Geometry) -> None:
         with (work / name).open("xb") as file:
             os.truncate(file.fileno(), size)
     infoblock.write(work / "media", info)
+    # With room for who holds it: an image must open also where the disk is full, or is to be read only.
+    (work / "lock").write_bytes(b" " * LOCK_BYTES)
     lines = np.zeros(layout.FRAMES_AT // info.line_bytes, "<u4")
     lines += np.uint32(1)
     with (work / "wear").open("r+b") as file:

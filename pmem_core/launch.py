@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """How nbdkit is called: its command line, the environment its Python needs, and the words it dies with."""
 
+import contextlib
 import importlib.util
 import itertools
 import os
@@ -8,7 +9,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pmem_core
@@ -87,7 +88,8 @@ def nbdkit_environment() -> dict[str, str]:
 def require_nbdkit() -> None:
     """Raise MissingProgram unless nbdkit is there, with a Python plugin that embeds this very minor version."""
     nbdkit = runtime.program("nbdkit", "nbdkit")
-    told = subprocess.run([nbdkit, "python", "--dump-plugin"], capture_output=True, text=True, check=False)
+    command = [nbdkit, "python", "--dump-plugin"]
+    told = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     version = re.search(r"^python_version=(\d+\.\d+)", told.stdout, re.MULTILINE)
     if not version:
         raise MissingProgram("nbdkit", "has no Python plugin", "the package nbdkit-plugin-python")
@@ -103,7 +105,7 @@ def require_nbdkit() -> None:
 # nbdkit 1.32 with -f asks the kernel for a SIGTERM when its parent dies, --exit-with-parent or not (strace shows it),
 # and "parent" is the thread that made it.  So this one forks, and lets nbdkit begin only once it has become an orphan.
 _ORPHAN = """
-import os, sys, time
+import os, signal, sys, time
 parent = os.getpid()
 child = os.fork()
 if child:
@@ -112,14 +114,30 @@ if child:
 os.dup2(2, 1)
 while os.getppid() == parent:
     time.sleep(0.001)
+signal.pthread_sigmask(signal.SIG_SETMASK, [])
 os.execv(sys.argv[1], sys.argv[1:])
 """
+
+
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[Callable[[], None]]:
+    """Signals that end this process wait until what this gives is called: nobody finds a server that has no record."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+
+    def go_on() -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    try:
+        yield go_on
+    finally:
+        go_on()
 
 
 def spawn(command: Sequence[str], log: Path, *, outlive: bool) -> int:
     """Start nbdkit with its output in ``log`` and return its pid; ``outlive`` says whether it may outlive this process.
 
-    It runs in a session of its own: Ctrl-C on the terminal is for whoever started it, who will want a checkpoint.
+    It runs in a session of its own: Ctrl-C on the terminal is for whoever started it, who will want a checkpoint.  No
+    signal is blocked in it, whatever is in this process.
     """
     if outlive:
         with log.open("wb") as output:
@@ -138,7 +156,8 @@ def spawn(command: Sequence[str], log: Path, *, outlive: bool) -> int:
         (os.POSIX_SPAWN_OPEN, 1, str(log), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600),
         (os.POSIX_SPAWN_DUP2, 1, 2),
     ]
-    return os.posix_spawn(command[0], list(command), nbdkit_environment(), file_actions=files, setsid=True)
+    environment = nbdkit_environment()
+    return os.posix_spawn(command[0], list(command), environment, file_actions=files, setsid=True, setsigmask=[])
 
 
 def failure(image: str, said: str, status: int | None) -> PmemError:
@@ -149,6 +168,9 @@ def failure(image: str, said: str, status: int | None) -> PmemError:
         kind = getattr(errors, match[1], None) if match else None
         if match and isinstance(kind, type) and issubclass(kind, PmemError):
             return kind(*match[2].split(": ", 2))
+    if status == -signal.SIGBUS:
+        # A page of a mapped file could not be read, or had no block on the disk.
+        return ServerError(image, "nbdkit was killed by SIGBUS: the disk that the image lies on failed", "see dmesg")
     if status is not None and status < 0:
         return ServerError(image, f"nbdkit was killed by {signal.Signals(-status).name}", "a bug report")
     # The words of nbdkit and of our plugin; what they say on the way to being ready ends in dots.

@@ -309,6 +309,7 @@ RUN = np.dtype(
         ("by_call", "<i8"),  # 1: the request in hand is such a one
         ("epoch", "<i8"),  # since the last sync of the medium, 1 to reservations.EPOCHS
         ("tmpfs", "<i8"),  # 1: reading a hole through the map allocates, and on a full host that is a SIGBUS
+        ("allocation", "<i8"),  # the mode of fallocate(2) that makes room (room.allocation)
         ("looks", "<i8"),  # 1: the host tells what is there already (reservations.look)
         ("wanted", "<i8"),  # 1: leveling would like a checkpoint soon; 2: and somebody has been told
         # Of a replay, which has no medium (media: 0); see media.count_bytes:

@@ -29,6 +29,16 @@ def uri(path: str | None, address: str | None, port: int | None, *, tls: bool = 
     return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
+def claim(where: str | Path, bind: str, port: int | None) -> str | None:
+    """Make sure that a server can listen there; return the socket's full path, None with a port."""
+    if port is not None:
+        require_port(bind, port)
+        return None
+    path = str(Path(where).absolute())
+    claim_socket(path)
+    return path
+
+
 def claim_socket(path: str) -> None:
     """Make sure that a server can listen on the Unix socket ``path``: remove the one a dead server left.
 

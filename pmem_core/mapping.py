@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from . import arena, host, hugepages, layout
+from . import arena, host, hugepages, layout, room
 from .errors import DamagedImage, HostError
 from .geometry import Geometry
 
@@ -95,6 +95,9 @@ def map_image(path: Path, plan: Geometry, *, read_only: bool) -> Mapping:
                 protection = mmap.PROT_READ if read_only and not private else mmap.PROT_READ | mmap.PROT_WRITE
                 maps[name] = mmap.mmap(files[name], size, flags | arena.MAP_NORESERVE, protection)
                 views[name] = np.frombuffer(maps[name], np.uint8)
+        if not read_only:
+            with host.host_errors(path):
+                room.unshare(files["state"])  # who stores to it asks for no room
         # Single-page folios: a stored byte must not make a flush write 2 MiB.
         maps["media"].madvise(mmap.MADV_RANDOM)
         maps["wear"].madvise(mmap.MADV_RANDOM)
@@ -106,6 +109,7 @@ def map_image(path: Path, plan: Geometry, *, read_only: bool) -> Mapping:
             os.close(fd)
         raise
     mapping = _arrange(plan, files, maps, views, read_only)
+    mapping.run["allocation"] = host.KEEP_SIZE if read_only else room.allocation(files["media"])
     # Of a file that may not be written mincore(2) says that all of it is in memory.
     if mapping.run["tmpfs"][0]:
         mapping.run["looks"] = os.access(f"/proc/self/fd/{files['media']}", os.W_OK, effective_ids=True)

@@ -42,7 +42,7 @@ from .layout import (
     UNIT_TOTAL,
 )
 
-FALLOC_FL_PUNCH_HOLE = 2
+FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE = 1, 2
 
 
 @hot
@@ -177,7 +177,7 @@ def frame_wear(run, frame):
 def punch(run, at, count):
     """Give the host back the space of `count` bytes at `at`; they read as zeros.  OK or HOST."""
     note_rewritten(run, at, count)
-    error = fallocate(run["media_fd"], reservations.FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE, at, count)
+    error = fallocate(run["media_fd"], FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE, at, count)
     reservations.forget(run, at, count)
     return error << ERRNO_SHIFT | HOST if error else OK
 

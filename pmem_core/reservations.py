@@ -25,7 +25,6 @@ LOOK_SHIFT = 20  # what is there already is looked at 1 MiB at a time
 SEEN = PAGE_BYTES // 2  # bytes in scratch for what mincore finds, of the medium and of counters
 SEEN_AT, COUNTERS_SEEN_AT = 3 * PAGE_BYTES, 3 * PAGE_BYTES + SEEN
 ENOSPC, EDQUOT = 28, 122
-FALLOC_FL_KEEP_SIZE = 1
 
 
 @hot
@@ -127,12 +126,12 @@ def reserve_exactly(run, at, count):
 @hot
 def allocate(run, first, end):
     """Allocate the medium's bytes from `first` to `end` and their wear counters, and no more; 0, or the errno."""
-    error = fallocate(run["media_fd"], FALLOC_FL_KEEP_SIZE, first, end - first)
+    error = fallocate(run["media_fd"], run["allocation"], first, end - first)
     if error:
         return error
     line = first >> run["line_shift"]
     lines = ((end - 1) >> run["line_shift"]) - line + 1
-    return fallocate(run["wear_fd"], FALLOC_FL_KEEP_SIZE, 4 * line, 4 * lines)
+    return fallocate(run["wear_fd"], run["allocation"], 4 * line, 4 * lines)
 
 
 @hot

@@ -123,10 +123,12 @@ def usage(running: Sequence[Server], interval_s: float = 0.1) -> list[dict[str, 
     return figures
 
 
-def _forget(server: Server) -> None:
-    """Remove what a server that is gone left behind."""
+def _forget(server: Server, *, recorded: bool = True) -> None:
+    """Remove what a server that is gone left behind; recorded: False where it may not have had a record yet."""
     name = runtime.key(server.image)
     record = runtime.read_record(f"{name}.server.json")
+    if record is None and recorded:
+        return  # somebody has done this, and a successor may be about to write its own
     if record is not None and record.get("pid") != server.pid:
         return  # its successor's
     runtime.remove(f"{name}.server.json", f"{name}.log", f"{name}.pid")
@@ -170,7 +172,7 @@ def start(
     with runtime.lock(name):
         if running := find(real):
             raise ImageBusy(image, f"is served already, by process {running.pid} on {running.uri}", "stop that one")
-        path = _claim(socket or folder / f"{name}.sock", bind, port)
+        path = listen.claim(socket or folder / f"{name}.sock", bind, port)
         command = launch.nbdkit_command(
             real,
             socket=path,
@@ -184,29 +186,21 @@ def start(
             plugin=plugin or launch.PLUGIN,
         )
         log = folder / f"{name}.log"
-        pid = launch.spawn(command, log, outlive=not exit_with_parent)
         address, tls = None if port is None else bind, launch.requires_tls(nbdkit_args)
-        server = Server(real, pid, runtime.birth(pid), path, address, port, read_only, time.time(), str(log), tls)
-        try:
-            with log.open(errors="replace") as said:  # before its record: where it fails, `servers` removes the log
-                runtime.write_record(f"{name}.server.json", dataclasses.asdict(server))
-                server = dataclasses.replace(server, log_told=_await(server, said, tell, timeout_s))
-            if path is not None:
-                Path(path).chmod(0o600)  # nbdkit sets its own umask, 022: others could not connect, and need not see it
-        except BaseException:
-            _kill(server)
-            raise
+        with launch.uninterrupted() as go_on:
+            pid = launch.spawn(command, log, outlive=not exit_with_parent)
+            server = Server(real, pid, runtime.birth(pid), path, address, port, read_only, time.time(), str(log), tls)
+            try:
+                with log.open(errors="replace") as said:  # before its record: where it fails, `servers` removes the log
+                    runtime.write_record(f"{name}.server.json", dataclasses.asdict(server))
+                    go_on()
+                    server = dataclasses.replace(server, log_told=_await(server, said, tell, timeout_s))
+                if path is not None:
+                    Path(path).chmod(0o600)  # nbdkit's umask is 022: others could not connect, and need not see it
+            except BaseException:
+                _kill(server)
+                raise
         return server
-
-
-def _claim(socket: str | Path, bind: str, port: int | None) -> str | None:
-    """Make sure that a server can listen there; return the socket's full path, None with a port."""
-    if port is not None:
-        listen.require_port(bind, port)
-        return None
-    path = str(Path(socket).absolute())
-    listen.claim_socket(path)
-    return path
 
 
 def _await(server: Server, log: TextIO, tell: Tell, timeout_s: float) -> int:
@@ -256,8 +250,12 @@ def stop(server: Server, timeout_s: float = STOP_S_MAX) -> None:
     """Stop a server and wait until its checkpoint is taken and it is gone; no matter if it is gone already.
 
     Clients are answered what they have asked, and then hung up on.
-    Raises ServerError where it has not ended after ``timeout_s``, HostError where it is another user's.
+    Raises ServerError where it has not ended after ``timeout_s``, HostError where it is another user's, and what it
+    says when it is not closed well: then not all of it may be durable.
     """
+    told, said = 0, []
+    with contextlib.suppress(OSError):
+        told = Path(server.log).stat().st_size
     with contextlib.suppress(ProcessLookupError):
         # A pidfd stays with the process: no other one can get its signal, whatever becomes of the number.
         handle = os.pidfd_open(server.pid)
@@ -275,7 +273,12 @@ def stop(server: Server, timeout_s: float = STOP_S_MAX) -> None:
         finally:
             os.close(handle)
     _reap(server.pid)
+    with contextlib.suppress(OSError), Path(server.log).open(errors="replace") as log:
+        log.seek(told)
+        said = [line for line in log if line.startswith("pmem-nbd: ")]
     _forget(server)
+    if said:
+        raise launch.failure(server.image, said[-1], None)
 
 
 def _kill(server: Server) -> None:
@@ -285,7 +288,7 @@ def _kill(server: Server) -> None:
             os.kill(server.pid, signal.SIGKILL)
         time.sleep(0.01)
     _reap(server.pid)
-    _forget(server)
+    _forget(server, recorded=False)
 
 
 def _reap(pid: int) -> int | None:

@@ -93,6 +93,9 @@ def cleanup():
         time.sleep(float(settings.get("stop_sleep", 0)))
         with __builtins__.open(settings["stopped"], "w") as file:
             file.write("clean")
+    if settings.get("fail") == "close":
+        print("pmem-nbd: tiny: an earlier sync failed: stop the server", file=sys.stderr, flush=True)
+        os._exit(1)
 """
 
 

@@ -63,6 +63,12 @@ def fill(ballast: Path, leave: int = 0) -> None:
                     break
 
 
+def nbd_error() -> type[Exception]:
+    import nbd
+
+    return nbd.Error
+
+
 def room(folder: Path) -> int:
     """Bytes free."""
     found = os.statvfs(folder)
@@ -181,6 +187,40 @@ def test_nothing_is_lost_when_the_server_is_killed_on_a_full_disk(path, host):
     with Device(path) as device:
         assert device.recovery == "killed"
         assert all(device.read(len(data), at) == data for at, data in filled.shadow.items())
+
+
+def test_copy_that_shares_its_blocks_gets_enospc_too(path, host):
+    """`cp` shares blocks on xfs: a store to one takes another block, and where there is none would be a SIGBUS."""
+    with Device(path) as device:
+        for at in range(0, 8 * MIB, MIB):
+            device.write(b"a" * MIB, at)
+    copied = host / "copy.pmem"
+    subprocess.run(["cp", "--sparse=always", "-r", path, copied], check=True)
+    with serving(copied) as server:
+        client, codes = server.connect(), []
+        client.pwrite(b"b" * PAGE, 0)
+        fill(host / "ballast", leave=512 << 10)
+        # Page after page of what room is asked for at once, in places far apart.
+        for at in (place + PAGE * i for place in range(0, 8 * MIB, 256 << 10) for i in range(16)):
+            try:
+                client.pwrite(b"c" * PAGE, at)
+            except nbd_error() as error:
+                codes.append(error.errnum)
+        assert set(codes) <= {errno.ENOSPC}
+        assert client.pread(PAGE, 7 * MIB + 20 * PAGE) == b"a" * PAGE
+        assert server.process.poll() is None
+
+
+def test_image_that_was_never_opened_is_served_on_a_full_disk(path, host):
+    fill(host / "ballast")
+    with serving(path) as server:
+        assert server.connect().pread(PAGE, 0) == bytes(PAGE)
+
+
+def test_image_that_was_never_opened_is_read_from_a_filesystem_that_is_read_only(path, host):
+    subprocess.run(["mount", "-o", "remount,ro", host], check=True)
+    with Device(path, read_only=True) as device:
+        assert device.read(PAGE, 0) == bytes(PAGE)
 
 
 @needs("fio")

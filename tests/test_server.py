@@ -2,6 +2,7 @@
 """Servers: started, found, refused and stopped, with a tiny plugin in place of the real one."""
 
 import os
+import signal
 import socket
 import stat
 import subprocess
@@ -396,6 +397,55 @@ def test_stop_hangs_up_on_idle_clients(start, free_port, tmp_path, place):
     with client:
         assert client.recv(18).startswith(b"NBDMAGIC")
         server.stop(running, timeout_s=10)
+
+
+def test_stop_tells_what_the_plugin_could_not_close(start, folder):
+    running = start(parameters={"fail": "close"})
+    with pytest.raises(ServerError, match="tiny: an earlier sync failed: stop the server"):
+        server.stop(running)
+    assert not list(folder.iterdir())
+
+
+def test_signals_between_the_start_of_a_server_and_its_record_wait(start, folder, monkeypatch):
+    """Who has no record is found by nobody, and would hold the image for ever."""
+    real = launch.spawn
+
+    def spawn_and_be_ended(*words, **options):
+        pid = real(*words, **options)
+        os.kill(os.getpid(), signal.SIGINT)
+        return pid
+
+    monkeypatch.setattr(launch, "spawn", spawn_and_be_ended)
+    with pytest.raises(KeyboardInterrupt):
+        start()
+    assert server.servers() == []
+    assert not list(folder.iterdir())
+
+
+def test_server_takes_the_signals_that_its_starter_blocked(start):
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    try:
+        running = start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    server.stop(running, timeout_s=10)
+
+
+def test_what_a_dead_server_left_is_not_taken_from_its_successor(start, folder):
+    """Two look at the records at once, one clears away and starts a server, the other was slower."""
+    running = start()
+    server.stop(running)
+    log = Path(running.log)
+    log.write_text("of the next")
+    server._forget(running)
+    assert log.read_text() == "of the next"
+    log.unlink()
+
+
+def test_socket_that_is_no_utf_8_is_served_and_listed(start, tmp_path):
+    running = start(socket=os.fsdecode(bytes(tmp_path) + b"/\xff.s"))
+    assert running.uri.endswith("%FF.s")
+    assert [one.pid for one in server.servers()] == [running.pid]
 
 
 def test_stop_that_takes_too_long_is_told_and_kills_nothing(start, tmp_path):
