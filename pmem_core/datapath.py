@@ -12,6 +12,8 @@ from .layout import (
     OK,
     PAGE_BYTES,
     PAGE_SHIFT,
+    PAUSE,
+    PAUSE_PAGES,
     SECTION_DIRTY,
     SECTION_TOUCHED,
     SOON,
@@ -134,24 +136,27 @@ def free(run, core, offset, end, done):
     """Give back the whole pages within [offset + done, end)."""
     first = (offset + done + PAGE_BYTES - 1) >> PAGE_SHIFT
     last = end >> PAGE_SHIFT
-    page, code = min(_next_touched(run, first), last), OK
+    page, code, left = min(_next_touched(run, first), last), OK, PAUSE_PAGES
     # A kill between a descriptor and the hole would leave bytes behind a page that reads as zeros.
     intent = core["intent"]
     intent[TRIM_FIRST] = page
     while page < last:
+        if left <= 0:
+            code = PAUSE
+            break
         count = _whole_group(run, page, last) if run["give_back"] else 0
         publish(intent, TRIM_END, page + max(count, 1))
         code = call_at(run["give_back"], (run, core, page)) if count else onepage.trim(run, core, page)
         if code:
             break
+        left -= max(count, 1)
         page = _next_touched(run, page + max(count, 1))
     punched = _punch(run, first, min(page, last))
     publish(intent, TRIM_END, 0)
     intent[TRIM_FIRST] = 0
-    code = code if code else punched
-    if code:
-        return _stopped(max(0, (page << PAGE_SHIFT) - offset), code)
-    return OK
+    if code == OK or (code == PAUSE and punched):
+        code = punched
+    return _stopped(max(0, (page << PAGE_SHIFT) - offset), code) if code else OK
 
 
 @hot

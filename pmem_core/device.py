@@ -223,7 +223,9 @@ class Device:
     def _resume(self, result: int, offset: int) -> None:
         code = result & layout.STOP_MASK
         page = (offset + (result >> layout.STOP_SHIFT)) >> layout.PAGE_SHIFT
-        if code == layout.CHECKPOINT:
+        if code == layout.PAUSE:
+            time.sleep(0)  # with the GIL given up
+        elif code == layout.CHECKPOINT:
             self.commit_moves()
         elif code == layout.SECTION:
             self._durability.mark_section(page)

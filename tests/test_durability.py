@@ -318,3 +318,26 @@ def test_busy_sections_do_not_make_housekeeping_sync_the_medium(path, synced):
         assert synced == [] and device.has_dirty()
         assert device.checkpoint(settle_sections=True, due=False)
         assert "media" in synced and not device.has_dirty()
+
+
+@pytest.mark.parametrize("how", ["trim", "zero"])
+def test_long_trim_lets_others_in_between(tmp_path, monkeypatch, how):
+    """Compiled code keeps the GIL: gigabytes given back at once would hold up every other request for as long."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        image.create(Path(folder) / "disk.pmem", geometry.plan(160 * MIB, leveling_name="none"))
+        with Device(Path(folder) / "disk.pmem") as device:
+            for at in range(0, 140 * MIB, MIB):
+                device.write(b"x" * MIB, at)
+            pauses, real = [], device._resume
+
+            def resume(result, offset):
+                pauses.append((result & layout.STOP_MASK, result >> layout.STOP_SHIFT))
+                real(result, offset)
+
+            monkeypatch.setattr(device, "_resume", resume)
+            device.trim(140 * MIB, 0) if how == "trim" else device.zero(140 * MIB, 0, may_trim=True)
+            assert [done for code, done in pauses if code == layout.PAUSE] == [64 * MIB, 128 * MIB]
+            assert device.read(140 * MIB, 0) == bytes(140 * MIB)
+            tally = device.mapping.core["tally"][0]
+            assert tally["trims" if how == "trim" else "zeros"] == 1
+            assert tally["trimmed_bytes" if how == "trim" else "zeroed_bytes"] == 140 * MIB

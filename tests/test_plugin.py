@@ -13,6 +13,7 @@ import signal
 import socket
 import struct
 import subprocess
+import sys
 import termios
 import threading
 import time
@@ -48,13 +49,16 @@ def make(path: Path, size: int = SIZE, **options) -> Path:
 class Server:
     """nbdkit in its foreground, on a socket in a folder of its own; `said` is what it wrote to stderr."""
 
-    def __init__(self, folder: Path, path: Path, *words: str, plugin: Path = launch.PLUGIN, options=()) -> None:
+    def __init__(
+        self, folder: Path, path: Path, *words: str, plugin: Path = launch.PLUGIN, options=(), prefix=()
+    ) -> None:
         self.folder = folder
         self.socket = folder / "socket"
         self._clients = []
         self._log = (folder / "log").open("w+")
         self.process = subprocess.Popen(
             [
+                *prefix,
                 "nbdkit",
                 "-f",
                 "--exit-with-parent",
@@ -530,6 +534,29 @@ def test_connections_that_come_and_go_at_once_do_not_harm_the_server(tmp_path, m
             thread.join()
         assert server.process.poll() is None, server.said
     assert not failures
+
+
+@needs("unshare")
+def test_threads_are_known_by_the_kernel_where_proc_is_of_another_pid_namespace(tmp_path):
+    """In a container with the host's /proc its threads' numbers are other ones there, or none."""
+    prefix = ["unshare", "--pid", "--fork", "--kill-child"]
+    with serving(make(tmp_path / "disk.pmem"), prefix=prefix) as server:
+        writer = server.connect()
+        for turn in range(40):
+            writer.pwrite(bytes([turn]) * PAGE, 0)
+            server.connect().pread(PAGE, 0)
+            assert writer.pread(PAGE, 0) == bytes([turn]) * PAGE
+        assert server.process.poll() is None, server.said
+        server.stop(signal.SIGKILL)  # the one signal that unshare hands on
+
+
+def test_room_in_sockets_is_no_reason_to_refuse_a_client():
+    """Where no file may be opened any more, connections that are there go on, and so does this one."""
+    lines = "import resource; from nbd_plugin import sockets; resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{lines}; sockets.widen()"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_writers_of_one_page_never_mix_within_it(server):
