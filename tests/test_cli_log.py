@@ -208,6 +208,26 @@ def test_target_that_is_too_small_is_not_touched(run, log, tmp_path):
     assert target.read_bytes() == b"x" * 2559
 
 
+@pytest.mark.parametrize("link", [None, os.link, os.symlink])
+def test_log_is_not_replayed_onto_itself(run, log, tmp_path, link):
+    before, target = log.read_bytes(), log
+    if link:
+        target = tmp_path / "target"
+        link(log, target)
+    status, out, err = run("replay-log", log, "--onto", target, "--to", 3)
+    assert (status, out, err) == (2, "", f"{target}: is the log itself: another file, or a block device\n")
+    assert log.read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["media", "new", "journal/new"])
+def test_nothing_is_replayed_into_an_image(run, log, tmp_path, name):
+    disk = make(tmp_path / "disk.pmem", 16 << 20)
+    before = (disk / "media").read_bytes()
+    status, out, err = run("replay-log", log, "--onto", disk / name)
+    assert (status, out) == (2, "") and f"{disk / name}: lies within the image {disk.resolve()}: " in err
+    assert (disk / "media").read_bytes() == before and not (disk / "new").exists()
+
+
 def test_sectors_of_4096_bytes_are_understood(run, tmp_path):
     """dm-log-writes takes the sector size of the device below."""
     path = log_of(tmp_path / "log", entry(1, 1, 0, b"a" * 4096, 4096), entry(0, 0, FLUSH, size=4096), size=4096)

@@ -124,7 +124,7 @@ def test_filesystem_is_whole_at_every_flush(run, tmp_path):
     checked = {}
     with Log(run.log) as log:
         span = replay.find(log)
-        with replay.Target(tmp_path / "target", span, device_bytes=log.device_bytes) as target:
+        with replay.Target(tmp_path / "target", span, log) as target:
             for entry in replay.replay(log, span, target):
                 if entry.has(record.FLUSH) and entry.number >= run.made - 1:
                     checked[entry.number] = fault(run, target.path, entry.number)
@@ -145,7 +145,7 @@ def test_covered_write_that_is_left_out_is_noticed(run, tmp_path, which):
             writes = [one for one in writes if log.read(one.data_at, min(4096, one.data_bytes)) == data[:4096]]
         span = replay.find(log, stop=replay.Stop(entry=last))
         for name, without in (("whole", []), ("lacking", [writes[-1].number])):
-            with replay.Target(tmp_path / name, span, device_bytes=log.device_bytes) as target:
+            with replay.Target(tmp_path / name, span, log) as target:
                 for _ in replay.replay(log, span, target, without=without):
                     pass
         assert not fault(run, tmp_path / "whole", logged - 1)

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from pmem_core import listen, runtime, server
-from pmem_core.cli._common import PATH, emit, human_bytes, json_option, progress
+from pmem_core.cli._common import PATH, emit, human_bytes, json_option, progress, require_outside_images
 from pmem_core.errors import CheckFailed, ServerError, UsageError
 from pmem_core.logwrites import record, replay
 from pmem_core.logwrites.reader import Entry, Log
@@ -192,7 +192,8 @@ def replay_log(
         if target is None:
             emit(found) if as_json else click.echo(span.last)
             return
-        with replay.Target(target, span, device_bytes=opened.device_bytes) as onto:
+        require_outside_images(target)
+        with replay.Target(target, span, opened) as onto:
             applied = replay.replay(opened, span, onto, discard=not no_discard)
             found["checks"] = _follow(applied, span, is_due, onto, fsck or "", on_copy)
             onto.sync()

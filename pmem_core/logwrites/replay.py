@@ -85,9 +85,9 @@ def find(log: Log, *, first: int = 0, after_mark: str | None = None, stop: Stop 
 class Target:
     """What is replayed onto: a file, made of `device_bytes` if it is not there, or a block device not in use."""
 
-    def __init__(self, path: Path, span: Span, *, device_bytes: int = 0) -> None:
+    def __init__(self, path: Path, span: Span, log: Log) -> None:
         self.path = path
-        size = max(device_bytes, span.target_bytes)
+        size = max(log.device_bytes, span.target_bytes)
         with host.host_errors(path):
             made = not path.exists()
             if made and span.first > 0:
@@ -98,7 +98,7 @@ class Target:
             # Not held exclusively: a check will want the device too.
             self.fd = os.open(path, os.O_RDWR | os.O_CREAT * made | os.O_CLOEXEC, 0o666)
         try:
-            self._require(span, size if made else 0)
+            self._require(span, log, size if made else 0)
         except BaseException:
             os.close(self.fd)
             if made:
@@ -106,8 +106,11 @@ class Target:
             raise
         self._methods = [host.PUNCH_HOLE, _ZERO_RANGE]
 
-    def _require(self, span: Span, size: int) -> None:
-        kind = os.fstat(self.fd).st_mode
+    def _require(self, span: Span, log: Log, size: int) -> None:
+        status = os.fstat(self.fd)
+        kind = status.st_mode
+        if os.path.samestat(status, os.fstat(log.fd)):
+            raise UsageError(self.path, "is the log itself", "another file, or a block device")
         if not stat.S_ISREG(kind) and not stat.S_ISBLK(kind):
             raise UsageError(self.path, "is neither a file nor a block device", "one of these")
         with host.host_errors(self.path):
