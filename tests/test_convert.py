@@ -15,7 +15,7 @@ from independent_reader import Reader
 
 from pmem_core import cli, convert, geometry, image, infoblock, layout, reshape
 from pmem_core.check import check
-from pmem_core.convert import saved
+from pmem_core.convert import copy, saved
 from pmem_core.device import Device
 from pmem_core.errors import BadData, DoesNotFit, HostFull, ImageBusy, UnsupportedImage, UsageError
 
@@ -166,6 +166,29 @@ def test_output_that_is_too_small_leaves_nothing(tmp_path):
     with pytest.raises(DoesNotFit, match="shrink the filesystem to"):
         convert.convert_into(path, new, 64, size=100 << 10)
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["disk.pmem"]
+
+
+def test_output_leaves_another_s_work_alone_and_removes_what_a_dead_one_left(tmp_path):
+    path, new = tmp_path / "disk.pmem", tmp_path / "new.pmem"
+    make(path, pages=4)
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    others = [tmp_path / f".new.pmem.{pid}.converting" for pid in (os.getppid(), dead.pid)]
+    for other in others:
+        other.mkdir()
+    convert.convert_into(path, new, 128)
+    assert [other.is_dir() for other in others] == [True, False]
+
+
+def test_error_of_a_new_image_has_the_name_it_was_to_have(tmp_path):
+    path, new = tmp_path / "disk.pmem", tmp_path / "new.pmem"
+    make(path, pages=4)
+
+    def full(_: Device, target: Device, __: object) -> int:
+        raise HostFull(target.path / "media", "no room left on the host")
+
+    with mock.patch.object(copy, "_copy", full), pytest.raises(HostFull, match=f"^{new}/media: no room left"):
+        convert.convert_into(path, new, 128)
 
 
 # ---- what is refused ----

@@ -5,16 +5,18 @@ The new image has the old one's policies and parameters, descriptors of another 
 for, another size; its wear begins with these writes.  It appears whole or not at all.
 """
 
+import contextlib
+import glob
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from .. import geometry, host, image, layout
 from ..device import Device
-from ..errors import BadData, DoesNotFit, UnsupportedImage, UsageError
+from ..errors import BadData, DoesNotFit, PmemError, UnsupportedImage, UsageError
 from .steps import shape
 
 CHUNK_BYTES = 4 << 20
@@ -59,12 +61,12 @@ def convert_into(
             line_bytes=info.line_bytes,
             initialise=info.initialise,
         )
-        work = output.with_name(f".{output.name}.converting")
-        shutil.rmtree(work, ignore_errors=True)  # what a crash left of an earlier try
+        work = _work(output)
         try:
-            image.create(work, plan)
-            with Device(work) as target:
-                held = _copy(source, target, watch)
+            with _named(output, work):
+                image.create(work, plan)
+                with Device(work) as target:
+                    held = _copy(source, target, watch)
             with host.host_errors(output):
                 work.rename(output)
                 host.sync_folder(output.parent)
@@ -83,6 +85,25 @@ def convert_into(
         "pages_with_data": held,
         "seconds": round(time.monotonic() - started, 3),
     }
+
+
+def _work(output: Path) -> Path:
+    """The folder that `output` is made in, of this process alone; what a kill left of an earlier try is removed."""
+    for left in output.parent.glob(f".{glob.escape(output.name)}.*.converting"):
+        pid = left.name.removesuffix(".converting").rpartition(".")[2]
+        if pid.isdecimal() and not Path(f"/proc/{pid}").exists():
+            shutil.rmtree(left, ignore_errors=True)
+    return output.with_name(f".{output.name}.{os.getpid()}.converting")
+
+
+@contextlib.contextmanager
+def _named(output: Path, work: Path) -> Iterator[None]:
+    """Let errors name `output`: nobody knows the folder it is made in."""
+    try:
+        yield
+    except PmemError as error:
+        parts = (part.replace(str(work), str(output)) for part in (error.subject, error.what, error.expected))
+        raise type(error)(*parts) from error
 
 
 def _copy(source: Device, target: Device, watch: Callable[[float], None]) -> int:
