@@ -385,3 +385,12 @@ def test_command_refuses_in_one_line(tmp_path, capsys, monkeypatch, options):
     assert cli.main(["convert", "disk.pmem", *options]) == 2
     told = capsys.readouterr()
     assert told.out == "" and told.err.count("\n") == 1
+
+
+def test_command_makes_no_image_within_an_image(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make(Path("disk.pmem"), pages=1)
+    assert cli.main(["convert", "disk.pmem", "--descriptor-bytes", "128", "-o", "disk.pmem/inner"]) == 2
+    told = capsys.readouterr().err
+    assert told == f"disk.pmem/inner: lies within the image {tmp_path.resolve()}/disk.pmem: a path outside of it\n"
+    assert not Path("disk.pmem/inner").exists()

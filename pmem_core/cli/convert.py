@@ -8,7 +8,17 @@ import click
 
 from pmem_core.errors import UsageError
 
-from ._common import IMAGE, PATH, SIZE, emit, human_bytes, json_option, policy_file_option, progress
+from ._common import (
+    IMAGE,
+    PATH,
+    SIZE,
+    emit,
+    human_bytes,
+    json_option,
+    policy_file_option,
+    progress,
+    require_outside_images,
+)
 
 
 @click.command()
@@ -45,6 +55,8 @@ def convert(
         raise UsageError("--size", "an image cannot be resized in place", "--output NEW with it")
     if output is not None and descriptor_bytes is None:
         raise UsageError("--output", "what is the new image to have?", "--descriptor-bytes with it")
+    if output is not None:
+        require_outside_images(output)
     with progress(f"Converting {image}", total=1.0) as watch:
         from pmem_core import convert as conversion
 
