@@ -394,3 +394,13 @@ def test_command_makes_no_image_within_an_image(tmp_path, capsys, monkeypatch):
     told = capsys.readouterr().err
     assert told == f"disk.pmem/inner: lies within the image {tmp_path.resolve()}/disk.pmem: a path outside of it\n"
     assert not Path("disk.pmem/inner").exists()
+
+
+@pytest.mark.parametrize(("step", "told"), [("move", True), ("gather", False)])
+def test_interrupted_command_says_how_it_goes_on_where_it_has_begun(tmp_path, capsys, monkeypatch, step, told):
+    monkeypatch.chdir(tmp_path)
+    make(Path("disk.pmem"), pages=80)
+    with mock.patch.object(reshape, step, side_effect=KeyboardInterrupt):
+        assert cli.main(["convert", "disk.pmem", "--descriptor-bytes", "128"]) == 130
+    line = "disk.pmem: interrupted: 'pmem-nbd convert disk.pmem' goes on"
+    assert [one for one in capsys.readouterr().err.splitlines() if one] == [line] * told

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: MIT
 """The verb convert: descriptors of another size or format, in place or into a new image."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 
-from pmem_core.errors import UsageError
+from pmem_core.errors import PmemError, UsageError
 
 from ._common import (
     IMAGE,
@@ -57,7 +59,7 @@ def convert(
         raise UsageError("--output", "what is the new image to have?", "--descriptor-bytes with it")
     if output is not None:
         require_outside_images(output)
-    with progress(f"Converting {image}", total=1.0) as watch:
+    with _interruption_told(image), progress(f"Converting {image}", total=1.0) as watch:
         from pmem_core import convert as conversion
 
         if output is not None and descriptor_bytes is not None:
@@ -68,6 +70,20 @@ def convert(
         return emit(found)
     click.echo(_sentence(output or image, found))
     return None
+
+
+@contextlib.contextmanager
+def _interruption_told(image: Path) -> Iterator[None]:
+    """Where a conversion is cut off by Ctrl-C and has changed the image, say how it goes on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        from pmem_core import infoblock
+
+        with contextlib.suppress(PmemError, OSError):
+            if infoblock.read(image / "media", read_only=True, converting=True).converting:
+                click.echo(f"{image}: interrupted: 'pmem-nbd convert {image}' goes on", err=True)
+        raise
 
 
 def _sentence(image: Path, found: dict[str, Any]) -> str:
