@@ -497,11 +497,25 @@ def test_status_of_a_verb_is_the_status_of_the_command(monkeypatch):
     assert cli.main(["completion"]) == 1
 
 
-def test_reader_that_leaves_early_is_no_error(command, folder):
-    with subprocess.Popen([*command, "completion", "bash"], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["completion", "bash"],
+        ["--help"],
+        ["info", "--help"],
+        ["info", "IMAGE"],
+        ["info", "--plan", "--size", "1G"],
+        ["stats", "IMAGE"],
+        ["stats", "IMAGE", "--watch", "0.1"],
+    ],
+    ids=" ".join,
+)
+def test_reader_that_leaves_early_is_no_error(command, folder, tmp_path, arguments):
+    assert "IMAGE" not in arguments or cli.main(["create", str(tmp_path / "i"), "--size", "16M"]) == 0
+    words = [str(tmp_path / "i") if word == "IMAGE" else word for word in arguments]
+    with subprocess.Popen([*command, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         process.stdout.close()
-        assert process.wait(10) == 0
-        assert process.stderr.read() == b""
+        assert (process.wait(60), process.stderr.read()) == (0, b"")
 
 
 def test_help_imports_neither_numba_nor_lmdb():

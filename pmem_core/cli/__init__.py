@@ -14,7 +14,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import click
@@ -67,14 +67,28 @@ class Verbs(click.Group):
         with formatter.section("Verbs"):
             formatter.write_dl([(verb, text) for verb, (_, text) in VERBS.items()])
 
+    def make_context(self, *arguments: Any, **options: Any) -> click.Context:
+        with _reader_may_leave():
+            return super().make_context(*arguments, **options)  # which prints the help of --help
+
     def invoke(self, ctx: click.Context) -> Any:
-        try:
+        with _reader_may_leave():
             result = super().invoke(ctx)
             sys.stdout.flush()
-        except BrokenPipeError:
-            _discard_output()  # the reader has seen enough (`| head`)
-            return 0
-        return result
+            return result
+
+
+@contextlib.contextmanager
+def _reader_may_leave() -> Iterator[None]:
+    """Let it be no error that the reader of stdout has seen enough (`| head`)."""
+    try:
+        yield
+    except (BrokenPipeError, SystemExit) as error:
+        # rich makes a SystemExit of it.
+        if not isinstance(error, BrokenPipeError) and not isinstance(error.__context__, BrokenPipeError):
+            raise
+        _discard_output()
+        raise click.exceptions.Exit(0) from None
 
 
 def _discard_output() -> None:
