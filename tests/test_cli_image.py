@@ -307,6 +307,24 @@ def test_the_command_as_a_process(tmp_path):
         assert (told.returncode, told.stdout, told.stderr.count("\n")) == (status, "", 1)
 
 
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_stream_is_no_error_and_no_file_of_an_image(tmp_path, closed):
+    path = tmp_path / "disk.pmem"
+    command = [sys.executable, "-c", "import sys; from pmem_core import cli; sys.exit(cli.main())"]
+    for arguments in (["create", path, "--size", "16M"], ["info", path], ["check", path], ["stats", path]):
+        words = ["sh", "-c", f'exec "$@" {closed}', "sh", *command, *arguments]
+        told = subprocess.run(words, capture_output=True, text=True, check=False)
+        assert (told.returncode, told.stderr) == (0, ""), arguments
+        assert bool(told.stdout) == (">&-" not in closed.split()), arguments
+
+
+def test_children_have_the_streams_that_were_closed():
+    code = "import subprocess; from pmem_core import cli; cli.main(['-V']); subprocess.run(['ls', '/proc/self/fd'])"
+    words = ["sh", "-c", 'exec "$@" <&- 2>&-', "sh", sys.executable, "-c", code]
+    told = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert told.stdout.split()[-4:-1] == ["0", "1", "2"]
+
+
 @pytest.mark.parametrize("seconds", ["nan", "inf", "-inf", "1e300", "0", "x"])
 def test_watch_wants_a_time_that_passes(run, disk, seconds):
     status, out, err = run("stats", disk, "--watch", seconds)

@@ -145,6 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # their time meanwhile, and half of it when Python ends.
     gc.set_threshold(1_000_000)
     atexit.register(gc.freeze)
+    _open_what_was_closed()
     try:
         result = group.main(arguments, prog_name=PROGRAM, standalone_mode=False)
     except SystemExit as error:
@@ -158,6 +159,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         return _report(error)
     return result if isinstance(result, int) else 0
+
+
+def _open_what_was_closed() -> None:
+    """Open stdin, stdout and stderr where the caller has closed them (`>&-`).
+
+    Else the next file that is opened has that number, and it may be one of an image.
+    """
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(fd, True)
+    os.close(fd)
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, mode, errors="backslashreplace", closefd=False))
 
 
 def _report(error: Exception) -> int:
