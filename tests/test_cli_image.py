@@ -325,6 +325,21 @@ def test_children_have_the_streams_that_were_closed():
     assert told.stdout.split()[-4:-1] == ["0", "1", "2"]
 
 
+def test_interrupt_while_the_command_is_imported_is_no_traceback():
+    code = """
+import sys
+from pmem_core import __main__ as entry
+class Interrupted:
+    def find_spec(self, name, *_):
+        if name == "click":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Interrupted())
+sys.exit(entry.main())
+"""
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (told.returncode, told.stdout, told.stderr) == (130, "", "")
+
+
 @pytest.mark.parametrize("seconds", ["nan", "inf", "-inf", "1e300", "0", "x"])
 def test_watch_wants_a_time_that_passes(run, disk, seconds):
     status, out, err = run("stats", disk, "--watch", seconds)
