@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import pty
+import re
 import select
 import signal
 import subprocess
@@ -197,6 +198,35 @@ def test_progress_is_drawn_on_a_terminal(command, folder, image):
     finally:
         os.close(main)
         os.close(other)
+
+
+@needs("nbdkit")
+def test_path_that_looks_like_markup_is_listed_as_it_is(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "1000")
+    image = tmp_path / "w[" / "x]:smile:" / "a[b].pmem"
+    image.mkdir(parents=True)
+    assert run("serve", image, "-b").returncode == 0
+    listed = run("list")
+    assert (listed.returncode, listed.stderr) == (0, "") and f"{image} " in listed.stdout
+
+
+@pytest.mark.parametrize("verb", ["create", "info", "stats", "check", "convert"])
+def test_path_that_looks_like_markup_is_drawn_as_it_is(command, tmp_path, verb):
+    image = tmp_path / "w[" / "x]" / "a[b].pmem"
+    image.parent.mkdir(parents=True)
+    if verb != "create":
+        assert cli.main(["create", str(image), "--size", "4M"]) == 0
+    options = {"create": ["--size", "4M"], "convert": ["--descriptor-bytes", "128"]}.get(verb, [])
+    main, other = pty.openpty()
+    try:
+        words, environment = [*command, verb, str(image), *options], os.environ | {"TERM": "xterm", "COLUMNS": "500"}
+        done = subprocess.run(words, stdout=subprocess.PIPE, stderr=other, text=True, check=False, env=environment)
+        drawn = os.read(main, 65536).decode()
+    finally:
+        os.close(main)
+        os.close(other)
+    assert done.returncode == 0
+    assert str(image) in re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", drawn)
 
 
 @needs("nbdkit", "libnbd")

@@ -4,7 +4,7 @@
 import math
 from typing import TYPE_CHECKING, Any
 
-from pmem_core.cli._common import human_bytes
+from pmem_core.cli._common import human_bytes, plain_console
 from pmem_core.cli._geometry import plan_of, policies
 from pmem_core.errors import UsageError
 
@@ -121,21 +121,19 @@ def _bar_column(made: "Table", console: "Console", title: str, taken: int) -> in
 
 def show(figures: dict[str, Any]) -> None:
     """Print what `planned` found: one plan use by use, several side by side, beside the peers."""
-    from rich.console import Console
-
-    console, plans = Console(highlight=False), figures["plans"]
+    console, plans = plain_console(), figures["plans"]
     first = next(plan for plan in plans if "capacity" in plan)
     parameters = ", ".join(f"{name}={value}" for name, value in first["parameters"]["leveling"].items())
     told = f"leveling {first['leveling']}{f' ({parameters})' if parameters else ''}"
     size = figures["medium_bytes"]
-    console.print(f"{human_bytes(size)} medium, {size} bytes; {told}", soft_wrap=True, markup=False)
+    console.print(f"{human_bytes(size)} medium, {size} bytes; {told}", soft_wrap=True)
     console.print()
     if len(plans) == 1:
         _show_one(first, console)
     console.print(_side_by_side(figures, console))
     for row in [*plans, *figures["peers"]]:
         if "refused" in row:
-            console.print(f"{row.get('name') or row['placement']}: {row['refused']}", soft_wrap=True, markup=False)
+            console.print(f"{row.get('name') or row['placement']}: {row['refused']}", soft_wrap=True)
 
 
 def _show_one(plan: dict[str, Any], console: "Console") -> None:

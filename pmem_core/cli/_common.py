@@ -7,7 +7,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -16,6 +16,10 @@ import click
 
 from pmem_core import policyfile
 from pmem_core.errors import UsageError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import ProgressColumn
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -137,6 +141,13 @@ def emit(data: Any) -> None:
     sys.stdout.write(json.dumps(data, indent=2, default=plain) + "\n")
 
 
+def plain_console(**options: Any) -> "Console":
+    """What prints for people, each text as it is: a path may look like markup, or hold the name of an emoji."""
+    from rich.console import Console
+
+    return Console(highlight=False, markup=False, emoji=False, **options)
+
+
 def on_terminal() -> bool:
     """Whether someone watches stderr; only then is progress shown."""
     return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
@@ -148,10 +159,18 @@ def working(message: str) -> Iterator[Callable[[str], None]]:
     if not on_terminal():
         yield lambda _: None
         return
-    from rich.console import Console
+    from rich.text import Text
 
-    with Console(stderr=True).status(message) as status:
-        yield lambda text: status.update(text)
+    with plain_console(stderr=True).status(Text(message)) as status:
+        yield lambda text: status.update(Text(text))
+
+
+def bar_columns() -> "Iterable[ProgressColumn]":
+    """What a bar has beside it, its description as it is given."""
+    from rich.progress import Progress, TextColumn
+
+    _, *others = Progress.get_default_columns()
+    return TextColumn("{task.description}", style="progress.description", markup=False), *others
 
 
 @contextlib.contextmanager
@@ -160,9 +179,8 @@ def progress(description: str, total: float | None = None) -> Iterator[Callable[
     if not on_terminal():
         yield lambda _: None
         return
-    from rich.console import Console
     from rich.progress import Progress
 
-    with Progress(console=Console(stderr=True), transient=True) as bar:
+    with Progress(*bar_columns(), console=plain_console(stderr=True), transient=True) as bar:
         task = bar.add_task(description, total=total)
         yield lambda done: bar.update(task, completed=done)

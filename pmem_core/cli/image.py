@@ -9,7 +9,7 @@ import click
 from click.core import ParameterSource
 
 from pmem_core.cli import _capacity
-from pmem_core.cli._common import IMAGE, PATH, SIZE, emit, human_bytes, json_option, progress, working
+from pmem_core.cli._common import IMAGE, PATH, SIZE, emit, human_bytes, json_option, plain_console, progress, working
 from pmem_core.cli._geometry import geometry_options, plan_of, plan_options
 from pmem_core.errors import UsageError
 
@@ -172,9 +172,7 @@ def files(path: Path) -> dict[str, dict[str, int]]:
 
 def show(figures: dict[str, Any]) -> None:
     """Print what `report` found, for a person."""
-    from rich.console import Console
-
-    console, image = Console(highlight=False), figures["image"]
+    console, image = plain_console(), figures["image"]
     parameters = ", ".join(f"{name}={value}" for name, value in image["parameters"].get("leveling", {}).items())
     checks = "with checksums" if image["checksums"] else "without checksums"
     what = f"{image['descriptor_bytes']} bytes, format {image['descriptor_format']}"
@@ -197,9 +195,9 @@ def show(figures: dict[str, Any]) -> None:
         "Linux reads it": "yes, as a fsdax namespace" if image["linux"] else "no",
         "session": session,
     }
-    console.print(f"{image['path']}: {human_bytes(image['size'])} medium", soft_wrap=True, markup=False)
+    console.print(f"{image['path']}: {human_bytes(image['size'])} medium", soft_wrap=True)
     for name, value in facts.items():
-        console.print(f"  {name:15} {value}", soft_wrap=True, markup=False)
+        console.print(f"  {name:15} {value}", soft_wrap=True)
     console.print()
     console.print(_capacity.table_of(figures["capacity"], console))
     console.print()
@@ -208,7 +206,7 @@ def show(figures: dict[str, Any]) -> None:
     for event in figures["events"]:
         told = ", ".join(f"{key} {value}" for key, value in event.items() if key not in ("time_ns", "event"))
         when = _moment(event["time_ns"] // 10**9)
-        console.print(f"{when}  {event['event']}{': ' if told else ''}{told}", soft_wrap=True, markup=False)
+        console.print(f"{when}  {event['event']}{': ' if told else ''}{told}", soft_wrap=True)
 
 
 def _moment(seconds: int) -> str:

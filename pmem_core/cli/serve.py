@@ -12,7 +12,16 @@ from typing import Any
 import click
 
 from pmem_core import attach, launch, server
-from pmem_core.cli._common import IMAGE, PATH, emit, human_bytes, json_option, policy_file_option, working
+from pmem_core.cli._common import (
+    IMAGE,
+    PATH,
+    emit,
+    human_bytes,
+    json_option,
+    plain_console,
+    policy_file_option,
+    working,
+)
 from pmem_core.errors import ServerError, UsageError
 
 FIGURES_COLUMNS_MIN = 80  # a narrower terminal has room for the images and what they are used as, not for figures
@@ -184,12 +193,11 @@ def _row(
 
 def _show(rows: list[dict[str, Any]]) -> None:
     """Print the servers as a table for people."""
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    console = plain_console()
     if not console.is_terminal and "COLUMNS" not in os.environ:
-        console = Console(width=1000)  # for grep and awk: one line each
+        console = plain_console(width=1000)  # for grep and awk: one line each
     headings = ["memory", "CPU", "read", "written", "clients"]
     if console.width < FIGURES_COLUMNS_MIN:
         headings = []

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pmem_core.cli._capacity import memory_words
-from pmem_core.cli._common import IMAGE, emit, human_bytes, json_option, policy_file_option, working
+from pmem_core.cli._common import IMAGE, emit, human_bytes, json_option, plain_console, policy_file_option, working
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -75,11 +75,11 @@ def stats(
     """
     wanted = heat_map if heat_map is not None else stripe or not (histogram or as_json)
     # Programs ask for figures often, and rich takes a while to import.
-    console = None if as_json else _console()
+    console = None if as_json else plain_console()
     with working(f"reading {image}"):
         from pmem_core import stats as figures_
 
-        fold = _fold(image, (console or _console()).width, stripe) if wanted else None
+        fold = _fold(image, (console or plain_console()).width, stripe) if wanted else None
 
     def collect() -> dict[str, Any]:
         return figures_.collect(image, fold=fold, histogram=histogram)
@@ -110,12 +110,6 @@ def _watch(console: "Console", picture: Callable[[], Iterator["RenderableType"]]
         while True:
             time.sleep(seconds)
             live.update(Group(*picture()), refresh=True)
-
-
-def _console() -> "Console":
-    from rich.console import Console
-
-    return Console(highlight=False)
 
 
 def _fold(image: Path, width: int, stripe: bool) -> "Fold":
