@@ -44,7 +44,19 @@ def start(image: Path, **options: Any) -> server.Server:
         return server.start(image, tell=say, **options)
 
 
-@click.command()
+class WithNbdkitArgs(click.Command):
+    """A verb whose words behind `--` are nbdkit's; click would take any word that is left for one."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        end = args.index("--") if "--" in args else len(args)
+        rest = super().parse_args(ctx, args[:end])
+        if (extra := ctx.params["nbdkit_args"]) and not ctx.resilient_parsing:
+            ctx.fail(f"Got unexpected extra argument ({' '.join(extra)})")
+        ctx.params["nbdkit_args"] = tuple(args[end + 1 :])
+        return rest
+
+
+@click.command(cls=WithNbdkitArgs)
 @IMAGE
 @click.option("--socket", metavar="PATH", type=PATH, help="Listen on this Unix socket (default: a private one).")
 @click.option("--port", metavar="N", type=int, help="Listen on this TCP port instead.")
@@ -101,6 +113,8 @@ def serve(
         raise UsageError("--log-writes", "has nothing to log", "a server without --read-only")
     if record is not None and read_only:
         raise UsageError("--record", "has nothing to record", "a server without --read-only")
+    if log_writes is not None and record is not None and log_writes.resolve() == record.resolve():
+        raise UsageError("--log-writes, --record", "both name one file", "two files")
     files = {"logwrites": log_writes, "record": record}
     with signals_as_interrupt():
         running = start(
