@@ -237,7 +237,8 @@ def derive(info: Info, *, fresh: bool = False) -> Geometry:
         raise UsageError(f"leveling={info.leveling}", "not with these parameters", str(error)) from None
     if placed_frames < 1:
         chosen = ", ".join(f"{name}={value}" for name, value in info.parameters["leveling"].items())
-        raise UsageError(f"size={info.size}", f"too small for leveling {info.leveling} with {chosen}", "a larger size")
+        what = f"too small for leveling {info.leveling}{f' with {chosen}' if chosen else ''}"
+        raise UsageError(f"size={info.size}", what, "a larger size")
     placed_bytes = placed_frames * info.frame_bytes
     if not levelling.MOVES:
         # Nothing moves, so the last frame need not be whole; Linux's layout counts on it.

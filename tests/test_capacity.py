@@ -237,6 +237,7 @@ def test_tables_of_the_document_are_what_the_command_prints(run, monkeypatch, le
 
 
 WRONG = {
+    "a page": (["--plan", "--size", "1G", "--page", "3"], "--page: is of an image that is there: no --plan"),
     "an image too": (["disk.pmem", "--plan", "--size", "1G"], "--plan: and an image: disk.pmem"),
     "no size": (["--plan"], "--plan: no size"),
     "neither": ([], "info: no image"),

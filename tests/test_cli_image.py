@@ -94,6 +94,7 @@ REFUSED = {
     "no size": ([], "missing option"),
     "words for a size": (["--size", "big"], "is not a size"),
     "too small": (["--size", "4K"], "too small"),
+    "too small for no leveling": (["--size", "4K", "--leveling", "none"], "for leveling none: a larger size"),
     "unknown placement": (["--size", "1G", "--placement", "diagonal"], "'interleaved', 'linear', 'none'"),
     "unknown leveling": (["--size", "1G", "--leveling", "wishful"], "no such policy: one of none, "),
     "unknown parameter": (["--size", "1G", "--set", "foo=1"], "one of interval, region_frames, gap_frames"),

@@ -385,12 +385,14 @@ def test_mark_is_put_into_a_log_that_is_written(run, folder, tmp_path):
     assert run("serve", disk, "-b", "--log-writes", log)[0] == 0
     assert run("log", log, "--mark", "here, at 1 o'clock") == (0, "", "")
     assert [one.text for one in log_reader.read(log)][1:] == [b"here, at 1 o'clock"]
+    told = json.loads(run("log", log, "--mark", "and here", "-j")[1])
+    assert told == {"log": str(log), "mark": "and here", "number": 2}
     status, _, err = run("log", log, "--mark", "x" * 480)
     assert status == 2 and "480 bytes" in err
     server.stop(server.servers()[0])
     status, _, err = run("log", log, "--mark", "late")
     assert status == 1 and "no server writes it" in err
-    assert [one.text for one in log_reader.read(log)][2:] == [b"pmem-nbd-end"]
+    assert [one.text for one in log_reader.read(log)][3:] == [b"pmem-nbd-end"]
 
 
 @needs("nbdkit")

@@ -105,6 +105,8 @@ def info(image: Path | None, planned: bool, size: int | None, page: int | None, 
             raise UsageError("--plan", f"and an image: {image}", "one of the two")
         if size is None:
             raise UsageError("--plan", "no size", "--size, such as --size 1.5T")
+        if page is not None:
+            raise UsageError("--page", "is of an image that is there", "no --plan")
         with working("planning"):
             figures = _capacity.planned(size, options)
         emit(figures) if as_json else _capacity.show(figures)

@@ -41,7 +41,9 @@ def log(log: Path, first: int, last: int | None, mark: str | None, as_json: bool
       pmem-nbd log writes.log -j | jq '.entries[] | select(.mark) | .number'
     """
     if mark is not None:
-        _put_mark(log, mark)
+        number = _put_mark(log, mark)
+        if as_json:
+            emit({"log": str(log), "mark": mark, "number": number})
         return
     with Log(log) as opened:
         totals = Totals()
@@ -111,8 +113,11 @@ def _row(entry: Entry, sector_bytes: int) -> dict[str, Any]:
     }
 
 
-def _put_mark(log: Path, mark: str) -> None:
-    """Have a mark put into a log by its server: a client that asks for the export `mark:NAME` does that."""
+def _put_mark(log: Path, mark: str) -> int:
+    """Have a mark put into a log by its server: a client that asks for the export `mark:NAME` does that.
+
+    The number of its entry.
+    """
     if not 0 < len(mark.encode()) <= record.MARK_BYTES_MAX:
         raise UsageError("--mark", f"{len(mark.encode())} bytes", f"1 to {record.MARK_BYTES_MAX}")
     with Log(log) as opened:
@@ -122,8 +127,10 @@ def _put_mark(log: Path, mark: str) -> None:
         raise ServerError(log, "no server writes it", "one that `pmem-nbd serve --log-writes` has started")
     listen.visit_export(one.socket or (one.address or "", one.port or 0), f"{record.MARK_PREFIX}{mark}")
     with Log(log) as opened:
-        if not any(entry.mark == mark for entry in opened.entries(before)):
-            raise ServerError(log, "its server did not put the mark into it", f"see {one.log}")
+        for entry in opened.entries(before):
+            if entry.mark == mark:
+                return entry.number
+    raise ServerError(log, "its server did not put the mark into it", f"see {one.log}")
 
 
 # --- replay-log -------------------------------------------------------------------------------------------------------
