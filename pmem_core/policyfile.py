@@ -110,11 +110,28 @@ def blamed(error: BaseException) -> BadPolicy | None:
     """What to tell a user instead of an error that came out of one of the files, or that numba made of it."""
     passed = {frame.filename for frame in traceback.extract_tb(error.__traceback__)}
     by_numba = type(error).__module__.startswith("numba.")
+    compiled = _compiled(error)
     for path in _run_here:
-        if str(path) in passed or (by_numba and f'{path.name}", line' in str(error)):
-            what = "numba cannot compile it" if by_numba else told(error, path)
-            return BadPolicy(shown(path), what, f"'pmem-nbd policies --test {shown(path)}' tries it out")
+        if by_numba and (str(path) in passed or f'{path.name}", line' in str(error)):
+            what = "numba cannot compile it"
+        elif str(path) == compiled:
+            what = f"numba cannot compile it: {told(error, None)}"
+        elif str(path) in passed:
+            what = told(error, path)
+        else:
+            continue
+        return BadPolicy(shown(path), what, f"'pmem-nbd policies --test {shown(path)}' tries it out")
     return None
+
+
+def _compiled(error: BaseException) -> str:
+    """The file of the function that numba was compiling when it failed; its own code is all that a traceback shows."""
+    found = ""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if frame.f_globals.get("__name__", "").startswith("numba."):
+            state = getattr(frame.f_locals.get("self"), "state", None)
+            found = getattr(getattr(state, "func_id", None), "filename", found)
+    return found
 
 
 def told(error: BaseException, path: Path | None) -> str:

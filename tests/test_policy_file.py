@@ -178,6 +178,18 @@ def test_policy_that_fails_while_it_is_used_is_one_line(command, tmp_path):
         assert (status, out) == (1, "") and err.endswith(f"mine.py: numba cannot compile it: {tries}"), err
 
 
+def test_builtin_error_of_the_compiler_names_the_file(command, tmp_path):
+    """numba looks a name of a module up itself, and lets what that raises pass."""
+    (tmp_path / "mine.py").write_text(RIGHT.lstrip())
+    assert command("create", "disk.pmem", "--size", "16M", "--leveling", "mine", "--policy-file", "mine.py")[0] == 0
+    (tmp_path / "mine.py").write_text(RIGHT.lstrip().replace("media.table_of(run)[frame]", "media.nope(run)[frame]"))
+    said = "numba cannot compile it: AttributeError: module 'pmem_core.media' has no attribute 'nope': "
+    for verb in ("replay", "check", "serve"):
+        status, out, err = command(verb, "disk.pmem", "--policy-file", "mine.py")
+        tries = "'pmem-nbd policies --test mine.py' tries it out\n"
+        assert (status, out) == (1, "") and err.endswith(f"mine.py: {said}{tries}"), err
+
+
 def test_policies_lists_those_of_files_with_their_parameters(command):
     status, out, _ = command("policies", "leveling", "--policy-file", "mine.py")
     assert status == 0
