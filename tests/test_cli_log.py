@@ -118,6 +118,13 @@ def test_what_is_no_log_is_told_in_one_line(run, tmp_path, content, text):
     assert not (tmp_path / "target").exists()
 
 
+def test_log_that_is_a_pipe_is_refused(run, tmp_path):
+    os.mkfifo(tmp_path / "log")
+    for words in (["log", tmp_path / "log"], ["replay-log", tmp_path / "log", "--onto", tmp_path / "target"]):
+        said = f"{tmp_path / 'log'}: is neither a file nor a block device: one of these\n"
+        assert run(*words) == (1, "", said)
+
+
 @pytest.mark.parametrize(
     ("cut", "text"), [(1, "entry 5 of 8, at byte 4608, ends at byte 5632"), (1000, "entry 5 of 8, at byte 4608")]
 )

@@ -436,6 +436,17 @@ def test_server_that_attach_starts_has_one_thread_for_each_connection(run, image
 # --- errors and conventions -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("verb", [["attach"], ["mount", "m"]], ids=str)
+def test_kernel_without_nbd_is_told_before_a_server_starts(folder, image, monkeypatch, capsys, verb):
+    monkeypatch.setattr(attach, "require_root", lambda _: None)
+    monkeypatch.setattr(runtime, "program", lambda name, _: f"/sbin/{name}")
+    monkeypatch.setattr(attach, "has_nbd", lambda: False)
+    monkeypatch.setattr(blockdev, "require_mountable", lambda _: None)
+    name, *directory = verb
+    assert cli.main([name, str(image), *directory, "--via", "nbd"]) == 1
+    assert capsys.readouterr().err == "nbd: this kernel has none: --via loop\n"
+
+
 @needs("nbdkit")
 @pytest.mark.parametrize(
     ("arguments", "status", "text"),

@@ -9,10 +9,10 @@ from pathlib import Path
 import click
 
 from pmem_core import attach as attaching
-from pmem_core import blockdev, launch, server
+from pmem_core import blockdev, launch, runtime, server
 from pmem_core.cli._common import IMAGE, PATH, emit, json_option, policy_file_option, working
 from pmem_core.cli.serve import known_as, say, signals_as_interrupt, signals_ignored, start
-from pmem_core.errors import HostError, NotAnImage, UsageError
+from pmem_core.errors import HostError, MissingProgram, NotAnImage, UsageError
 
 WAY = click.option(
     "--via",
@@ -145,6 +145,10 @@ def _free(image: Path) -> server.Server | None:
 
 def _attach(image: Path, running: server.Server | None, read_only: bool, via: str | None) -> attaching.Attachment:
     """Attach an image, serving it first if nobody does; a server started for nothing is stopped again."""
+    if via == "nbd":
+        runtime.program("nbd-client", "nbd-client")
+        if not attaching.has_nbd():
+            raise MissingProgram("nbd", "this kernel has none", "--via loop")
     started = running is None
     if running is None:
         running = start(image, read_only=read_only, threads=launch.THREADS_ATTACHED)

@@ -3,6 +3,7 @@
 
 import dataclasses
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -43,6 +44,10 @@ class Log:
     def __init__(self, path: Path) -> None:
         self.path = path
         with host.host_errors(path):
+            kind = path.stat().st_mode
+            if not stat.S_ISREG(kind) and not stat.S_ISBLK(kind):
+                # Entries are looked up, and to open a pipe may wait for ever.
+                raise BadLog(path, "is neither a file nor a block device", "one of these")
             self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             try:
                 self.size = os.lseek(self.fd, 0, os.SEEK_END)
