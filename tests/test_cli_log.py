@@ -8,6 +8,7 @@ import random
 import signal
 import struct
 import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -292,6 +293,14 @@ def test_check_on_a_copy_may_change_it(run, log, tmp_path):
     assert run("replay-log", log, "--onto", target, "--fsck", change, "--on-copy")[0] == 0
     assert target.read_bytes() == Z + B + Z + Z + C
     assert not Path(kept.read_text().strip()).exists()
+
+
+def test_terminated_check_leaves_no_copy(log, tmp_path):
+    command = [sys.executable, "-c", "import sys; from pmem_core import cli; sys.exit(cli.main())"]
+    words = ["replay-log", log, "--onto", tmp_path / "target", "--on-copy", "--fsck", "kill $PPID; exec sleep 60"]
+    done = subprocess.run([*command, *words], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 130 and done.stderr.strip() == ""
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["log", "target"]
 
 
 # ---- a server that logs ----

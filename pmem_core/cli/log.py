@@ -12,6 +12,7 @@ import click
 
 from pmem_core import listen, runtime, server
 from pmem_core.cli._common import PATH, emit, human_bytes, json_option, progress, require_outside_images
+from pmem_core.cli.serve import signals_as_interrupt
 from pmem_core.errors import CheckFailed, ServerError, UsageError
 from pmem_core.logwrites import record, replay
 from pmem_core.logwrites.reader import Entry, Log
@@ -250,14 +251,15 @@ def _check(command: str, target: Path, number: int, on_copy: bool) -> None:
     subject = target
     if on_copy:
         subject = target.with_name(f"{target.name}.{os.getpid()}.copy")
-    try:
-        if on_copy:
-            replay.copy_sparse(target, subject)
-        environment = {**os.environ, "TARGET": str(subject), "ENTRY": str(number)}
-        # What it prints is for people; our own output may be JSON.
-        status = subprocess.run(["/bin/sh", "-c", command], env=environment, stdout=2, check=False).returncode
-    finally:
-        if on_copy:
-            subject.unlink(missing_ok=True)
+    with signals_as_interrupt():
+        try:
+            if on_copy:
+                replay.copy_sparse(target, subject)
+            environment = {**os.environ, "TARGET": str(subject), "ENTRY": str(number)}
+            # What it prints is for people; our own output may be JSON.
+            status = subprocess.run(["/bin/sh", "-c", command], env=environment, stdout=2, check=False).returncode
+        finally:
+            if on_copy:
+                subject.unlink(missing_ok=True)
     if status:
         raise CheckFailed(target, f"the check failed with status {status} at entry {number}", "status 0")
