@@ -180,6 +180,14 @@ def test_output_leaves_another_s_work_alone_and_removes_what_a_dead_one_left(tmp
     assert [other.is_dir() for other in others] == [True, False]
 
 
+def test_output_that_another_has_made_meanwhile_is_left_alone(tmp_path):
+    path, new = tmp_path / "disk.pmem", tmp_path / "new.pmem"
+    make(path, pages=4)
+    with pytest.raises(UsageError, match=f"^{new}: exists already"):
+        convert.convert_into(path, new, 128, watch=lambda _: new.mkdir(exist_ok=True))
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["disk.pmem", "new.pmem"] and not any(new.iterdir())
+
+
 def test_error_of_a_new_image_has_the_name_it_was_to_have(tmp_path):
     path, new = tmp_path / "disk.pmem", tmp_path / "new.pmem"
     make(path, pages=4)

@@ -37,8 +37,7 @@ def convert_into(
     run.convert; UsageError where `output` exists.
     """
     started = time.monotonic()
-    if os.path.lexists(output):
-        raise UsageError(output, "exists already", "a new name, or remove it first")
+    _require_new(output)
     source = Device(path, read_only=True)
     try:
         info = source.plan.info
@@ -67,6 +66,7 @@ def convert_into(
                 image.create(work, plan)
                 with Device(work) as target:
                     held = _copy(source, target, watch)
+            _require_new(output)  # another may have made it meanwhile
             with host.host_errors(output):
                 work.rename(output)
                 host.sync_folder(output.parent)
@@ -85,6 +85,11 @@ def convert_into(
         "pages_with_data": held,
         "seconds": round(time.monotonic() - started, 3),
     }
+
+
+def _require_new(output: Path) -> None:
+    if os.path.lexists(output):
+        raise UsageError(output, "exists already", "a new name, or remove it first")
 
 
 def _work(output: Path) -> Path:
