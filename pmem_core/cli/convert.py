@@ -44,8 +44,8 @@ def convert(
     In place by default. Whatever cuts that off, be it Ctrl-C, a full host, a kill or a power cut, no data is lost:
     until it is finished nothing else opens the image, and 'pmem-nbd convert IMAGE' goes on with it.
 
-    Larger descriptors leave less room for pages. Where there is data beyond the new end nothing is changed, and it says
-    to which size the filesystem has to be shrunk first. The image must be closed and undamaged.
+    Larger descriptors leave less room for pages, so shrink the filesystem first. Where there is data beyond the new end
+    nothing is changed, and it says to which size. The image must be closed and undamaged.
 
     \b
     Examples:
