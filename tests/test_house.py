@@ -208,3 +208,9 @@ def test_unknown_prerequisite_is_refused():
 @pytest.mark.parametrize("prerequisite", sorted(PREREQUISITES))
 def test_prerequisite_answers_in_words(prerequisite):
     assert isinstance(PREREQUISITES[prerequisite](), str)
+
+
+@pytest.mark.parametrize("option", ["--size", "--write", "--keep"])
+def test_option_of_the_demo_without_a_value_is_one_line(option):
+    told = subprocess.run([ROOT / "scripts" / "demo", option], capture_output=True, text=True, check=False)
+    assert (told.returncode, told.stderr) == (2, f"demo: {option}: no value: see scripts/demo --help\n")
