@@ -58,7 +58,7 @@ def connect_nbd(uri: str, *, read_only: bool, sector_bytes: int) -> str:
     if not free:
         raise HostError("nbd", "no device is free", "one to be detached, or modprobe nbd nbds_max=64")
     target = urlsplit(uri)
-    socket = parse_qs(target.query).get("socket")
+    socket = parse_qs(target.query, errors="surrogateescape").get("socket")
     where = ["-unix", socket[0]] if socket else [target.hostname or "", str(target.port or 10809)]
     options = ["-block-size", str(sector_bytes), *(["-readonly"] if read_only else [])]
     for index, node in enumerate(free):

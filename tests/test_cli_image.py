@@ -131,6 +131,12 @@ def test_create_wants_a_folder(run):
     assert (status, out) == (1, "") and "no such folder" in err and err.count("\n") == 1
 
 
+def test_create_makes_no_image_within_an_image(run, disk):
+    status, out, err = run("create", disk / "inner.pmem", "--size", "16M")
+    assert (status, out) == (2, "") and "lies within the image" in err and err.count("\n") == 1
+    assert not (disk / "inner.pmem").exists()
+
+
 def test_parameters_are_whole_numbers():
     assert _geometry.parse_parameters(("a=1", " b = 0x10 ")) == {"a": 1, "b": 16}
     with pytest.raises(UsageError):

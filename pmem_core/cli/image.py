@@ -9,7 +9,18 @@ import click
 from click.core import ParameterSource
 
 from pmem_core.cli import _capacity
-from pmem_core.cli._common import IMAGE, PATH, SIZE, emit, human_bytes, json_option, plain_console, progress, working
+from pmem_core.cli._common import (
+    IMAGE,
+    PATH,
+    SIZE,
+    emit,
+    human_bytes,
+    json_option,
+    plain_console,
+    progress,
+    require_outside_images,
+    working,
+)
 from pmem_core.cli._geometry import geometry_options, plan_of, plan_options
 from pmem_core.errors import UsageError
 
@@ -53,6 +64,7 @@ def create(image: Path, size: int, descriptor_format: int | None, as_json: bool,
         from pmem_core import image as images
         from pmem_core import snapshot
 
+        require_outside_images(image)
         plan = plan_of(size, options, descriptor_format=descriptor_format)
         images.create(image, plan)
         if plan.info.descriptor_writes == "coalesced" and not plan.has_descriptors:
