@@ -17,6 +17,10 @@ class PmemError(Exception):
         self.subject, self.what, self.expected = str(subject), what, expected
         super().__init__(": ".join(part for part in (self.subject, what, expected) if part))
 
+    def __reduce__(self) -> tuple[type["PmemError"], tuple[str, str, str]]:
+        # Processes hand errors to each other, and the text alone would not make one.
+        return type(self), (self.subject, self.what, self.expected)
+
 
 class UsageError(PmemError):
     """The request makes no sense as it was typed (sizes, names, parameters); exit status 2."""

@@ -5,13 +5,14 @@ import csv
 import io
 import json
 import multiprocessing
+import pickle
 import re
 import time
 from pathlib import Path
 
 import pytest
 
-from pmem_core import cli
+from pmem_core import cli, errors
 from pmem_core.errors import DamagedImage, UsageError
 from pmem_core.study import answer, cells, run, write
 
@@ -107,6 +108,19 @@ def test_rows_that_are_none_are_named(tmp_path):
     (tmp_path / run.ROWS).write_text('{"key": "x"}\nnonsense\n')
     with pytest.raises(DamagedImage, match="line 2"):
         run.study(tmp_path, quick(loads=("uniform",)))
+
+
+@pytest.mark.parametrize("kind", [one for one in vars(errors).values() if isinstance(one, type)])
+def test_error_is_the_same_in_another_process(kind):
+    error = kind("disk.pmem", "is torn", "8192 bytes")
+    again = pickle.loads(pickle.dumps(error))
+    assert (type(again), str(again), again.expected) == (kind, "disk.pmem: is torn: 8192 bytes", "8192 bytes")
+
+
+def test_impossible_cell_is_one_line(tmp_path, capsys):
+    arguments = ["--line-bytes", "100", "--placement", "none", "--leveling", "none", "--workload", "uniform"]
+    assert cli.main(["study", "-o", str(tmp_path), *arguments]) == 2
+    assert capsys.readouterr().err == "line-bytes=100: not possible: a power of two from 64 to 4096\n"
 
 
 def test_interrupted_study_leaves_no_process(tmp_path):
