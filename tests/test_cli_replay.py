@@ -73,6 +73,37 @@ def test_trace_is_replayed_until_death(run):
     assert found["page_writes"] == 200 and found["ended"] == "death"
 
 
+def iolog(*lines):
+    """Write ./log with these lines of a device."""
+    Path("log").write_text("\n".join(["fio version 2 iolog", "/x add", "/x open", *lines]))
+
+
+def test_what_was_left_out_of_a_trace_is_told(run):
+    iolog("/x write 4096 4096", "/x write 4294967296 4096", "/x trim 4294967296 4096", "/x wri")
+    replay = ("replay", *SMALL, "--trace", "log", "--passes", "2")
+    out = run(*replay)[1]
+    assert "left out              4 of 6 requests lie beyond the device\n" in out
+    assert "left out              6 bytes of a torn tail\n" in out
+    workload = json.loads(run(*replay, "-j")[1])["workload"]
+    told = {name: workload[name] for name in ("requests", "requests_read", "beyond_device", "torn_bytes")}
+    assert told == {"requests": 2, "requests_read": 6, "beyond_device": 4, "torn_bytes": 6}
+
+
+@pytest.mark.parametrize("line", ["sync 0 0", "trim 4096 4096", "write 4096 0", "write 1099511627776 4096"])
+@pytest.mark.parametrize("writes", ["each", "coalesced"])
+def test_trace_that_wears_nothing_is_refused(run, line, writes):
+    iolog(f"/x {line}", "/x close\n")
+    status, out, err = run("replay", *SMALL, "--descriptor-writes", writes, "--trace", "log")
+    assert (status, out) == (2, "")
+    assert err == "log: writes nothing within the device of 1007616 bytes: a larger size, or another trace\n"
+
+
+def test_trace_that_wears_nothing_ends_with_its_passes(run):
+    iolog("/x trim 4096 4096", "/x close\n")
+    found = json.loads(run("replay", *SMALL, "--trace", "log", "--passes", "2", "-j")[1])
+    assert (found["ended"], found["page_writes"], found["workload"]["passes"]) == ("source", 0, 2)
+
+
 def test_later_deaths_are_listed(run):
     found = json.loads(
         run("replay", *SMALL, "--deaths", "40", "--endurance-kind", "lognormal", "--spread", "0.3", "-j")[1]

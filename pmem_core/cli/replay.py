@@ -146,7 +146,8 @@ def _source(plan: "Geometry", options: dict[str, Any]) -> Iterator["Source"]:
     from pmem_core import traces
 
     with traces.open_trace(options["trace"], options["trace_format"]) as trace:
-        yield lives.Recorded(str(options["trace"]), lambda: iter(trace), plan, options["passes"])
+        name = str(options["trace"])
+        yield lives.Recorded(name, lambda: iter(trace), plan, options["passes"], lambda: trace.torn_bytes)
 
 
 @contextlib.contextmanager
@@ -188,6 +189,7 @@ def report(found: dict[str, Any]) -> Iterator[str]:
     yield f"leveling              {leveling['name']} {chosen}".rstrip()
     told = " ".join(f"{key}={value}" for key, value in workload.get("parameters", {}).items())
     yield f"workload              {workload['name']} {told}".rstrip()
+    yield from _left_out(workload)
     drawn = "" if endurance["kind"] == "uniform" else f", {endurance['kind']}, spread {endurance['spread']}"
     interval = leveling["parameters"].get("interval")
     turns = f"; W / interval {endurance['mean'] / interval:.4g}" if interval else ""
@@ -211,6 +213,14 @@ def report(found: dict[str, Any]) -> Iterator[str]:
                 f" Gini {one['gini']:.3f}, Jain {one['jain']:.3f}"
             )
     yield f"took                  {found['seconds']:.1f} s, {_rate(found)}"
+
+
+def _left_out(workload: dict[str, Any]) -> Iterator[str]:
+    if workload.get("beyond_device"):
+        of = workload["requests_read"]
+        yield f"left out              {workload['beyond_device']} of {of} requests lie beyond the device"
+    if workload.get("torn_bytes"):
+        yield f"left out              {workload['torn_bytes']} bytes of a torn tail"
 
 
 def _end(found: dict[str, Any]) -> str:

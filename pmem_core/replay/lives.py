@@ -66,42 +66,67 @@ class Synthetic:
 class Recorded:
     """Requests (tracescan.REQUEST[] from each call of `opened`), again and again, `passes` times; 0: without end.
 
-    What lies beyond the device, which may be another than was recorded, is left out.
+    What lies beyond the device, which may be another than was recorded, is left out.  torn: how many bytes at the end
+    of it could not be read, known behind a pass.  UsageError where no pass would wear anything, without end.
     """
 
-    def __init__(self, name: str, opened: Callable[[], Iterator[np.ndarray]], plan: Geometry, passes: int = 0) -> None:
-        self._name, self._opened, self._plan, self._passes = name, opened, plan, passes
+    def __init__(
+        self,
+        name: str,
+        opened: Callable[[], Iterator[np.ndarray]],
+        plan: Geometry,
+        passes: int = 0,
+        torn: Callable[[], int] = lambda: 0,
+    ) -> None:
+        self._name, self._opened, self._plan, self._passes, self._torn = name, opened, plan, passes, torn
         self._chunks: Iterator[np.ndarray] = iter(())
         self._columns: tuple[np.ndarray, ...] = (np.zeros(0, np.int64),) * 3
-        self._at = self._begun = self.requests = self.beyond = 0
+        self._at = self._begun = self._worn = self.requests = self.read = self.beyond = self.torn_bytes = 0
 
     def describe(self) -> dict[str, Any]:
-        """See Source."""
-        return {"name": self._name, "passes": self._begun, "requests": self.requests, "beyond_device": self.beyond}
+        """See Source.  beyond_device: of requests_read, which a death may have left undone in part."""
+        return {
+            "name": self._name,
+            "passes": self._begun,
+            "requests": self.requests,
+            "requests_read": self.read,
+            "beyond_device": self.beyond,
+            "torn_bytes": self.torn_bytes,
+        }
 
     def run(self, memory: Memory, goal: int, most: int) -> bool:
         """See Source: one array of requests, whatever `most` is."""
-        if self._at == len(self._columns[0]) and not self._next():
+        if self._at == len(self._columns[0]) and not self._next(memory):
             return False
         at = self._at
         self._at = int(offline.replay(memory.handle, *self._columns, at, goal))
         self.requests += self._at - at
         return True
 
-    def _next(self) -> bool:
+    def _next(self, memory: Memory) -> bool:
         chunk = next(self._chunks, None)
         if chunk is None:
+            if self._begun:
+                self._end_pass(memory)
             if self._passes and self._begun == self._passes:
                 return False
             self._chunks, self._begun = self._opened(), self._begun + 1
+            self._worn = int(memory.tally["worn"].sum())
             chunk = next(self._chunks, None)
             if chunk is None:
                 raise UsageError(self._name, "no requests in it", "a trace of something")
         inside = (chunk["offset"] >= 0) & (chunk["offset"] + chunk["count"] <= self._plan.device_bytes)
+        self.read += len(chunk)
         self.beyond += len(chunk) - int(np.count_nonzero(inside))
         self._columns = tuple(np.ascontiguousarray(chunk[name][inside]) for name in ("kind", "offset", "count"))
         self._at = 0
         return True
+
+    def _end_pass(self, memory: Memory) -> None:
+        self.torn_bytes = max(self.torn_bytes, self._torn())
+        if int(memory.tally["worn"].sum()) == self._worn and not self._passes:
+            device = f"the device of {self._plan.device_bytes} bytes"
+            raise UsageError(self._name, f"writes nothing within {device}", "a larger size, or another trace")
 
 
 @dataclasses.dataclass
