@@ -112,6 +112,20 @@ def test_later_deaths_are_listed(run):
     assert [death["page_writes"] for death in found["deaths"]] == sorted(d["page_writes"] for d in found["deaths"])
 
 
+def test_no_more_lines_die_than_there_are(run):
+    found = json.loads(run("replay", *SMALL, "--deaths", "1e10", "-j")[1])
+    assert found["ended"] == "death" and found["dead_lines"] == len(found["deaths"]) == found["geometry"]["lines"]
+
+
+def test_device_too_large_for_the_memory_is_one_line(run, monkeypatch):
+    def refuse(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr("numpy.zeros", refuse)
+    status, out, err = run("replay", *SMALL)
+    assert (status, out) == (1, "") and err.startswith("replay: the lines take more memory than this host has: ")
+
+
 def test_histogram_counts_every_line(run):
     found = json.loads(run("replay", *SMALL, "--histogram", "-j")[1])
     assert sum(lines for _, lines in found["histogram"]["all"]) == found["geometry"]["lines"]
@@ -128,6 +142,8 @@ def test_histogram_counts_every_line(run):
         (("-w", "zipf", "--with", "skew=3"), "zipf: skew: no such parameter: one of theta"),
         (("-w", "uniform", "--with", "theta=3"), "uniform: theta: no such parameter"),
         (("-w", "zipf", "--trace", "log"), "--trace: there is a workload too"),
+        (("--deaths", "1e30"), "'1e30' is too large: at most 9223372036854775807"),
+        (("--flush-every", "9223372036854775808"), "is too large: at most 9223372036854775807"),
         (("--spread", "nan", "--endurance-kind", "normal"), "spread=nan: out of range"),
     ],
 )

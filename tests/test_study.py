@@ -74,6 +74,11 @@ def test_every_default_label_can_be_planned_and_lives_longer_too():
         assert found[0].plan().placed_frames > 1900
 
 
+@pytest.mark.parametrize("seed", [1, 1 << 48, 1 << 200])
+def test_any_seed_has_a_device(seed):
+    assert quick(loads=("uniform",), seed=seed)[0].plan().info.uuid
+
+
 # ---- running ----
 
 

@@ -24,6 +24,7 @@ GEOMETRY = (
     *("checksums", "frame_bytes", "line_bytes"),
 )
 SIZE_DEFAULT = 64 << 20
+COUNT_MAX = 2**63 - 1  # what compiled code can count
 TURN_SECONDS = 0.2  # between two changes of the progress bar
 
 
@@ -35,6 +36,8 @@ def _count(context: click.Context, parameter: click.Parameter, value: str) -> in
             raise ValueError
     except ValueError:
         raise click.BadParameter(f"'{value}' is not a count such as 100000 or 1e5", context, parameter) from None
+    if number > COUNT_MAX:
+        raise click.BadParameter(f"'{value}' is too large: at most {COUNT_MAX}", context, parameter)
     return int(number)
 
 
@@ -90,15 +93,28 @@ def replay(image: Path | None, size: int, as_json: bool, **options: Any) -> None
       pmem-nbd replay disk.pmem --trace day.rec --deaths 100 --endurance-kind lognormal
       pmem-nbd replay --size 1G --set interval=10 --page-writes 1e8 -j | jq .wear.descriptor
     """
+    given = {name: options.pop(name) for name in GEOMETRY if name in options}
+    found = _live(image, size, given, options)
+    if as_json:
+        emit(found)
+    else:
+        for line in report(found):
+            click.echo(line)
+
+
+def _live(image: Path | None, size: int, given: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
     from pmem_core.replay import lives
     from pmem_core.replay.endurance import Endurance
+    from pmem_core.replay.memory import memory_errors
 
-    given = {name: options.pop(name) for name in GEOMETRY if name in options}
-    plan = _plan(image, size, given, options["seed"])
-    endurance = Endurance(options["endurance"], options["endurance_kind"], options["spread"])
     if options["deaths"] < 1:
         raise UsageError("--deaths 0", "nothing to wait for", "1 or more")
-    with _source(plan, options) as source, _watching(options["page_writes"]) as watch:
+    endurance = Endurance(options["endurance"], options["endurance_kind"], options["spread"])
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(memory_errors())
+        plan = _plan(image, size, given, options["seed"])
+        source = stack.enter_context(_source(plan, options))
+        watch = stack.enter_context(_watching(options["page_writes"]))
         life = lives.live(
             plan,
             source,
@@ -108,12 +124,7 @@ def replay(image: Path | None, size: int, as_json: bool, **options: Any) -> None
             seed=options["seed"],
             watch=watch,
         )
-        found = lives.figures(life, source, endurance, histogram=options["histogram"])
-    if as_json:
-        emit(found)
-    else:
-        for line in report(found):
-            click.echo(line)
+        return lives.figures(life, source, endurance, histogram=options["histogram"])
 
 
 def _plan(image: Path | None, size: int, given: dict[str, Any], seed: int) -> "Geometry":

@@ -149,11 +149,12 @@ def live(
     seed: int = 0,
     watch: Watch = lambda share, memory: None,
 ) -> Life:
-    """Run `source` until `deaths` lines have died, or page_writes_max pages are written (0: no limit).
+    """Run `source` until `deaths` lines have died, or all, or page_writes_max pages are written (0: no limit).
 
     watch is told, after each part, about how much of it is done (0 to 1) and the device.  KeyboardInterrupt ends the
     run, not the program: the figures are those so far.
     """
+    deaths = min(deaths, (plan.info.size - layout.FRAMES_AT) // plan.info.line_bytes)  # info blocks do not wear
     memory = Memory(plan, endurance, deaths=deaths, seed=seed)
     begun, ended, first_kind = time.perf_counter(), "death", None
     try:

@@ -1,14 +1,27 @@
 # SPDX-License-Identifier: MIT
 """The arrays of a device without a medium, and what is known of it at any moment."""
 
+import contextlib
+from collections.abc import Iterator
+
 import numpy as np
 
 from .. import layout
 from ..counters import Fold, Scan, scan_counters
+from ..errors import HostError
 from ..geometry import Geometry
 from ..snapshot import Look
 from ..statefile import fresh_core
 from .endurance import Endurance
+
+
+@contextlib.contextmanager
+def memory_errors() -> Iterator[None]:
+    """Turn MemoryError into HostError: the lines of a device need not fit."""
+    try:
+        yield
+    except MemoryError:
+        raise HostError("replay", "the lines take more memory than this host has", "a smaller size") from None
 
 
 class Memory:

@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -96,7 +97,7 @@ class Cell:
             parameters=dict(self.parameters),
             descriptor_writes=self.descriptor_writes,
             line_bytes=self.line_bytes,
-            uuid=f"00000000-0000-0000-0000-{self.seed:012x}",
+            uuid=str(uuid.UUID(int=self.seed % (1 << 128))),
         )
 
     def source(self, drawn: Geometry) -> lives.Source:

@@ -15,7 +15,7 @@ from ..errors import DamagedImage
 from ..host import host_errors
 from ..replay import lives
 from ..replay.endurance import Endurance
-from ..replay.memory import Memory
+from ..replay.memory import Memory, memory_errors
 from .cells import Cell
 
 Row = dict[str, Any]
@@ -32,6 +32,7 @@ class _Stopped(Exception):
     """The study was interrupted."""
 
 
+@memory_errors()
 def row_of(cell: Cell, watch: lives.Watch = lambda share, memory: None) -> Row:
     """Run a cell; its row, flat."""
     plan = cell.plan()
