@@ -376,6 +376,48 @@ def test_page_and_figures_are_written(tmp_path):
     assert "Does everybody see the same descriptor?" in told.stdout and "first use" in told.stderr
 
 
+def refuse(*_):
+    raise AssertionError("it measures")
+
+
+@pytest.mark.parametrize("name", ["page-maps.md", "page-maps-figures"])
+def test_page_that_is_there_is_not_overwritten_unless_told_to(tmp_path, monkeypatch, capsys, name):
+    (tmp_path / name).touch() if name == "page-maps.md" else (tmp_path / name).mkdir()
+    monkeypatch.setattr(run, "compare", refuse)
+    assert cli.main(["pagemaps", "-o", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == f"{tmp_path}/{name}: exists already: a new name, or --force\n"
+    assert list(tmp_path.iterdir()) == [tmp_path / name]
+    run_plain("--maps", "pfn", "-o", str(tmp_path), "--force")
+    assert (
+        f"`pmem-nbd pagemaps --sizes 512K --maps pfn --quick -o {tmp_path}`" in (tmp_path / "page-maps.md").read_text()
+    )
+
+
+@pytest.mark.parametrize(
+    ("output", "status", "told"),
+    [("file", 2, "file: is no directory: a directory, or a new name\n"), ("/proc", 1, "/proc: ")],
+)
+def test_folder_that_cannot_be_written_is_found_out_before(tmp_path, monkeypatch, capsys, output, status, told):
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    monkeypatch.setattr(run, "compare", refuse)
+    assert cli.main(["pagemaps", "-o", output]) == status
+    err = capsys.readouterr().err
+    assert err.startswith(told) and err.count("\n") == 1
+
+
+def test_what_was_measured_is_printed_where_the_page_cannot_be_written(tmp_path, monkeypatch, capsys, result):
+    def compare(*_):
+        (tmp_path / "out").rmdir()
+        return {**result}
+
+    monkeypatch.setattr(run, "compare", compare)
+    assert cli.main(["pagemaps", "-o", str(tmp_path / "out")]) == 1
+    told = capsys.readouterr()
+    assert "Does everybody see the same descriptor?" in told.out
+    assert told.err == f"{tmp_path}/out/page-maps-figures: no such file or directory\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
@@ -418,6 +460,6 @@ def test_document_is_of_every_map():
     for name in pagemaps.family.modules:
         assert f"`{name}`" in page
     for line in words.INTRO + words.how(run.EXTENTS_MAX):
-        assert line in page, "written anew by: pmem-nbd pagemaps -o docs"
+        assert line in page, "written anew by: pmem-nbd pagemaps -o docs --force"
     for figure in re.findall(r"\]\((page-maps-figures/[^)]+)\)", page):
         assert (ROOT / "docs" / figure).is_file()

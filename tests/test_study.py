@@ -222,3 +222,71 @@ def test_command_writes_tables_figures_and_a_report(tmp_path, monkeypatch, capsy
     Path("out/study.json").write_text("[]")
     assert cli.main(["report", "out", "-o", "other.html"]) == 1
     assert "study.json: holds no rows" in capsys.readouterr().err
+
+
+QUICK_ARGUMENTS = [
+    *("--placement", "interleaved", "--leveling", "none", "--workload", "uniform", "--line-bytes", "4096"),
+    *("--descriptor-writes", "each", "-s", str(QUICK["size"]), "-e", "40"),
+]
+
+
+def refuse(*_, **__):
+    raise AssertionError("it runs")
+
+
+@pytest.mark.parametrize("name", ["out/study.csv", "out/study.md", "out/study-figures", "page.md", "page-figures"])
+def test_what_is_not_the_studys_is_not_overwritten_unless_told_to(tmp_path, monkeypatch, capsys, name):
+    monkeypatch.chdir(tmp_path)
+    Path("out").mkdir()
+    Path(name).mkdir() if name.endswith("figures") else Path(name).write_text("mine")
+    study = ["study", "-o", "out", "--markdown", "page.md", *QUICK_ARGUMENTS]
+    with monkeypatch.context() as patched:
+        patched.setattr(run, "study", refuse)
+        assert cli.main(study) == 2
+        assert capsys.readouterr().err == f"{name}: exists already: a new name, or --force\n"
+    assert cli.main([*study, "--force"]) == 0
+    assert Path("page.md").read_text() == Path("out/study.md").read_text().replace("study-figures", "page-figures")
+    assert "--force" not in Path("page.md").read_text()
+
+
+def test_study_writes_anew_what_is_its_own(tmp_path):
+    study = ["study", "-o", str(tmp_path), *QUICK_ARGUMENTS]
+    assert cli.main(study) == 0
+    (tmp_path / "study.csv").write_text("old")
+    assert cli.main(study) == 0
+    assert (tmp_path / "study.csv").read_text().startswith("placement,")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "told"),
+    [
+        (["-o", "file"], 2, "file: is no directory: a directory, or a new name"),
+        (["-o", "/proc"], 1, "/proc: "),
+        (["--markdown", "no/page.md"], 1, "no/page.md: cannot be made: there is no such directory: "),
+        (["--markdown", "/proc/page.md"], 1, "/proc: "),
+        (["--markdown", "/dev/null"], 2, "/dev/null: is no regular file: a new file"),
+    ],
+)
+def test_what_cannot_be_written_is_found_out_before(tmp_path, monkeypatch, capsys, arguments, status, told):
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    monkeypatch.setattr(run, "study", refuse)
+    assert cli.main(["study", *arguments]) == status
+    err = capsys.readouterr().err
+    assert err.startswith(told) and err.count("\n") == 1
+
+
+def test_examples_of_the_help_can_be_run(tmp_path, monkeypatch, capsys):
+    assert cli.main(["study", "--help"]) == 0
+    examples = re.findall(r"^ +pmem-nbd (study.*?)(?: \||$)", capsys.readouterr().out, re.MULTILINE)
+    ran = []
+
+    def study(output, chosen, **_):
+        ran.append(chosen)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "study", study)
+    monkeypatch.chdir(tmp_path)
+    # A policy of somebody's own is not there.
+    assert [cli.main(example.split()) for example in examples if "mine" not in example] == [130] * len(ran)
+    assert len(ran) >= 3

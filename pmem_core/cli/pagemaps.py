@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pmem_core.cli._common import PATH, emit, json_option, on_terminal, parse_size
-from pmem_core.cli._figures import draw
+from pmem_core.cli._figures import draw, require_free_page
+from pmem_core.cli._files import make_folder, write_whole
 
 if TYPE_CHECKING:
     from pmem_core.pagebench.run import Watch
@@ -26,8 +27,11 @@ PAGE = "page-maps.md"
 @click.option("--quick", is_flag=True, help="Small sizes, few pages and rounds: to see that it runs, not how fast.")
 @click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Of pages, extents and schedules.")
 @click.option("-o", "--output", metavar="DIR", type=PATH, help=f"Write the page, {PAGE}, and its figures here.")
+@click.option("--force", is_flag=True, help="Overwrite files that exist.")
 @json_option
-def pagemaps(sizes: str | None, maps: str | None, output: Path | None, as_json: bool, **options: Any) -> None:
+def pagemaps(
+    sizes: str | None, maps: str | None, output: Path | None, force: bool, as_json: bool, **options: Any
+) -> None:
     """Measure page maps against each other: each says where the descriptor of a page is, how it is made, and who shares
     it. On the device, every 65th page or in one array; in RAM; made by hotplug, at mmap() time or for one I/O; in an
     interval tree; or not at all.
@@ -50,25 +54,30 @@ def pagemaps(sizes: str | None, maps: str | None, output: Path | None, as_json: 
         maps=[name.strip() for name in maps.split(",")] if maps else None,
         **options,
     )
+    if output is not None:
+        # Now, for what was measured would be lost.
+        require_free_page(output / PAGE, force)
+        make_folder(output)
     with _watching() as watch:
         result = run.compare(chosen, watch)
     result["command"] = shlex.join(["pmem-nbd", "pagemaps", *_typed()])
-    if output is not None:
-        _write(output, result)
-    if as_json:
-        emit(result)
-        return
-    _print(result)
-    if output is not None:
+    try:
+        emit(result) if as_json else _print(result)
+    finally:
+        # A reader may have seen enough (`| head`), and still want the page.
+        if output is not None:
+            _write(output / PAGE, result)
+    if output is not None and not as_json:
         click.echo(f"{output / PAGE}: the same as a page, with figures")
 
 
 def _typed() -> list[str]:
-    """What was typed behind the verb, without -j."""
+    """What was typed behind the verb, without -j and --force."""
     context, found = click.get_current_context(), []
     for parameter in context.command.params:
         name = parameter.name or ""
-        if name == "as_json" or context.get_parameter_source(name) is not click.core.ParameterSource.COMMANDLINE:
+        is_typed = context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+        if name in ("as_json", "force") or not is_typed:
             continue
         found.append(parameter.opts[0])
         if not (isinstance(parameter, click.Option) and parameter.is_flag):
@@ -96,14 +105,10 @@ def _print(result: dict[str, Any]) -> None:
         click.echo(text.replace("`", "").replace("**", "") + "\n")
 
 
-def _write(folder: Path, result: dict[str, Any]) -> None:
-    from pmem_core.host import host_errors
+def _write(page: Path, result: dict[str, Any]) -> None:
     from pmem_core.pagebench import write
 
-    with host_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        page = folder / PAGE
-        page.write_text(write.as_markdown(result, draw(page, "mapped", result)))
+    write_whole(page, write.as_markdown(result, draw(page, "mapped", result)).encode())
 
 
 @contextlib.contextmanager

@@ -2,14 +2,14 @@
 """The verb report: the wear of an image as a page to send to somebody."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import click
 
 from pmem_core.cli._common import IMAGE, PATH, human_bytes, policy_file_option, working
-from pmem_core.errors import HostError, MissingProgram, UsageError
+from pmem_core.cli._files import require_folder, require_free, require_parent, write_whole
+from pmem_core.errors import MissingProgram, UsageError
 
 
 @click.command()
@@ -50,10 +50,9 @@ def report(image: Path, output: Path, force: bool, by: str, over: str, folder: P
     if kind and folder is None:
         raise UsageError("--format", "no figures are written", "--figures DIR beside it")
     output = _checked(output, image, force)
-    if folder is not None and not folder.is_dir():
-        if os.path.lexists(folder):
-            raise UsageError(folder, "is no directory", "a directory, or a new name")
-        _require_parent(folder)
+    if folder is not None:
+        require_folder(folder)
+        require_parent(folder)
     with working(f"reading {image}") as say:
         # First: whoever lacks them shall not wait for the reading.
         try:
@@ -74,7 +73,7 @@ def report(image: Path, output: Path, force: bool, by: str, over: str, folder: P
     if folder is not None:
         _make(folder)
     for path, content in files.items():
-        _write(path, content)
+        write_whole(path, content)
     click.echo(
         f"{output}: {human_bytes(len(files[output]))}" + (f", {len(files) - 1} figures in {folder}" if folder else "")
     )
@@ -104,22 +103,13 @@ def _rows_of(folder: Path) -> list[dict[str, Any]] | None:
 
 def _checked(path: Path, image: Path, force: bool, is_made: bool = False) -> Path:
     """Refuse a file that cannot be written or must not be; the path without symlinks.  is_made: its parent will be."""
-    if os.path.lexists(path):
-        if not path.is_file():
-            raise UsageError(path, "is no regular file", "a new file")
-        if not force:
-            raise UsageError(path, "exists already", "a new name, or --force")
+    require_free(path, force)
     whole = path.resolve()
     if image.resolve() in whole.parents and not (image / "study.json").is_file():
         raise UsageError(path, "is inside of the image", "a file elsewhere")
     if not is_made:
-        _require_parent(path)
+        require_parent(path)
     return whole
-
-
-def _require_parent(path: Path) -> None:
-    if not path.parent.is_dir():
-        raise HostError(path, "cannot be made: there is no such directory", "a path whose parent exists")
 
 
 def _make(folder: Path) -> None:
@@ -127,16 +117,3 @@ def _make(folder: Path) -> None:
 
     with host_errors(folder):
         folder.mkdir(exist_ok=True)
-
-
-def _write(path: Path, content: bytes) -> None:
-    """All of it, or what was there before."""
-    from pmem_core.host import host_errors
-
-    new = path.with_name(f"{path.name}.{os.getpid()}.new")
-    with host_errors(path):
-        try:
-            new.write_bytes(content)
-            new.replace(path)
-        finally:
-            new.unlink(missing_ok=True)

@@ -12,11 +12,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pmem_core.cli._common import PATH, SIZE, emit, json_option, on_terminal, policy_file_option
-from pmem_core.cli._figures import draw
+from pmem_core.cli._figures import draw, require_free_page
+from pmem_core.cli._files import make_folder, require_free, require_parent, require_writable, write_whole
 from pmem_core.cli._geometry import policies
 
 if TYPE_CHECKING:
     from pmem_core.study.run import Row, Watch
+
+TABLES = ("study.csv", "study.json")
+PAGE = "study.md"
 
 
 @click.command(short_help="Compare levelings: placement, unit, descriptor writes, workload.")
@@ -42,8 +46,9 @@ if TYPE_CHECKING:
 @click.option("--seed", type=click.IntRange(0), help="[default: 1]")
 @click.option("--jobs", type=click.IntRange(1), help="Processes.  [default: one a core]")
 @click.option("--markdown", metavar="FILE", type=PATH, help="Write the page here too, and its figures beside it.")
+@click.option("--force", is_flag=True, help="Overwrite files that exist and are not of the study that goes on.")
 @json_option
-def study(output: Path, as_json: bool, jobs: int | None, markdown: Path | None, **options: Any) -> None:
+def study(output: Path, as_json: bool, jobs: int | None, markdown: Path | None, force: bool, **options: Any) -> None:
     """Run every combination of placement, leveling, unit of wear, descriptor writes and workload until its first line
     dies, and say what came out: a table as CSV, JSON and Markdown, figures, and the answer to the question that it
     opens with.
@@ -59,10 +64,11 @@ def study(output: Path, as_json: bool, jobs: int | None, markdown: Path | None, 
       pmem-nbd study --policy-file mine.py --leveling mine --leveling start_gap -o mine
       pmem-nbd report study -o study.html
     """
-    from pmem_core.study import answer, cells, run
+    from pmem_core.study import answer, cells, run, write
 
     common = {key: options.pop(key) for key in ("size", "endurance", "seed")}
     chosen = cells.cells(**options, **{key: value for key, value in common.items() if value is not None})
+    _prepare(output, markdown, force)
     try:
         with _watching() as watch:
             rows = run.study(output, chosen, jobs=jobs or 0, watch=watch)
@@ -70,9 +76,10 @@ def study(output: Path, as_json: bool, jobs: int | None, markdown: Path | None, 
         click.echo(f"{output}: interrupted: the same command goes on", err=True)
         raise
     command = shlex.join(["pmem-nbd", "study", *_typed()])
-    _write(output, rows, command, output / "study.md")
-    if markdown is not None:
-        _write(None, rows, command, markdown)
+    for name, content in zip(TABLES, (write.as_csv(rows), write.as_json(rows)), strict=True):
+        write_whole(output / name, content.encode())
+    for page in filter(None, (output / PAGE, markdown)):
+        write_whole(page, write.as_markdown(rows, command, draw(page, "studied", rows)).encode())
     if as_json:
         emit(rows)
         return
@@ -86,7 +93,7 @@ def study(output: Path, as_json: bool, jobs: int | None, markdown: Path | None, 
 def _typed() -> list[str]:
     """What was typed behind the verb, without where it goes."""
     context = click.get_current_context()
-    left_out = {"output", "markdown", "jobs", "as_json"}
+    left_out = {"output", "markdown", "jobs", "force", "as_json"}
     found = []
     for parameter in context.command.params:
         value = context.params.get(parameter.name or "")
@@ -98,16 +105,20 @@ def _typed() -> list[str]:
     return found
 
 
-def _write(folder: Path | None, rows: list["Row"], command: str, page: Path) -> None:
-    from pmem_core.host import host_errors
-    from pmem_core.study import write
+def _prepare(output: Path, markdown: Path | None, force: bool) -> None:
+    """Find out what cannot or must not be written before hours are spent; UsageError, HostError."""
+    from pmem_core.study import run
 
-    with host_errors(page):
-        if folder is not None:
-            (folder / "study.csv").write_text(write.as_csv(rows))
-            (folder / "study.json").write_text(write.as_json(rows))
-        figures = draw(page, "studied", rows)
-        page.write_text(write.as_markdown(rows, command, figures))
+    is_own = (output / run.ROWS).is_file()
+    for name in TABLES:
+        require_free(output / name, force or is_own)
+    require_free_page(output / PAGE, force or is_own)
+    if markdown is not None:
+        require_free_page(markdown, force)
+    make_folder(output)
+    if markdown is not None:
+        require_parent(markdown)
+        require_writable(markdown.parent)
 
 
 @contextlib.contextmanager
