@@ -418,12 +418,29 @@ def test_what_was_measured_is_printed_where_the_page_cannot_be_written(tmp_path,
     assert told.err == f"{tmp_path}/out/page-maps-figures: no such file or directory\n"
 
 
+def test_examples_of_the_help_can_be_run(tmp_path, monkeypatch, capsys):
+    assert cli.main(["pagemaps", "--help"]) == 0
+    examples = re.findall(r"^ +pmem-nbd (pagemaps.*?)(?: \||$)", capsys.readouterr().out, re.MULTILINE)
+    ran = []
+
+    def compare(chosen, watch):
+        ran.append(chosen)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "compare", compare)
+    monkeypatch.chdir(tmp_path)
+    assert [cli.main(example.split()) for example in examples] == [130] * len(ran)
+    assert any(len(chosen.maps) == 3 for chosen in ran)
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
         (["--maps", "interleaved,rbtree"], "--maps rbtree: no such page map: one of "),
         (["--maps", "interleaved,"], "--maps '': no such page map: one of "),
         (["--sizes", "0"], "'0': is zero: "),
+        (["--sizes", ""], "'': is not a size: "),
+        (["--maps", ""], "--maps '': no such page map: one of "),
         (["--sizes", "5000"], "--sizes 5000: not a size that can be: "),
         (["--sizes", "1P"], "--sizes 1125899906842624: not a size that can be: "),
         (["--sizes", "big"], "'big': is not a size: "),

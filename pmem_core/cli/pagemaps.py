@@ -43,15 +43,15 @@ def pagemaps(
     Examples:
       pmem-nbd pagemaps
       pmem-nbd pagemaps --quick
-      pmem-nbd pagemaps --sizes 64G,1T --maps interleaved,linear,rbtree
+      pmem-nbd pagemaps --sizes 64G,1T --maps interleaved,linear_dev,interval_tree
       pmem-nbd pagemaps -j | jq '.sharing | map_values(.verdict)'
       pmem-nbd pagemaps -o docs
     """
     from pmem_core.pagebench import run
 
     chosen = run.choose(
-        sizes=[parse_size(text) for text in sizes.split(",")] if sizes else None,
-        maps=[name.strip() for name in maps.split(",")] if maps else None,
+        sizes=[parse_size(text) for text in sizes.split(",")] if sizes is not None else None,
+        maps=[name.strip() for name in maps.split(",")] if maps is not None else None,
         **options,
     )
     if output is not None:
