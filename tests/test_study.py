@@ -1,12 +1,17 @@
 # SPDX-License-Identifier: MIT
 """A study: what is run, that it goes on where it was, what it writes, and that its words follow from its rows."""
 
+import contextlib
 import csv
 import io
 import json
 import multiprocessing
+import os
 import pickle
 import re
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -17,6 +22,11 @@ from pmem_core.errors import DamagedImage, UsageError
 from pmem_core.study import answer, cells, run, write
 
 QUICK = {"size": 8192 + 4096 * 1040, "endurance": 60}  # linear begins behind 2 MiB
+
+QUICK_ARGUMENTS = [
+    *("--placement", "interleaved", "--leveling", "none", "--workload", "uniform", "--line-bytes", "4096"),
+    *("--descriptor-writes", "each", "-s", str(QUICK["size"]), "-e", "40"),
+]
 
 
 def quick(**chosen):
@@ -143,6 +153,29 @@ def test_interrupted_study_leaves_no_process(tmp_path):
         time.sleep(0.05)
 
 
+@pytest.mark.parametrize(("seconds", "jobs"), [(0, 2), (0.3, 2), (5, 2), (0, 40)])
+def test_ctrl_c_ends_a_study_at_once_in_one_line(tmp_path, seconds, jobs):
+    """Seconds behind the birth of the first worker: it begins, it imports, it compiles."""
+    command = [Path(sys.executable).parent / "pmem-nbd", "study", "-o", "out", "--jobs", str(jobs)]
+    cold = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+    process = subprocess.Popen(command, cwd=tmp_path, env=cold, stdout=-1, stderr=-1, text=True, start_new_session=True)
+    try:
+        until, workers = time.monotonic() + 60, Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        while len(workers.read_text().split()) < 2 and time.monotonic() < until:  # the first one is a tracker
+            time.sleep(0.01)
+        time.sleep(seconds)
+        os.killpg(process.pid, signal.SIGINT)
+        begun = time.monotonic()
+        out, err = process.communicate(timeout=60)
+        took = time.monotonic() - begun
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert (process.returncode, out, err) == (130, "", "out: interrupted: the same command goes on\n")
+    assert took < 10
+
+
 # ---- what it writes ----
 
 
@@ -222,12 +255,6 @@ def test_command_writes_tables_figures_and_a_report(tmp_path, monkeypatch, capsy
     Path("out/study.json").write_text("[]")
     assert cli.main(["report", "out", "-o", "other.html"]) == 1
     assert "study.json: holds no rows" in capsys.readouterr().err
-
-
-QUICK_ARGUMENTS = [
-    *("--placement", "interleaved", "--leveling", "none", "--workload", "uniform", "--line-bytes", "4096"),
-    *("--descriptor-writes", "each", "-s", str(QUICK["size"]), "-e", "40"),
-]
 
 
 def refuse(*_, **__):

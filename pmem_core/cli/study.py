@@ -74,7 +74,7 @@ def study(output: Path, as_json: bool, jobs: int | None, markdown: Path | None, 
             rows = run.study(output, chosen, jobs=jobs or 0, watch=watch)
     except KeyboardInterrupt:
         click.echo(f"{output}: interrupted: the same command goes on", err=True)
-        raise
+        raise click.Abort from None  # for a KeyboardInterrupt click would print an empty line too
     command = shlex.join(["pmem-nbd", "study", *_typed()])
     for name, content in zip(TABLES, (write.as_csv(rows), write.as_json(rows)), strict=True):
         write_whole(output / name, content.encode())

@@ -2,12 +2,15 @@
 """Running cells: on all cores, each row kept as it comes, so that an interrupted study goes on where it was."""
 
 import concurrent.futures
+import contextlib
 import json
 import multiprocessing
 import os
+import pickle
 import queue
 import signal
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,7 @@ from ..errors import DamagedImage
 from ..host import host_errors
 from ..replay import lives
 from ..replay.endurance import Endurance
-from ..replay.memory import Memory, memory_errors
+from ..replay.memory import memory_errors
 from .cells import Cell
 
 Row = dict[str, Any]
@@ -25,20 +28,16 @@ GROUP_MAX = 40  # cells handed to a process at once
 LIVES_MAX = 2  # ideal lives after which a run is stopped, dead or not
 
 _rows: Any = None
-_stop: Any = None
-
-
-class _Stopped(Exception):
-    """The study was interrupted."""
+_todo: list[list[Cell]] = []
 
 
 @memory_errors()
-def row_of(cell: Cell, watch: lives.Watch = lambda share, memory: None) -> Row:
+def row_of(cell: Cell) -> Row:
     """Run a cell; its row, flat."""
     plan = cell.plan()
     source, endurance = cell.source(plan), Endurance(cell.endurance)
     page_writes_max = LIVES_MAX * cell.endurance * plan.medium_frames
-    life = lives.live(plan, source, endurance, page_writes_max=page_writes_max, seed=cell.seed, watch=watch)
+    life = lives.live(plan, source, endurance, page_writes_max=page_writes_max, seed=cell.seed)
     found = lives.figures(life, source, endurance)
     interval = found["leveling"]["parameters"].get("interval")
     row = {
@@ -72,19 +71,14 @@ def row_of(cell: Cell, watch: lives.Watch = lambda share, memory: None) -> Row:
     return row
 
 
-def _begin(rows: Any, stop: Any) -> None:
-    global _rows, _stop
-    _rows, _stop = rows, stop
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears of it, and tells us
+def _begin(rows: Any, packed: bytes) -> None:
+    global _rows, _todo
+    _rows, _todo = rows, pickle.loads(zlib.decompress(packed))
 
 
-def _run_group(cells: list[Cell]) -> None:
-    def watch(share: float, memory: Memory) -> None:
-        if _stop.is_set():
-            raise _Stopped
-
-    for cell in cells:
-        _rows.put(row_of(cell, watch))
+def _run_group(number: int) -> None:
+    for cell in _todo[number]:
+        _rows.put(row_of(cell))
 
 
 def kept_rows(folder: Path) -> dict[str, Row]:
@@ -122,13 +116,13 @@ def study(folder: Path, cells: list[Cell], *, jobs: int = 0, watch: Watch = lamb
     """
     with host_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    rows = kept_rows(folder)
-    todo = [cell for cell in cells if cell.key not in rows]
-    done = len(cells) - len(todo)
-    watch(done, len(cells), None)
-    if todo:
-        with host_errors(folder / ROWS), (folder / ROWS).open("a") as file:
-            for row in _run(todo, jobs):
+    with host_errors(folder / ROWS), (folder / ROWS).open("a") as file:
+        rows = kept_rows(folder)
+        todo = [cell for cell in cells if cell.key not in rows]
+        done = len(cells) - len(todo)
+        watch(done, len(cells), None)
+        with contextlib.closing(_run(todo, jobs)) as arriving:
+            for row in arriving:
                 file.write(json.dumps(row) + "\n")
                 file.flush()
                 rows[row["key"]] = row
@@ -137,24 +131,44 @@ def study(folder: Path, cells: list[Cell], *, jobs: int = 0, watch: Watch = lamb
     return [rows[cell.key] for cell in cells]
 
 
-def _run(todo: list[Cell], jobs: int) -> Iterator[Row]:
+@contextlib.contextmanager
+def _unheard(number: signal.Signals) -> Iterator[None]:
+    """Let signal `number` wait; processes that are started meanwhile never hear of it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [number])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _run(todo: list[Cell], jobs: int) -> Generator[Row, None, None]:
     """Run cells in processes of their own; rows as they come."""
+    if not todo:
+        return
     context = multiprocessing.get_context("spawn")
-    arriving, stop = context.Queue(), context.Event()
-    groups = _groups(todo)
+    others, groups = set(multiprocessing.active_children()), _groups(todo)
     count = min(jobs or len(os.sched_getaffinity(0)), len(groups))
-    with concurrent.futures.ProcessPoolExecutor(count, context, _begin, (arriving, stop)) as pool:
-        running = [pool.submit(_run_group, group) for group in groups]
-        try:
-            seen = 0
-            while seen < len(todo):
-                try:
-                    yield arriving.get(timeout=0.5)
-                    seen += 1
-                except queue.Empty:
-                    for one in running:
-                        if one.done() and arriving.empty():
-                            one.result()  # says why there are fewer rows than cells
-        finally:
-            stop.set()
-            pool.shutdown(wait=False, cancel_futures=True)
+    # These start multiprocessing's tracker, which would let SIGINT be heard again.
+    arriving = context.Queue()
+    # A worker is told all at its start, in less than a pipe holds, and then numbers: whoever waits for room in the pipe
+    # of one that was terminated waits for ever (CPython issue 94777, before 3.12).
+    packed = zlib.compress(pickle.dumps(groups))
+    pool = concurrent.futures.ProcessPoolExecutor(count, context, _begin, (arriving, packed))
+    try:
+        # Ctrl-C goes to the whole group of processes, and one that is being born would answer with a traceback.
+        with _unheard(signal.SIGINT):
+            running = [pool.submit(_run_group, number) for number in range(len(groups))]
+        seen = 0
+        while seen < len(todo):
+            try:
+                yield arriving.get(timeout=0.5)
+                seen += 1
+            except queue.Empty:
+                for one in running:
+                    if one.done() and arriving.empty():
+                        one.result()  # says why there are fewer rows than cells
+    finally:
+        # They have nothing to lose, for rows are written here; and whoever compiles would be busy for a long time.
+        for process in set(multiprocessing.active_children()) - others:
+            process.terminate()
+        pool.shutdown(cancel_futures=True)
