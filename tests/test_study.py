@@ -176,6 +176,18 @@ def test_ctrl_c_ends_a_study_at_once_in_one_line(tmp_path, seconds, jobs):
     assert took < 10
 
 
+def test_second_study_of_a_folder_is_refused(tmp_path, capsys):
+    chosen, told = quick(loads=("uniform",)), []
+
+    def watch(done, of, row):
+        told.append(cli.main(["study", "-o", str(tmp_path), *QUICK_ARGUMENTS]))
+
+    run.study(tmp_path, chosen, jobs=1, watch=watch)
+    assert told == [1, 1]
+    assert capsys.readouterr().err == 2 * f"{tmp_path}: another study runs there: another folder, or its end\n"
+    assert len((tmp_path / run.ROWS).read_text().splitlines()) == 1
+
+
 # ---- what it writes ----
 
 

@@ -3,6 +3,7 @@
 
 import concurrent.futures
 import contextlib
+import fcntl
 import json
 import multiprocessing
 import os
@@ -12,9 +13,9 @@ import signal
 import zlib
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
-from ..errors import DamagedImage
+from ..errors import DamagedImage, ImageBusy
 from ..host import host_errors
 from ..replay import lives
 from ..replay.endurance import Endurance
@@ -112,11 +113,12 @@ def _groups(cells: list[Cell]) -> list[list[Cell]]:
 def study(folder: Path, cells: list[Cell], *, jobs: int = 0, watch: Watch = lambda done, of, row: None) -> list[Row]:
     """Run the cells that `folder` has no row of, on `jobs` processes (0: one a core); the rows of all, in order.
 
-    KeyboardInterrupt leaves the rows so far in the folder.  HostError, PmemError of a cell.
+    KeyboardInterrupt leaves the rows so far in the folder.  ImageBusy, HostError, PmemError of a cell.
     """
     with host_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     with host_errors(folder / ROWS), (folder / ROWS).open("a") as file:
+        _lock(folder, file)
         rows = kept_rows(folder)
         todo = [cell for cell in cells if cell.key not in rows]
         done = len(cells) - len(todo)
@@ -129,6 +131,14 @@ def study(folder: Path, cells: list[Cell], *, jobs: int = 0, watch: Watch = lamb
                 done += 1
                 watch(done, len(cells), row)
     return [rows[cell.key] for cell in cells]
+
+
+def _lock(folder: Path, file: TextIO) -> None:
+    """ImageBusy where another process has it; given up when `file` is closed."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ImageBusy(folder, "another study runs there", "another folder, or its end") from None
 
 
 @contextlib.contextmanager
