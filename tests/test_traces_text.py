@@ -5,6 +5,7 @@ No blktrace runs in these tests: it wants debugfs, and a kernel with BLK_DEV_IO_
 blkparse(1), and from what blkparse_fmt.c prints: every shape that the actions C, D and Q have there.
 """
 
+import os
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,19 @@ def test_bad_line_of_an_iolog_is_named(tmp_path, capfd, line, said):
     assert cli.main(["trace", str(path)]) == 1
     out, err = capfd.readouterr()
     assert (out, err.count("\n")) == ("", 1) and err.startswith(f"{path}: {said}")
+
+
+@pytest.mark.parametrize("verb", ["trace", "replay --trace"])
+@pytest.mark.parametrize("named", [True, False])
+def test_pipe_is_refused(tmp_path, capfd, verb, named):
+    """A FIFO without a writer would not even be opened."""
+    path, ends = tmp_path / "pipe", os.pipe()
+    os.mkfifo(path) if named else path.symlink_to(f"/proc/self/fd/{ends[0]}")
+    assert cli.main([*verb.split(), str(path)]) == 1
+    told = "is a pipe or the like, and a trace is read more than once: a file"
+    assert capfd.readouterr() == ("", f"{path}: {told}\n")
+    for end in ends:
+        os.close(end)
 
 
 def test_iolog_of_another_version_is_refused(tmp_path):

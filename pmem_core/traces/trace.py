@@ -4,10 +4,11 @@
 import array
 import collections
 import os
+import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, ClassVar
+from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
 
@@ -22,9 +23,18 @@ BLOCK_BYTES = 1 << 20  # what is read at once
 OFFSET_MAX = 1 << 62
 
 
+def open_file(path: Path) -> BinaryIO:
+    """Open a file to read; BadTrace where it can be read only once, HostError."""
+    with host.host_errors(path):
+        kind = stat.S_IFMT(path.stat().st_mode)
+        if kind in (stat.S_IFIFO, stat.S_IFCHR, stat.S_IFSOCK):
+            raise BadTrace(path, "is a pipe or the like, and a trace is read more than once", "a file")
+        return path.open("rb")
+
+
 def head_of(path: Path) -> bytes:
-    """The first bytes of a file; HostError."""
-    with host.host_errors(path), path.open("rb") as file:
+    """The first bytes of a file; BadTrace, HostError."""
+    with host.host_errors(path), open_file(path) as file:
         return file.read(HEAD_BYTES)
 
 
@@ -44,8 +54,7 @@ class Trace:
         self.device_bytes: int | None = None
         self.header: dict[str, Any] = {}
         self._reset()
-        with host.host_errors(path):
-            self._file = path.open("rb")
+        self._file = open_file(path)
         try:
             self.size_bytes = os.fstat(self._file.fileno()).st_size
             with host.host_errors(path):
