@@ -551,8 +551,10 @@ def test_nothing_is_overwritten_unless_told_to(run, worn, tmp_path):
             1,
             "no/a.html: cannot be made: there is no such directory: a path whose parent exists",
         ),
-        (["IMAGE", "-o", "IMAGE/wear", "--force"], 2, "IMAGE/wear: is inside of the image: a file elsewhere"),
-        (["IMAGE", "-o", "link", "--force"], 2, "link: is inside of the image: a file elsewhere"),
+        (["IMAGE", "-o", "IMAGE/wear", "--force"], 2, "IMAGE/wear: is inside of the image: a place elsewhere"),
+        (["IMAGE", "-o", "link", "--force"], 2, "link: is inside of the image: a place elsewhere"),
+        (["IMAGE", "--figures", "IMAGE"], 2, "IMAGE: is inside of the image: a place elsewhere"),
+        (["IMAGE", "--figures", "IMAGE/drawn"], 2, "IMAGE/drawn: is inside of the image: a place elsewhere"),
         (["IMAGE", "-o", "/dev/null", "--force"], 2, "/dev/null: is no regular file: a new file"),
         (["IMAGE", "-o", "."], 2, ".: is no regular file: a new file"),
         (
@@ -577,6 +579,34 @@ def test_bad_request_is_one_line(run, worn, tmp_path, arguments, status, line):
         assert seen[2] == line.replace("IMAGE", "image") + "\n"
     assert sorted(tmp_path.rglob("*")) == before
     assert stats.collect(tmp_path / "image")["wear"] == stats.collect(worn)["wear"]
+
+
+@needs("root")
+def test_image_that_may_not_be_read_is_named(run, worn, tmp_path):
+    shutil.copytree(worn, tmp_path / "image")
+    (tmp_path / "image").chmod(0)
+    os.seteuid(65534)
+    try:
+        seen = run(tmp_path / "image", "-o", "/tmp/never-made.html")
+    finally:
+        os.seteuid(0)
+    assert seen == (1, "", f"{tmp_path}/image: permission denied\n")
+
+
+def test_study_that_has_not_ended_is_called_so(run, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "rows.jsonl").touch()
+    expected = "the same 'pmem-nbd study' again, which goes on"
+    assert run("out") == (1, "", f"out: is a study that has not ended: {expected}\n")
+
+
+def test_user_without_a_home_is_not_warned_of_it(worn, tmp_path):
+    home = dict.fromkeys(("HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME"), "/proc") | {"TMPDIR": str(tmp_path)}
+    environment = {name: value for name, value in os.environ.items() if name != "MPLCONFIGDIR"} | home
+    code = "import sys; from pmem_core.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, "report", str(worn), "-o", tmp_path / "a.html"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert "MPLCONFIGDIR" not in done.stderr
 
 
 def test_damaged_image_is_one_line(run, worn, tmp_path):

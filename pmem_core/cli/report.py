@@ -9,7 +9,7 @@ import click
 
 from pmem_core.cli._common import IMAGE, PATH, human_bytes, policy_file_option, working
 from pmem_core.cli._files import require_folder, require_free, require_parent, write_whole
-from pmem_core.errors import MissingProgram, UsageError
+from pmem_core.errors import DamagedImage, MissingProgram, NotAnImage, UsageError
 
 
 @click.command()
@@ -51,6 +51,7 @@ def report(image: Path, output: Path, force: bool, by: str, over: str, folder: P
         raise UsageError("--format", "no figures are written", "--figures DIR beside it")
     output = _checked(output, image, force)
     if folder is not None:
+        _require_outside(folder, image)
         require_folder(folder)
         require_parent(folder)
     with working(f"reading {image}") as say:
@@ -81,11 +82,14 @@ def report(image: Path, output: Path, force: bool, by: str, over: str, folder: P
 
 def _rows_of(folder: Path) -> list[dict[str, Any]] | None:
     """The rows of a study; None where `folder` is not that of one.  UsageError, HostError, DamagedImage."""
-    from pmem_core.errors import DamagedImage
     from pmem_core.host import host_errors
 
     path = folder / "study.json"
-    if not path.is_file():
+    with host_errors(folder):
+        is_study, is_begun = path.is_file(), (folder / "rows.jsonl").is_file()
+    if is_begun and not is_study:
+        raise NotAnImage(folder, "is a study that has not ended", "the same 'pmem-nbd study' again, which goes on")
+    if not is_study:
         return None
     context = click.get_current_context()
     for name in ("by", "over"):
@@ -104,12 +108,18 @@ def _rows_of(folder: Path) -> list[dict[str, Any]] | None:
 def _checked(path: Path, image: Path, force: bool, is_made: bool = False) -> Path:
     """Refuse a file that cannot be written or must not be; the path without symlinks.  is_made: its parent will be."""
     require_free(path, force)
-    whole = path.resolve()
-    if image.resolve() in whole.parents and not (image / "study.json").is_file():
-        raise UsageError(path, "is inside of the image", "a file elsewhere")
+    _require_outside(path, image)
     if not is_made:
         require_parent(path)
-    return whole
+    return path.resolve()
+
+
+def _require_outside(path: Path, image: Path) -> None:
+    from pmem_core.host import host_errors
+
+    with host_errors(image):
+        if path.resolve().is_relative_to(image.resolve()) and not (image / "study.json").is_file():
+            raise UsageError(path, "is inside of the image", "a place elsewhere")
 
 
 def _make(folder: Path) -> None:

@@ -11,5 +11,12 @@ drawn    sections of an image's report that have a figure
 disk     the report of an image
 ======== ===================================================================================================
 
-Only this package imports matplotlib and jinja2, and only the verb `report` imports it.
+Only this package imports matplotlib and jinja2, and only the verbs `report`, `study` and `pagemaps` import it.
 """
+
+import os
+
+from .. import codecache
+
+# Without a home that can be written to, matplotlib would warn, and look for fonts anew each time.
+os.environ.setdefault("MPLCONFIGDIR", str(codecache.FOLDER.parent / "matplotlib"))
