@@ -11,11 +11,12 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
+from conftest import needs
 from independent_reader import Reader
 
 from pmem_core import cli, convert, geometry, image, infoblock, layout, reshape
 from pmem_core.check import check
-from pmem_core.convert import copy, saved
+from pmem_core.convert import copy, filesystems, saved
 from pmem_core.device import Device
 from pmem_core.errors import BadData, DoesNotFit, HostFull, ImageBusy, UnsupportedImage, UsageError
 
@@ -412,3 +413,54 @@ def test_interrupted_command_says_how_it_goes_on_where_it_has_begun(tmp_path, ca
         assert cli.main(["convert", "disk.pmem", "--descriptor-bytes", "128"]) == 130
     line = "disk.pmem: interrupted: 'pmem-nbd convert disk.pmem' goes on"
     assert [one for one in capsys.readouterr().err.splitlines() if one] == [line] * told
+
+
+MKFS = {"ext4": ["mkfs.ext4", "-q"], "xfs": ["mkfs.xfs", "-q"]}
+
+
+@pytest.mark.parametrize("fs", [pytest.param(fs, marks=needs(fs)) for fs in MKFS])
+def test_a_filesystem_says_how_far_it_reaches(tmp_path, fs):
+    """As long as the file that it was made on."""
+    disk, size = tmp_path / "disk", 400 << 20
+    with disk.open("wb") as file:
+        file.truncate(size)
+    subprocess.run([*MKFS[fs], disk], check=True, capture_output=True)
+    with disk.open("rb") as file:
+        assert filesystems.size_of(file.read(PAGE)) == (fs, size)
+    assert filesystems.size_of(bytes(PAGE)) is None
+
+
+@needs("ext4")
+@pytest.mark.parametrize("how", ["in place", "output"])
+def test_filesystem_that_would_reach_beyond_the_end_is_not_cut_off(tmp_path, how):
+    """There is no data at its end, and yet it could not be mounted any more."""
+    path, disk = tmp_path / "disk.pmem", tmp_path / "disk"
+    image.create(path, geometry.plan(64 << 20))
+    with Device(path) as device:
+        size = device.plan.device_bytes
+    smaller = geometry.plan(64 << 20, descriptor_bytes=128).device_bytes
+
+    def make_filesystem(of: int) -> None:
+        with disk.open("wb") as file:
+            file.truncate(of)
+        subprocess.run([*MKFS["ext4"], "-O", "^has_journal", disk], check=True, capture_output=True)
+        with Device(path) as device, disk.open("rb") as file:
+            device.trim(size, 0)
+            for at in range(0, of // PAGE * PAGE, PAGE):
+                if any(data := file.read(PAGE)):
+                    device.write(data, at)
+
+    output = tmp_path / "new.pmem" if how == "output" else None
+    make_filesystem(size // PAGE * PAGE)
+    before = files(path)
+    with pytest.raises(DoesNotFit, match=rf"the ext4 on it has {size} bytes, and {smaller} would be left"):
+        run_conversion(path, 128, output)
+    assert files(path) == before
+    make_filesystem(smaller)
+    assert run_conversion(path, 128, output)["device_bytes"] == smaller
+
+
+def run_conversion(path: Path, size: int, output: Path | None) -> dict:
+    if output is None:
+        return convert.convert(path, descriptor_bytes=size)
+    return convert.convert_into(path, output, descriptor_bytes=size)

@@ -17,6 +17,7 @@ from typing import Any
 from .. import geometry, host, image, layout
 from ..device import Device
 from ..errors import BadData, DoesNotFit, PmemError, UnsupportedImage, UsageError
+from . import filesystems
 from .steps import shape
 
 CHUNK_BYTES = 4 << 20
@@ -60,6 +61,7 @@ def convert_into(
             line_bytes=info.line_bytes,
             initialise=info.initialise,
         )
+        filesystems.require_room(source, plan.device_bytes)
         work = _work(output)
         try:
             with _named(output, work):

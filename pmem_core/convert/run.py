@@ -33,7 +33,7 @@ from ..errors import DamagedImage, UnsupportedImage, UsageError
 from ..geometry import Geometry
 from ..infoblock import Info
 from ..journal import Journal
-from . import saved
+from . import filesystems, saved
 from .steps import PHASES, SHAPED, Conversion, Watch, finish, forget, gather, line_writes, shape, summary, told
 
 
@@ -100,6 +100,9 @@ def _begin(path: Path, size: int | None, of_format: int | None, watch: Watch) ->
     wanted = wanted_shape(info, size, of_format)
     if found.session in ("killed", "power cut"):
         raise UnsupportedImage(path, "it was not closed properly", f"'pmem-nbd check --repair {path}' first")
+    new = planned(old, wanted)
+    with Device(path, read_only=True) as device:  # so that no total of the image counts it
+        filesystems.require_room(device, new.device_bytes)
     device = Device(path)
     try:
         record = device.journal.conversion
@@ -111,7 +114,6 @@ def _begin(path: Path, size: int | None, of_format: int | None, watch: Watch) ->
         if np.any(device.mapping.sections & layout.SECTION_SUSPECT):
             what = "some of its sections held writes not flushed at a power cut"
             raise UnsupportedImage(path, what, f"'pmem-nbd check --repair {path}' first")
-        new = planned(old, wanted)
         writer = saved.Writer(path, info.uuid, size)
         try:
             gather(device, new, writer, watch)
