@@ -44,6 +44,8 @@ CHUNK_BYTES = 4096
 ROW_SECTIONS = 1024
 HISTORY_MAX = 8192
 EVENTS_MAX = 8192
+READERS_MAX = 64
+READERS_BYTES = 64 * READERS_MAX + 128  # of lock.mdb: a cache line for each, two before them
 _NAMES = (b"meta", b"checkpoint", b"sections", b"retired", b"history", b"events")
 
 
@@ -59,6 +61,8 @@ class Journal:
         self.path = path
         if not create:
             self._look_over()
+        if not read_only:
+            self._make_room_for_readers()
         try:
             self._env = lmdb.open(
                 os.fsencode(path),
@@ -67,11 +71,15 @@ class Journal:
                 readonly=read_only,
                 create=create,
                 lock=not read_only,
-                max_readers=64,
+                max_readers=READERS_MAX,
             )
-            self._db = {name: self._env.open_db(name, create=create) for name in _NAMES}
+            try:
+                self._db = {name: self._env.open_db(name, create=create) for name in _NAMES}
+            except BaseException:
+                self._env.close()
+                raise
         except lmdb.Error as error:
-            if _says_full(error):
+            if _says_full(error, path):
                 raise _full(path) from error
             raise DamagedImage(
                 path, f"the journal cannot be opened ({error})", "a readable LMDB environment"
@@ -83,6 +91,19 @@ class Journal:
             except BaseException:
                 self._env.close()
                 raise
+
+    def _make_room_for_readers(self) -> None:
+        """LMDB stores to a map of its table of readers, for which a full host has no room: that would be a SIGBUS."""
+        try:
+            fd = os.open(self.path / "lock.mdb", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            try:
+                os.posix_fallocate(fd, 0, READERS_BYTES)
+            finally:
+                os.close(fd)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise _full(self.path) from error
+            raise HostError(self.path / "lock.mdb", (error.strerror or str(error)).lower()) from error
 
     def _look_over(self) -> None:
         try:
@@ -342,13 +363,16 @@ class _Transaction:
             raise self._translated(failure) from failure
 
     def _translated(self, error: Exception) -> Exception:
-        if _says_full(error):
+        if _says_full(error, self._path):
             return _full(self._path)
         return HostError(self._path, f"the journal could not be written ({error})", "a healthy disk")
 
 
-def _says_full(error: Exception) -> bool:
+def _says_full(error: Exception, path: Path) -> bool:
     full = isinstance(error, lmdb.MapFullError | lmdb.DiskError)
+    if "Input/output error" in str(error):
+        # LMDB's word for a write that ended early too, as one does where the room ends within it.
+        full = full or os.statvfs(path).f_bavail == 0
     return full or "No space left" in str(error) or errno.ENOSPC in error.args
 
 

@@ -9,8 +9,10 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pmem_core
 from pmem_core import errors, runtime
@@ -122,11 +124,20 @@ os.execv(sys.argv[1], sys.argv[1:])
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[Callable[[], None]]:
     """Signals that end this process wait until what this gives is called: nobody finds a server that has no record."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+    before: dict[int, Any] = {}
+    came: list[int] = []
 
     def go_on() -> None:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        while before:
+            signal.signal(*before.popitem())
+        while came:
+            signal.raise_signal(came.pop())
 
+    # Not by a mask: another thread would take the signal, and the interruption come here all the same.
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) not in (None, signal.SIG_IGN):
+                before[number] = signal.signal(number, lambda number, frame: came.append(number))
     try:
         yield go_on
     finally:

@@ -413,11 +413,19 @@ def test_signals_between_the_start_of_a_server_and_its_record_wait(start, folder
     def spawn_and_be_ended(*words, **options):
         pid = real(*words, **options)
         os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.1)  # for whichever thread takes it
         return pid
 
     monkeypatch.setattr(launch, "spawn", spawn_and_be_ended)
-    with pytest.raises(KeyboardInterrupt):
-        start()
+    ended = threading.Event()
+    beside = threading.Thread(target=ended.wait)
+    beside.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            start()
+    finally:
+        ended.set()
+        beside.join()
     assert server.servers() == []
     assert not list(folder.iterdir())
 
