@@ -125,13 +125,16 @@ def reserve_exactly(run, at, count):
 
 @hot
 def allocate(run, first, end):
-    """Allocate the medium's bytes from `first` to `end` and their wear counters, and no more; 0, or the errno."""
+    """Allocate the pages with the medium's bytes from `first` to `end` and with their wear counters; 0, or the errno.
+
+    Whole pages: a store to a map asks for all blocks of its page, and a filesystem's may be smaller.
+    """
+    counters, counters_end = _counters(run, first, end)
+    first, end = first >> PAGE_SHIFT << PAGE_SHIFT, ((end - 1) >> PAGE_SHIFT) + 1 << PAGE_SHIFT
     error = fallocate(run["media_fd"], run["allocation"], first, end - first)
     if error:
         return error
-    line = first >> run["line_shift"]
-    lines = ((end - 1) >> run["line_shift"]) - line + 1
-    return fallocate(run["wear_fd"], run["allocation"], 4 * line, 4 * lines)
+    return fallocate(run["wear_fd"], run["allocation"], counters, counters_end - counters)
 
 
 @hot
