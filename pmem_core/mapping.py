@@ -97,7 +97,7 @@ def map_image(path: Path, plan: Geometry, *, read_only: bool) -> Mapping:
                 views[name] = np.frombuffer(maps[name], np.uint8)
         if not read_only:
             with host.host_errors(path):
-                room.unshare(files["state"])  # who stores to it asks for no room
+                room.take(files["state"])  # who stores to it asks for no room
         # Single-page folios: a stored byte must not make a flush write 2 MiB.
         maps["media"].madvise(mmap.MADV_RANDOM)
         maps["wear"].madvise(mmap.MADV_RANDOM)

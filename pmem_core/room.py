@@ -42,7 +42,9 @@ def shares_blocks(fd: int) -> bool:
         at = found[-1][0] + found[-1][2]
 
 
-def unshare(fd: int) -> None:
-    """Give a file blocks of its own where it shares some; OSError, ENOSPC among them."""
-    if allocation(fd) & UNSHARE_RANGE and shares_blocks(fd):
-        host.fallocate(fd, host.KEEP_SIZE | UNSHARE_RANGE, 0, os.fstat(fd).st_size)
+def take(fd: int) -> None:
+    """Have room for all of a file: no hole (a sparse copy has some), no block shared; OSError, ENOSPC among them."""
+    status, mode = os.fstat(fd), allocation(fd)
+    # xfs asks for room that is there already.
+    if status.st_blocks * 512 < status.st_size or (mode & UNSHARE_RANGE and shares_blocks(fd)):
+        host.fallocate(fd, mode, 0, status.st_size)

@@ -211,6 +211,21 @@ def test_copy_that_shares_its_blocks_gets_enospc_too(path, host):
         assert server.process.poll() is None
 
 
+def test_sparse_copy_is_refused_on_a_full_disk_in_words(host):
+    """Its state has holes, or shared blocks, and whoever stores to a map cannot be told that there is no room."""
+    coalesced = {"descriptor_writes": "coalesced", "leveling_name": "none"}
+    image.create(host / "other.pmem", geometry.plan(16 * MIB, **coalesced))
+    subprocess.run(["cp", "--sparse=always", "-r", host / "other.pmem", host / "copy.pmem"], check=True)
+    fill(host / "ballast")
+    with pytest.raises(HostFull):
+        Device(host / "copy.pmem")
+    (host / "ballast").unlink()
+    with Device(host / "copy.pmem") as device:
+        device.write(b"x" * PAGE, 0)
+        status = (host / "copy.pmem" / "state").stat()
+        assert status.st_blocks * 512 >= status.st_size
+
+
 def test_image_that_was_never_opened_is_served_on_a_full_disk(path, host):
     fill(host / "ballast")
     with serving(path) as server:
