@@ -62,7 +62,7 @@ class Journal:
         if not create:
             self._look_over()
         if not read_only:
-            self._make_room_for_readers()
+            self._make_room_for_readers(create)
         try:
             self._env = lmdb.open(
                 os.fsencode(path),
@@ -92,9 +92,11 @@ class Journal:
                 self._env.close()
                 raise
 
-    def _make_room_for_readers(self) -> None:
+    def _make_room_for_readers(self, create: bool) -> None:
         """LMDB stores to a map of its table of readers, for which a full host has no room: that would be a SIGBUS."""
         try:
+            if create:
+                self.path.mkdir(exist_ok=True)
             fd = os.open(self.path / "lock.mdb", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             try:
                 if os.fstat(fd).st_blocks * 512 < READERS_BYTES:  # xfs asks for room that is there already
