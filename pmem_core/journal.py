@@ -33,7 +33,7 @@ from typing import Any
 
 import lmdb
 
-from . import journalscan
+from . import journalscan, room
 from .errors import DamagedImage, HostError, HostFull, UnsupportedImage
 
 SCHEMA = 2
@@ -99,8 +99,9 @@ class Journal:
                 self.path.mkdir(exist_ok=True)
             fd = os.open(self.path / "lock.mdb", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             try:
-                if os.fstat(fd).st_blocks * 512 < READERS_BYTES:  # xfs asks for room that is there already
-                    os.posix_fallocate(fd, 0, READERS_BYTES)
+                if os.fstat(fd).st_size < READERS_BYTES:
+                    os.ftruncate(fd, READERS_BYTES)
+                room.take(fd)
             finally:
                 os.close(fd)
         except OSError as error:
