@@ -105,7 +105,7 @@ def get_ready():
     for name, what in (("logwrites", "a log"), ("record", "a recording")):
         if _options[name]:
             _options[name] = str(Path(_options[name]).absolute())
-            host.require_new(Path(_options[name]), what, path)
+            host.require_new(Path(_options[name]), what)
     plan = image.load_geometry(path, read_only=_read_only())
     host.Lock(path, read_only=_read_only()).release()
     started = time.monotonic()

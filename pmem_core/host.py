@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .errors import HostError, HostFull, ImageBusy
+from .errors import HostError, HostFull, ImageBusy, UsageError
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _STATX_MNT_ID, _STATX_MNT_ID_UNIQUE = 0x1000, 0x4000
@@ -34,14 +34,23 @@ def host_errors(path: Path) -> Iterator[None]:
         raise HostError(path, (error.strerror or str(error)).lower(), "") from error
 
 
-def require_new(path: Path, what: str, image: Path | None = None) -> None:
-    """Raise unless a new file can be made at `path`, outside of the image, for `what` (a log, ...); HostError."""
+def require_outside_images(path: Path, *, itself: bool = False) -> None:
+    """UsageError where `path`, which is to be written, lies in the folder of an image; itself: or is one."""
+    real = Path(os.path.realpath(path))  # Path.resolve() raises RuntimeError where links go round
+    with host_errors(path):
+        for folder in (real, *real.parents) if itself else real.parents:
+            # A folder may have a file of that name without being an image.
+            if (folder / "media").is_file() and any((folder / part).exists() for part in ("wear", "state", "journal")):
+                raise UsageError(path, f"lies within the image {folder}", "a path outside of it")
+
+
+def require_new(path: Path, what: str) -> None:
+    """Raise unless a new file can be made at `path`, outside of images, for `what`; HostError, UsageError."""
     if os.path.lexists(path):
         raise HostError(path, "exists already", f"a new file: {what} holds one run of a server")
     if not path.parent.is_dir():
         raise HostError(path, "cannot be made: there is no such directory", "a path whose parent exists")
-    if image and path.parent.resolve().is_relative_to(image.resolve()):
-        raise HostError(path, "lies within the image", "a file beside it")
+    require_outside_images(path)
 
 
 def machine() -> dict[str, str]:

@@ -242,7 +242,7 @@ def test_recording_that_cannot_be_made_is_told_before_it_serves(run, tmp_path):
         (["--record", tmp_path / "rec"], 1, "rec: exists already: a new file: a recording holds one run of a server"),
         (["--record", tmp_path / "none" / "rec"], 1, "cannot be made: there is no such directory"),
         (["--record", disk], 1, "disk.pmem: exists already"),
-        (["--record", disk / "rec"], 1, "rec: lies within the image: a file beside it"),
+        (["--record", disk / "rec"], 1, f"rec: lies within the image {disk}: a path outside of it"),
         (["--record", tmp_path / "new", "--read-only"], 2, "--record: has nothing to record: a server without"),
     ):
         told, out, err = run("serve", disk, "-b", *words)

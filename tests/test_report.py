@@ -551,10 +551,10 @@ def test_nothing_is_overwritten_unless_told_to(run, worn, tmp_path):
             1,
             "no/a.html: cannot be made: there is no such directory: a path whose parent exists",
         ),
-        (["IMAGE", "-o", "IMAGE/wear", "--force"], 2, "IMAGE/wear: is inside of the image: a place elsewhere"),
-        (["IMAGE", "-o", "link", "--force"], 2, "link: is inside of the image: a place elsewhere"),
-        (["IMAGE", "--figures", "IMAGE"], 2, "IMAGE: is inside of the image: a place elsewhere"),
-        (["IMAGE", "--figures", "IMAGE/drawn"], 2, "IMAGE/drawn: is inside of the image: a place elsewhere"),
+        (["IMAGE", "-o", "IMAGE/wear", "--force"], 2, "IMAGE/wear: lies within the image HERE: a path outside of it"),
+        (["IMAGE", "-o", "link", "--force"], 2, "link: lies within the image HERE: a path outside of it"),
+        (["IMAGE", "--figures", "IMAGE"], 2, "IMAGE: lies within the image HERE: a path outside of it"),
+        (["IMAGE", "--figures", "IMAGE/drawn"], 2, "IMAGE/drawn: lies within the image HERE: a path outside of it"),
         (["IMAGE", "-o", "/dev/null", "--force"], 2, "/dev/null: is no regular file: a new file"),
         (["IMAGE", "-o", "."], 2, ".: is no regular file: a new file"),
         (
@@ -576,7 +576,7 @@ def test_bad_request_is_one_line(run, worn, tmp_path, arguments, status, line):
     seen = run(*(word.replace("IMAGE", "image") for word in arguments))
     assert seen[:2] == (status, "") and seen[2].count("\n") == 1
     if line is not None:
-        assert seen[2] == line.replace("IMAGE", "image") + "\n"
+        assert seen[2] == line.replace("IMAGE", "image").replace("HERE", f"{tmp_path.resolve()}/image") + "\n"
     assert sorted(tmp_path.rglob("*")) == before
     assert stats.collect(tmp_path / "image")["wear"] == stats.collect(worn)["wear"]
 

@@ -33,14 +33,6 @@ PATH = click.Path(readable=False, path_type=Path)
 IMAGE = click.argument("image", type=PATH)
 
 
-def require_outside_images(path: Path) -> None:
-    """UsageError where `path`, which is to be written, lies in the folder of an image."""
-    for folder in path.resolve().parents:
-        # A folder may have a file of that name without being an image.
-        if (folder / "media").is_file() and any((folder / part).exists() for part in ("wear", "state", "journal")):
-            raise UsageError(path, f"lies within the image {folder}", "a path outside of it")
-
-
 def parse_size(text: str) -> int:
     """Read a size in bytes: K, M, G, T (or Ki, KiB, …) count in 1024s, KB, MB, … in 1000s; fractions are welcome.
 

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from pmem_core.errors import PmemError, UsageError
+from pmem_core.host import require_outside_images
 
 from ._common import (
     IMAGE,
@@ -19,7 +20,6 @@ from ._common import (
     json_option,
     policy_file_option,
     progress,
-    require_outside_images,
 )
 
 

@@ -18,7 +18,6 @@ from pmem_core.cli._common import (
     json_option,
     plain_console,
     progress,
-    require_outside_images,
     working,
 )
 from pmem_core.cli._geometry import geometry_options, plan_of, plan_options
@@ -61,10 +60,10 @@ def create(image: Path, size: int, descriptor_format: int | None, as_json: bool,
       pmem-nbd create disk.pmem --size 1G --descriptor-bytes 128 --descriptor-writes coalesced
     """
     with working(f"creating {image}"):
+        from pmem_core import host, snapshot
         from pmem_core import image as images
-        from pmem_core import snapshot
 
-        require_outside_images(image)
+        host.require_outside_images(image)
         plan = plan_of(size, options, descriptor_format=descriptor_format)
         images.create(image, plan)
         if plan.info.descriptor_writes == "coalesced" and not plan.has_descriptors:

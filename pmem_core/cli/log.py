@@ -10,8 +10,8 @@ from typing import Any
 
 import click
 
-from pmem_core import listen, runtime, server
-from pmem_core.cli._common import PATH, emit, human_bytes, json_option, progress, require_outside_images
+from pmem_core import host, listen, runtime, server
+from pmem_core.cli._common import PATH, emit, human_bytes, json_option, progress
 from pmem_core.cli.serve import signals_as_interrupt
 from pmem_core.errors import CheckFailed, ServerError, UsageError
 from pmem_core.logwrites import record, replay
@@ -200,7 +200,7 @@ def replay_log(
         if target is None:
             emit(found) if as_json else click.echo(span.last)
             return
-        require_outside_images(target)
+        host.require_outside_images(target)
         with replay.Target(target, span, opened) as onto:
             applied = replay.replay(opened, span, onto, discard=not no_discard)
             found["checks"] = _follow(applied, span, is_due, onto, fsck or "", on_copy)

@@ -10,6 +10,7 @@ import click
 from pmem_core.cli._common import IMAGE, PATH, human_bytes, policy_file_option, working
 from pmem_core.cli._files import require_folder, require_free, require_parent, write_whole
 from pmem_core.errors import DamagedImage, MissingProgram, NotAnImage, UsageError
+from pmem_core.host import host_errors, require_outside_images
 
 
 @click.command()
@@ -49,9 +50,9 @@ def report(image: Path, output: Path, force: bool, by: str, over: str, folder: P
     """
     if kind and folder is None:
         raise UsageError("--format", "no figures are written", "--figures DIR beside it")
-    output = _checked(output, image, force)
+    output = _checked(output, force)
     if folder is not None:
-        _require_outside(folder, image)
+        require_outside_images(folder, itself=True)
         require_folder(folder)
         require_parent(folder)
     with working(f"reading {image}") as say:
@@ -67,7 +68,7 @@ def report(image: Path, output: Path, force: bool, by: str, over: str, folder: P
         files = {}
         if folder is not None:
             files = {
-                _checked(folder / f"{drawing.name}.{kind}", image, force, is_made=True): page.as_file(drawing, kind)
+                _checked(folder / f"{drawing.name}.{kind}", force, is_made=True): page.as_file(drawing, kind)
                 for drawing in made.drawings
             }
         files[output] = page.render(made).encode()
@@ -82,8 +83,6 @@ def report(image: Path, output: Path, force: bool, by: str, over: str, folder: P
 
 def _rows_of(folder: Path) -> list[dict[str, Any]] | None:
     """The rows of a study; None where `folder` is not that of one.  UsageError, HostError, DamagedImage."""
-    from pmem_core.host import host_errors
-
     path = folder / "study.json"
     with host_errors(folder):
         is_study, is_begun = path.is_file(), (folder / "rows.jsonl").is_file()
@@ -105,25 +104,15 @@ def _rows_of(folder: Path) -> list[dict[str, Any]] | None:
     return rows
 
 
-def _checked(path: Path, image: Path, force: bool, is_made: bool = False) -> Path:
+def _checked(path: Path, force: bool, is_made: bool = False) -> Path:
     """Refuse a file that cannot be written or must not be; the path without symlinks.  is_made: its parent will be."""
     require_free(path, force)
-    _require_outside(path, image)
+    require_outside_images(path)
     if not is_made:
         require_parent(path)
     return path.resolve()
 
 
-def _require_outside(path: Path, image: Path) -> None:
-    from pmem_core.host import host_errors
-
-    with host_errors(image):
-        if path.resolve().is_relative_to(image.resolve()) and not (image / "study.json").is_file():
-            raise UsageError(path, "is inside of the image", "a place elsewhere")
-
-
 def _make(folder: Path) -> None:
-    from pmem_core.host import host_errors
-
     with host_errors(folder):
         folder.mkdir(exist_ok=True)

@@ -113,7 +113,7 @@ def serve(
         raise UsageError("--log-writes", "has nothing to log", "a server without --read-only")
     if record is not None and read_only:
         raise UsageError("--record", "has nothing to record", "a server without --read-only")
-    if log_writes is not None and record is not None and log_writes.resolve() == record.resolve():
+    if log_writes is not None and record is not None and os.path.realpath(log_writes) == os.path.realpath(record):
         raise UsageError("--log-writes, --record", "both name one file", "two files")
     files = {"logwrites": log_writes, "record": record}
     with signals_as_interrupt():
