@@ -14,7 +14,8 @@ any other                   datapath.read_at or write_at runs on the memory of t
 a stop code of these        `resume(buffer, offset, result)` is called, and does the rest
 =========================== ========================================================================
 
-The GIL is held throughout: it is the lock of the device.
+The GIL is held throughout, and is the lock of the device, unless the device has one of its own (turn.py): then it is
+given up while that code runs.
 """
 
 import ctypes
@@ -28,13 +29,14 @@ from numba import types
 from numba.extending import intrinsic
 
 from nbd_plugin import threads
+from nbd_plugin.turn import Turn
 from pmem_core import binding, datapath, jit
 from pmem_core.device import Device
 
 METH_FASTCALL = 0x80  # methodobject.h
 PyBUF_SIMPLE, PyBUF_WRITABLE = 0, 1  # pybuffer.h
 # What `_answer` works with, a word each: numbers, addresses of compiled code and records, and of Python's objects.
-ROOM_KEY, ACCESS, FUNCTION, RUN, CORE, ORDINARY, RESUME, NONE, WORDS = range(9)
+ROOM_KEY, ACCESS, FUNCTION, RUN, CORE, ORDINARY, RESUME, NONE, TURN, WORDS = range(10)
 # In the thread's room: the first words of a Py_buffer, and behind it the arguments of `resume`.
 BUFFER, LENGTH, TO_RESUME = 0, 2, threads.ROOM_WORDS - 3
 
@@ -47,6 +49,10 @@ _keep = types.ExternalFunction("Py_IncRef", types.void(_word))
 _drop = types.ExternalFunction("Py_DecRef", types.void(_word))
 _call = types.ExternalFunction("PyObject_Vectorcall", _word(_word, _word, _word, _word))
 _room = types.ExternalFunction("pthread_getspecific", _word(types.uint32))
+_give_up_gil = types.ExternalFunction("PyEval_SaveThread", _word())
+_take_gil = types.ExternalFunction("PyEval_RestoreThread", types.void(_word))
+_begin_turn = types.ExternalFunction("pthread_mutex_lock", _int(_word))
+_end_turn = types.ExternalFunction("pthread_mutex_unlock", _int(_word))
 
 
 @intrinsic
@@ -73,13 +79,21 @@ def _answer(itself, arguments, count):
     buffer, offset, room = given[1], given[2], jit.i64_at(at, threads.ROOM_WORDS)
     if _get_buffer(buffer, at, _int(words[ACCESS])):
         return 0  # with Python's own exception
-    result = _request(words[FUNCTION], words[RUN], words[CORE], room[BUFFER], room[LENGTH], _as_number(offset))
+    number = _as_number(offset)
+    thread = _word(0)
+    if words[TURN]:
+        thread = _give_up_gil()
+        _begin_turn(words[TURN])
+    result = _request(words[FUNCTION], words[RUN], words[CORE], room[BUFFER], room[LENGTH], number)
+    if words[TURN]:
+        _end_turn(words[TURN])
+        _take_gil(thread)
     _release_buffer(at)
     if result:
-        number = _of_number(result)
-        room[TO_RESUME], room[TO_RESUME + 1], room[TO_RESUME + 2] = buffer, offset, number
+        stopped = _of_number(result)
+        room[TO_RESUME], room[TO_RESUME + 1], room[TO_RESUME + 2] = buffer, offset, stopped
         answer = _call(words[RESUME], at + 8 * TO_RESUME, 3, 0)
-        _drop(number)
+        _drop(stopped)
         return answer
     _keep(words[NONE])
     return words[NONE]
@@ -117,7 +131,8 @@ def callback(
     run, core = device.handle
     access = PyBUF_WRITABLE if function is datapath.read_at else PyBUF_SIMPLE
     addresses = (binding.request_address(function, device.handle), run.ctypes.data, core.ctypes.data)
-    words = np.array([threads.KEY, access, *addresses, id(ordinary), id(resume), id(None)], np.int64)
+    turn = device.turn.address if isinstance(device.turn, Turn) else 0
+    words = np.array([threads.KEY, access, *addresses, id(ordinary), id(resume), id(None), turn], np.int64)
     method = _Method(ordinary.__name__.encode(), warm_up().address, METH_FASTCALL)
-    _kept.append((words, method, run, core, ordinary, resume))
+    _kept.append((words, method, run, core, device.turn, ordinary, resume))
     return _new_function(ctypes.addressof(method), words.ctypes.data, None)

@@ -5,7 +5,8 @@ nbdkit calls, in this order: config (each key=value), config_complete, get_ready
 compiled here), after_fork (the image is opened: neither LMDB nor threads survive a fork), open (each connection).
 
 Requests come on several threads a connection (THREAD_MODEL_PARALLEL; threads.py), with the GIL as the lock of the
-compiled code and disk waits outside it: while one thread works, another has the next request read from the socket.
+compiled code, or one of the device's own where it lies on a disk (turn.py), and disk waits outside it: while one thread
+works, another has the next request read from the socket.
 launch.THREADS says how many.
 """
 
@@ -26,7 +27,7 @@ _ROOT = Path(__file__).resolve().parent.parent
 _PYTHON = "python{}.{}".format(*sys.version_info)
 sys.path += [str(_ROOT), *map(str, _ROOT.glob(f".venv/lib/{_PYTHON}/site-packages"))]
 try:
-    from nbd_plugin import compiled, logged, recorded, sockets, threads
+    from nbd_plugin import compiled, logged, recorded, sockets, threads, turn
     from nbd_plugin.faults import Refused, fail, or_fail, reported
     from pmem_core import (
         __version__,
@@ -138,12 +139,17 @@ def after_fork():
                 f"{_served.recovered}",
                 file=sys.stderr,
             )
+        if _served.waits_for_disk:
+            _served.turn = turn.Turn()
         # nbdkit looks callbacks up by name at every request.
         callbacks = globals()
         callbacks["pread"] = compiled.callback(datapath.read_at, _served, pread, _resume_read)
         if not _options["record"]:
             callbacks["pwrite"] = compiled.callback(datapath.write_at, _served, pwrite, _resume_write)
-        nbdkit.debug(f"pread: {type(callbacks['pread']).__name__}, pwrite: {type(callbacks['pwrite']).__name__}")
+        nbdkit.debug(
+            f"pread: {type(callbacks['pread']).__name__}, pwrite: {type(callbacks['pwrite']).__name__}, "
+            f"with the GIL {'given up' if _served.waits_for_disk else 'kept'}"
+        )
         if _options["logwrites"]:
             callbacks.update(logged.begin(_served, _options["logwrites"], open))
         if not _served.read_only:

@@ -2,8 +2,8 @@
 """Requests: read, write, trim, zero, extents, page by page (onepage.py has the road of one page).
 
 Each entry point takes `device`, the tuple (RUN[1], CORE[1]), and answers ``done << STOP_SHIFT | code``.  On a stop code
-the cold side does what it asks for (device.Device) and calls again with `done`.  Calls never overlap: compiled code
-keeps the GIL.
+the cold side does what it asks for (device.Device) and calls again with `done`.  Calls never overlap: whoever calls
+has the GIL, which compiled code keeps, or a turn (device.Device).
 """
 
 from . import descriptor, media, onepage, policies, together

@@ -54,6 +54,8 @@ class Device:
         self.read_only = read_only
         # Called when leveling would like its moves committed soon; whoever serves the device may do that beside it.
         self.on_wanted: Callable[[], None] = lambda: None
+        # Held while compiled code works on the device: of whoever serves it by several threads without the GIL.
+        self.turn: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
         self.plan = image.load_geometry(path, read_only=read_only, converting=converting)
         image.require_parts(path)
         image.require_wear(path, self.plan)
@@ -98,7 +100,7 @@ class Device:
             recovery.require_agreement(self.mapping, self.plan, self.journal)
         recovery.know_sum(self.mapping.core)
         self.recovered = recovery.Recovered(found, sections=self.plan.section_count)
-        self._durability = Durability(self.path, self.plan, self.mapping, self.handle, self.journal, self._drain)
+        self._durability = Durability(self.path, self.plan, self.mapping, self._call, self.journal, self._drain)
         if found:
             self._durability.forget_moves()
         if found == "killed":
@@ -132,6 +134,10 @@ class Device:
         self.mapping.core["intent"] = 0
 
     # ---- requests ----
+
+    def _call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        with self.turn:
+            return function(self.handle, *arguments)
 
     def _require(self, count: int, offset: int, *, writes: bool = True) -> None:
         if writes and self.read_only:
@@ -174,7 +180,7 @@ class Device:
     def extents(self, count: int, offset: int, *, one: bool = False) -> list[tuple[int, int, bool]]:
         """(offset, bytes, holds data) from `offset` on; may stop early, never before the first extent's end."""
         runs = np.empty((1 if one else EXTENTS_MAX, 2), np.int64)
-        filled = datapath.extents(self.handle, offset, offset + count, runs)
+        filled = self._call(datapath.extents, offset, offset + count, runs)
         found, at = [], offset
         for end, holds in runs[:filled].tolist():
             found.append((at, end - at, bool(holds)))
@@ -185,8 +191,8 @@ class Device:
         """Ask the host to bring the range's pages into memory."""
         page = layout.PAGE_BYTES
         for number in range(offset // page, -(-(offset + count) // page)):
-            placed = upkeep.page_address(self.handle, number)
-            at = int(upkeep.medium_address(self.handle, placed)) // page * page
+            placed = self._call(upkeep.page_address, number)
+            at = int(self._call(upkeep.medium_address, placed)) // page * page
             os.posix_fadvise(self.mapping.files["media"], at, page, os.POSIX_FADV_WILLNEED)
 
     def transfer(self, function: Callable[..., int], buffer: Any, offset: int, result: int | None = None) -> None:
@@ -195,7 +201,7 @@ class Device:
             raise BufferError("read into memory that must not change")
         where = self._where(buffer, offset)
         if result is None:
-            result = function(self.handle, *where, 0)
+            result = self._call(function, *where, 0)
         self.finish(function, result, offset, *where)
 
     def _where(self, buffer: Any, offset: int) -> tuple[int, int, int]:
@@ -209,15 +215,15 @@ class Device:
             if result & layout.STOP_MASK == layout.SOON:
                 return self.on_wanted()
             self._resume(result, offset)
-            result = function(self.handle, *arguments, result >> layout.STOP_SHIFT)
+            result = self._call(function, *arguments, result >> layout.STOP_SHIFT)
         return None
 
     def complete(self, function: Callable[..., int], offset: int, *arguments: Any) -> None:
-        self.finish(function, function(self.handle, *arguments, 0), offset, *arguments)
+        self.finish(function, self._call(function, *arguments, 0), offset, *arguments)
 
     def complete_page(self, function: Callable[..., int], page: int) -> None:
         # A page is a single step: there is no `done`.
-        while result := function(self.handle, page):
+        while result := self._call(function, page):
             self._resume(result, page << layout.PAGE_SHIFT)
 
     def _resume(self, result: int, offset: int) -> None:
@@ -251,7 +257,7 @@ class Device:
         if self.read_only:
             return
         self._drain()
-        self._durability.flush(int(upkeep.begin_flush(self.handle, counted)))
+        self._durability.flush(int(self._call(upkeep.begin_flush, counted)))
 
     def _drain(self) -> None:
         if self.plan.pending_bytes:
@@ -267,7 +273,7 @@ class Device:
 
     def store_info(self, info: Info, at: int) -> None:
         """Store `info` as the copy at byte `at` of the medium, and count its lines; nothing is waited for."""
-        upkeep.store_info(self.handle, np.frombuffer(infoblock.pack(info), np.uint8).copy(), at)
+        self._call(upkeep.store_info, np.frombuffer(infoblock.pack(info), np.uint8).copy(), at)
 
     def sample(self) -> None:
         """Append the wear totals to the journal's history, where something was written since the last time."""

@@ -15,7 +15,8 @@ The medium is always first: what the journal says is true of the medium at every
 written since is in its old frame too, which leveling leaves alone until the move is committed: so a flush commits moves
 only where a frame that one filled was changed afterwards (RUN's `rewritten`).
 
-One lock, so that two of these never mix; requests go on meanwhile, for the disk is waited for without the GIL.
+One lock, so that two of these never mix; requests go on meanwhile, for the disk is waited for without the GIL.  What
+must not mix with a request is done in the device's turn, by `call`.
 
 No view of a mapped file is kept, in an attribute or a variable: an exception that somebody holds would keep it mapped.
 """
@@ -25,6 +26,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -39,7 +41,8 @@ from .mapping import MOVED_ROOM, Mapping
 class Durability:
     """Of one opened device.
 
-    drain: puts every pending descriptor on the medium.  Errors of every method: HostFull, HostError.
+    call: calls a function with the device's handle and what is given beside it, in its turn.  drain: puts every pending
+    descriptor on the medium.  Errors of every method: HostFull, HostError.
     """
 
     def __init__(
@@ -47,11 +50,11 @@ class Durability:
         path: Path,
         plan: Geometry,
         mapping: Mapping,
-        handle: Handle,
+        call: Callable[..., Any],
         journal: Journal,
         drain: Callable[[], None],
     ) -> None:
-        self._path, self._plan, self._mapping, self._handle = path, plan, mapping, handle
+        self._path, self._plan, self._mapping, self._call = path, plan, mapping, call
         self._journal, self._drain = journal, drain
         self._lock = threading.RLock()
         self._can_sync_ranges = host.can_sync_ranges(mapping.files["media"])
@@ -63,7 +66,11 @@ class Durability:
 
     def forget_moves(self) -> None:
         """Of the moves made so far it is not known which are durable: an earlier session made them."""
-        self._mapping.run["moved_count"] = MOVED_ROOM + 1
+
+        def forget(handle: Handle) -> None:
+            handle[0]["moved_count"] = MOVED_ROOM + 1
+
+        self._call(forget)
         self._committed = -1
 
     # ---- the disk ----
@@ -115,7 +122,7 @@ class Durability:
         # A commit that is under way counts as a rewriting: until it is done, flushes wait for it.
         rewritten = self._rewritten() + 1
         table, frames = np.empty(len(self._mapping.table), np.int64), np.empty(MOVED_ROOM, np.int64)
-        count = int(upkeep.take_moves(self._handle, table, frames))
+        count = int(self._call(upkeep.take_moves, table, frames))
         try:
             yield table, frames[:count].tolist() if count <= len(frames) else None
         except BaseException:
@@ -152,7 +159,7 @@ class Durability:
         with self._lock:
             cleared = np.empty(self._plan.section_count if closing or settle_sections else 0, np.int64)
             if len(cleared):
-                cleared = cleared[: int(upkeep.clear_dirty(self._handle, closing, cleared))]
+                cleared = cleared[: int(self._call(upkeep.clear_dirty, closing, cleared))]
             if not due and not len(cleared):
                 return False
             try:
@@ -161,13 +168,13 @@ class Durability:
                     self._drain()
                 self._commit(cleared, closing)
             except BaseException:
-                upkeep.restore_dirty(self._handle, cleared)
+                self._call(upkeep.restore_dirty, cleared)
                 raise
             return True
 
     def _commit(self, cleared: np.ndarray, closing: bool) -> None:
         with self._taken() as (table, _):
-            core = bytes(self._mapping.core.data)
+            core = self._call(lambda handle: bytes(self._mapping.core.data))
             self.sync("media", "wear")
             if closing:
                 self.sync("state")
@@ -181,7 +188,7 @@ class Durability:
             at = page // self._plan.info.section_pages
             if not self._mapping.sections[at] & layout.SECTION_DIRTY:
                 self._journal.put_sections(sections.row_if_marked(self._mapping.sections, at))
-                sections.mark(self._mapping.sections, at)
+                self._call(lambda handle: sections.mark(self._mapping.sections, at))
 
 
 def runs(frames: list[int]) -> list[tuple[int, int]]:

@@ -21,7 +21,7 @@ from pmem_core.errors import HostError, MissingProgram, PmemError, ServerError
 PROJECT = Path(pmem_core.__file__).resolve().parent.parent
 PLUGIN = PROJECT / "nbd_plugin" / "pmem.py"
 # Threads a connection (docs/performance.md): one at work, one that reads the next request, and one to wake.  With more
-# they only hand the GIL about; with one, nobody reads the socket meanwhile.
+# they only wait for each other; with one, nobody reads the socket meanwhile.
 THREADS = 3
 # Where attach or mount starts the server: while a thread of one connection works, that of the other reads.
 THREADS_ATTACHED = 1

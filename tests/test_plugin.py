@@ -14,6 +14,7 @@ import socket
 import struct
 import subprocess
 import sys
+import tempfile
 import termios
 import threading
 import time
@@ -126,8 +127,6 @@ class Server:
 def serving(path: Path, *words: str, **options) -> Iterator[Server]:
     """A server of the image at `path`, gone at the end whatever happens."""
     # A socket's path may have 107 bytes, and pytest's folders are long.
-    import tempfile
-
     folder = Path(tempfile.mkdtemp(prefix="pn-"))
     server = Server(folder, path.absolute(), *words, **options)
     try:
@@ -193,10 +192,14 @@ def path(tmp_path):
     return make(tmp_path / "disk.pmem")
 
 
-def test_requests_go_to_compiled_code(path):
-    with serving(path, options=["-v"]) as server:
-        server.connect().pwrite(bytes(PAGE), 0)
-        assert "pread: builtin_function_or_method, pwrite: builtin_function_or_method" in server.said
+@pytest.mark.parametrize(("place", "gil"), [("/var/tmp", "given up"), ("/dev/shm", "kept")])
+def test_requests_go_to_compiled_code(place, gil):
+    with tempfile.TemporaryDirectory(dir=place) as folder:
+        path = make(Path(folder) / "disk.pmem")
+        with serving(path, options=["-v"]) as server:
+            server.connect().pwrite(bytes(PAGE), 0)
+            told = f"pread: builtin_function_or_method, pwrite: builtin_function_or_method, with the GIL {gil}"
+            assert told in server.said
 
 
 MIB = 1 << 20

@@ -64,7 +64,7 @@ class RecordedDevice(Device):
         self._require(count, offset)
         where = self._where(data, offset)
         with self._writer.lock:
-            result = datapath.write(self.handle, *where, 0)
+            result = self._call(datapath.write, *where, 0)
             if result == layout.OK and not self._stopped:
                 self._writer.note(WRITE, offset, count)  # nearly all of them: nothing was waited for
             else:
