@@ -7,19 +7,19 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
+from kills import SEED
 
 from nbd_plugin import compiled, threads, turn
-from pmem_core import datapath, geometry, image, jit, layout, recovery
+from pmem_core import datapath, geometry, image, layout, recovery
 from pmem_core.check import check
 from pmem_core.device import Device
 
 PAGE = layout.PAGE_BYTES
 WORKERS = 4
-
-needs_compiled_code = pytest.mark.skipif(jit.PLAIN, reason="is about compiled code")
 
 
 @contextlib.contextmanager
@@ -91,12 +91,11 @@ def python_waits(path):
         holder.join()
 
 
-@needs_compiled_code
 @pytest.mark.parametrize("what", ["request_waits", "python_waits"])
 def test_nobody_waits_for_a_turn_with_the_gil(what, tmp_path):
     # In a process of its own: what goes wrong here never ends.
-    script = f"from pathlib import Path; from tests import test_turn; test_turn.{what}(Path({str(tmp_path / 'd')!r}))"
-    subprocess.run([sys.executable, "-c", script], check=True, timeout=60, cwd=sys.path[0] or None)
+    script = f"from pathlib import Path; import test_turn; test_turn.{what}(Path({str(tmp_path / 'd')!r}))"
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60, cwd=Path(__file__).parent)
 
 
 def checkpoint(device):
@@ -106,12 +105,9 @@ def checkpoint(device):
     assert core["unit"][0][layout.UNIT_TALLY] and not recovery.sum_is_wrong(core)
 
 
-@needs_compiled_code
 @pytest.mark.parametrize("options", [{}, {"descriptor_writes": "coalesced"}, {"initialise": "buddy"}], ids=str)
 def test_requests_and_python_keep_apart(tmp_path, options):
     """Each worker has pages of its own, and finds what it wrote, whatever else is done to the device meanwhile."""
-    seed = random.randrange(1 << 32)
-    print(f"seed {seed}")
     with opened(tmp_path / "image.pmem", **options) as device:
         pread, pwrite = callbacks(device)
         pages = device.plan.info.page_count // 2
@@ -121,7 +117,7 @@ def test_requests_and_python_keep_apart(tmp_path, options):
 
         def work(number):
             threads.pin()
-            chance, written = random.Random(seed + number), {}
+            chance, written = random.Random(SEED + number), {}
             found = bytearray(PAGE)
             try:
                 while not stopping.is_set():
@@ -141,25 +137,27 @@ def test_requests_and_python_keep_apart(tmp_path, options):
         workers = [threading.Thread(target=work, args=(number,)) for number in range(WORKERS)]
         for worker in workers:
             worker.start()
-        chance = random.Random(seed)
+        chance = random.Random(SEED)
         until = time.monotonic() + 2
-        while time.monotonic() < until and not problems:
-            chance.choice(
-                [
-                    device.flush,
-                    device.commit_moves,
-                    lambda: checkpoint(device),
-                    lambda: device.extents(device.plan.device_bytes, 0),
-                    lambda: device.prefetch(20 * PAGE, 0),
-                    lambda: device.write(bytes(9 * PAGE), free[0] + 100),
-                    lambda: device.zero(30 * PAGE, free[0], may_trim=chance.random() < 0.5),
-                    lambda: device.trim(free[1] - free[0], free[0]),
-                    device.sample,
-                ]
-            )()
-        stopping.set()
-        for worker in workers:
-            worker.join()
+        try:
+            while time.monotonic() < until and not problems:
+                chance.choice(
+                    [
+                        device.flush,
+                        device.commit_moves,
+                        lambda: checkpoint(device),
+                        lambda: device.extents(device.plan.device_bytes, 0),
+                        lambda: device.prefetch(20 * PAGE, 0),
+                        lambda: device.write(bytes(9 * PAGE), free[0] + 100),
+                        lambda: device.zero(30 * PAGE, free[0], may_trim=chance.random() < 0.5),
+                        lambda: device.trim(free[1] - free[0], free[0]),
+                        device.sample,
+                    ]
+                )()
+        finally:
+            stopping.set()
+            for worker in workers:
+                worker.join()
         assert not problems
     report = check(tmp_path / "image.pmem")
     assert report.clean, report.findings
