@@ -37,6 +37,7 @@ from .infoblock import Info
 from .journal import Journal
 
 EXTENTS_MAX = 2048
+PAUSE_SECONDS = 50e-6
 
 
 class Device:
@@ -230,7 +231,7 @@ class Device:
         code = result & layout.STOP_MASK
         page = (offset + (result >> layout.STOP_SHIFT)) >> layout.PAGE_SHIFT
         if code == layout.PAUSE:
-            time.sleep(0)  # with the GIL given up
+            time.sleep(PAUSE_SECONDS)  # with the GIL, or the turn, given up: long enough for who waits to have it
         elif code == layout.CHECKPOINT:
             self.commit_moves()
         elif code == layout.SECTION:
@@ -277,7 +278,7 @@ class Device:
 
     def sample(self) -> None:
         """Append the wear totals to the journal's history, where something was written since the last time."""
-        tally = self._tally
+        tally = self._call(lambda handle: self._tally.copy())  # of no request's middle
         worn = tally["worn"].tolist()
         if sum(worn) == self._sampled:
             return

@@ -119,10 +119,13 @@ class Durability:
 
         Where what is done with them fails, they are not known from then on.
         """
-        # A commit that is under way counts as a rewriting: until it is done, flushes wait for it.
-        rewritten = self._rewritten() + 1
         table, frames = np.empty(len(self._mapping.table), np.int64), np.empty(MOVED_ROOM, np.int64)
-        count = int(self._call(upkeep.take_moves, table, frames))
+
+        def take(handle: Handle) -> tuple[int, int]:
+            # It counts as a rewriting: until what is taken is committed, flushes wait for that.
+            return int(upkeep.take_moves(handle, table, frames)), self._rewritten()
+
+        count, rewritten = self._call(take)
         try:
             yield table, frames[:count].tolist() if count <= len(frames) else None
         except BaseException:
