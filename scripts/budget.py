@@ -12,11 +12,10 @@ Looks at the same thing:
   file and pwrite, to clean pages and to dirty ones;
 * compiled code by itself, in this process, with no server: writes and reads of 4096 bytes, all in the processor's
   caches or scattered over memory, the medium in small pages or in huge ones, beside a bare copy; by size of line; parts
-  of pages; and the checksum.
+  of pages; and the checksum.  Six devices take turns, so that what disturbs the machine disturbs all of them alike.
 """
 
 import argparse
-import itertools
 import json
 import mmap
 import os
@@ -33,17 +32,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from benchlib.alone import alone, copies
 from benchlib.peers import Peer, peers_at, size_of
 from benchlib.workloads import WORKLOADS, in_turn, renew, run_for
 
-from pmem_core import datapath, geometry, hugepages, image, layout
-from pmem_core.crc32c import page_crc
-from pmem_core.device import Device
-from pmem_core.jit import copy_bytes, hot, pwrite
+from pmem_core import layout
+from pmem_core.jit import hot, pwrite
 
 NAMES = ("randwrite 4k depth 16", "randread 4k depth 16", "randwrite 4k depth 1", "seqwrite 128k", "seqread 128k")
 FULL = "pmem@tmpfs"
-MANY, NEAR_PAGES = 20_000, 8
 PEERS = {
     "null": "nbdkit's null plugin: sockets alone",
     "memory": "nbdkit's memory plugin: and a copy",
@@ -135,98 +132,6 @@ def sampled(peer: Peer, name: str, seconds: float) -> dict[str, float]:
     return {part: sums[part] / total for part, _ in PARTS} if total else {}
 
 
-# ---- compiled code by itself ----
-
-
-@hot
-def copies(source, target, places):
-    """Copy `source` to each of `places`."""
-    for place in places:
-        copy_bytes(target, place, source, 0, source.size)
-
-
-@hot
-def checksums(words, places):
-    """The checksum of the page at each of `places`, added up to something that cannot be left out."""
-    total = 0
-    for place in places:
-        total ^= page_crc(words, place >> 3)
-    return total == 1
-
-
-@hot
-def requests(function, device, address, size, places):
-    """One request after another, with no Python in between; the first stop code, or 0."""
-    for place in places:
-        code = function(device, address, size, place, 0)
-        if code:
-            return code
-    return 0
-
-
-def timed(work: Callable[[], Any], times: int, rounds: int) -> float:
-    """ns each of the `times` things that `work` does: the median over the rounds."""
-    work()
-    seconds = []
-    for _ in range(rounds):
-        started = time.perf_counter()
-        assert not work(), "a request was stopped"
-        seconds.append(time.perf_counter() - started)
-    return statistics.median(seconds) / times * 1e9
-
-
-def measured(device: Device, works: dict[str, tuple[Any, Any, np.ndarray]], rounds: int) -> dict[str, float]:
-    """ns of one request of each of `works`: function, buffer, offsets."""
-    found = {}
-    for name, (function, buffer, places) in works.items():
-        memory = np.frombuffer(buffer, np.uint8)
-        work = partial(requests, function, device.handle, memory.ctypes.data, memory.size, places)
-        found[name] = timed(work, len(places), rounds)
-    return found
-
-
-def alone(rounds: int, size: int, seed: int) -> dict[str, dict[str, float]]:
-    """ns of what compiled code does by itself: by what it is of, and what it is."""
-    page, chance = layout.PAGE_BYTES, np.random.default_rng(seed)
-    source, target = memoryview(chance.bytes(page)), memoryview(bytearray(page))
-    mib, found = memoryview(bytes(1 << 20)), {}
-    for line, checksum in itertools.product((64, 256, 4096), (True, False)):
-        with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
-            path = Path(folder) / "image.pmem"
-            image.create(path, geometry.plan(size, line_bytes=line, checksums=checksum, leveling_name="none"))
-            with Device(path) as device:
-                for start in range(0, device.plan.device_bytes - len(mib), len(mib)):
-                    device.write(mib, start)
-                device.write(mib, device.plan.device_bytes - len(mib))
-                pages = device.plan.info.page_count
-                near, far = (chance.integers(0, most, MANY) * page for most in (NEAR_PAGES, pages))
-                works = {
-                    "write, near": (datapath.write, source, near),
-                    "write, far": (datapath.write, source, far),
-                    "read, near": (datapath.read, target, near),
-                    "read, far": (datapath.read, target, far),
-                    "write of 512 bytes, near": (datapath.write, source[:512], near),
-                }
-                kind = f"lines of {line}" + ("" if checksum else ", no checksums")
-                found[kind] = measured(device, works, rounds)
-                hugepages.Collapser(device.mapping.files["media"], *device.medium).turn(60)
-                again = {f"{name}, huge pages": works[name] for name in ("write, far", "read, far")}
-                found[kind] |= measured(device, again, rounds)
-    return found | {"bare": bare(rounds, size, chance)}
-
-
-def bare(rounds: int, size: int, chance: np.random.Generator) -> dict[str, float]:
-    """ns of a copy and of a checksum of 4096 bytes, and nothing else."""
-    page = layout.PAGE_BYTES
-    memory, source = np.ones(size, np.uint8), np.ones(page, np.uint8)
-    near, far = (chance.integers(0, most, MANY) * page for most in (NEAR_PAGES, size // page))
-    return {
-        "copy, near": timed(partial(copies, source, memory, near), MANY, rounds),
-        "copy, far": timed(partial(copies, source, memory, far), MANY, rounds),
-        "checksum, near": timed(partial(checksums, memory.view(np.int64), near), MANY, rounds),
-    }
-
-
 # ---- a file on a disk's filesystem ----
 
 
@@ -293,20 +198,20 @@ def servers(by: dict[str, list[float]], peers: dict[str, str], full: str) -> lis
 def told(found: dict[str, Any]) -> list[str]:
     """The tables, in Markdown."""
     lines = []
-    for name in NAMES:
-        by = found["removed"][name]
+    for name, by in found.get("removed", {}).items():
         lines += ["", f"### {name}", "", *servers(by, PEERS, FULL)]
         if shares := found["sampled"].get(name):
             lines += ["", f"Of the {by[FULL][0]:.0f} ns with everything on, by samples:", ""]
             lines += ["| part | ns | share |", "| --- | ---: | ---: |"]
             lines += [f"| {part} | {by[FULL][0] * share:.0f} | {share:.1%} |" for part, share in shares.items()]
-    for name, by in found["removed on a disk"].items():
+    for name, by in found.get("removed on a disk", {}).items():
         lines += ["", f"### {name}, on a disk", "", *servers(by, DISK_PEERS, DISK_FULL)]
-    ways = list(next(iter(found["file"].values())))
-    lines += ["", "### A page of 4096 bytes of a file on a disk, ns", "", f"| | {' | '.join(ways)} |"]
-    lines += ["| --- |" + " ---: |" * len(ways)]
-    for name, by in found["file"].items():
-        lines += [f"| {name} | {' | '.join(f'{by[way]:.0f}' if way in by else '' for way in ways)} |"]
+    if file := found.get("file"):
+        ways = list(next(iter(file.values())))
+        lines += ["", "### A page of 4096 bytes of a file on a disk, ns", "", f"| | {' | '.join(ways)} |"]
+        lines += ["| --- |" + " ---: |" * len(ways)]
+        for name, by in file.items():
+            lines += [f"| {name} | {' | '.join(f'{by[way]:.0f}' if way in by else '' for way in ways)} |"]
     columns = list(next(iter(found["alone"].values())))
     lines += [
         "",
@@ -327,19 +232,8 @@ def told(found: dict[str, Any]) -> list[str]:
     return lines
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=7, help="figures are medians over them")
-    parser.add_argument("--seconds", type=float, default=0.6, help="of each run of fio")
-    parser.add_argument("--size", type=size_of, default="1G", help="of each device")
-    parser.add_argument("--seed", type=int, default=20150507)
-    parser.add_argument("--dir", type=Path, default=Path(), help="a folder on a disk")
-    parser.add_argument("--json", type=Path, help="write every figure here")
-    given = parser.parse_args()
-
-    def tell(what: str) -> None:
-        print(f"\r\033[K{what}", end="", file=sys.stderr, flush=True)
-
+def of_servers(given: argparse.Namespace, tell: Callable[[str], None]) -> dict[str, Any]:
+    """What servers cost, with parts removed and by samples; and a file on a disk."""
     with (
         tempfile.TemporaryDirectory() as folder,
         peers_at([(spec, given.size) for spec in PEERS], Path(folder)) as peers,
@@ -354,6 +248,24 @@ def main() -> None:
         found["removed on a disk"] = removed(peers, DISK_NAMES, given.rounds, given.seconds, tell)
     tell("a file on a disk")
     found["file"] = through_file(given.dir, given.rounds, given.seed)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=7, help="figures are medians over them")
+    parser.add_argument("--seconds", type=float, default=0.6, help="of each run of fio")
+    parser.add_argument("--size", type=size_of, default="1G", help="of each device")
+    parser.add_argument("--seed", type=int, default=20150507)
+    parser.add_argument("--dir", type=Path, default=Path(), help="a folder on a disk")
+    parser.add_argument("--json", type=Path, help="write every figure here")
+    parser.add_argument("--alone", action="store_true", help="compiled code by itself, and no servers: a minute")
+    given = parser.parse_args()
+
+    def tell(what: str) -> None:
+        print(f"\r\033[K{what}", end="", file=sys.stderr, flush=True)
+
+    found = {} if given.alone else of_servers(given, tell)
     tell("compiled code by itself")
     found["alone"] = alone(given.rounds, given.size, given.seed)
     tell("")
