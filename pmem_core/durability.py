@@ -121,17 +121,19 @@ class Durability:
         """
         table, frames = np.empty(len(self._mapping.table), np.int64), np.empty(MOVED_ROOM, np.int64)
 
-        def take(handle: Handle) -> tuple[int, int]:
+        def take(handle: Handle) -> tuple[int, int, int]:
             # It counts as a rewriting: until what is taken is committed, flushes wait for that.
-            return int(upkeep.take_moves(handle, table, frames)), self._rewritten()
+            count = int(upkeep.take_moves(handle, table, frames))
+            return count, self._rewritten(), int(handle[0]["blanked"][0])
 
-        count, rewritten = self._call(take)
+        count, rewritten, blanked = self._call(take)
         try:
             yield table, frames[:count].tolist() if count <= len(frames) else None
         except BaseException:
             self.forget_moves()
             raise
         self._mapping.durable[:] = table
+        self._mapping.run["blanked_durably"] = blanked
         self._committed = rewritten
 
     def _changed(self, table: np.ndarray) -> dict[int, bytes]:

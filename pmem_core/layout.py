@@ -270,6 +270,8 @@ RUN = np.dtype(
         ("moved_room", "<i8"),
         ("moved_count", "<i8"),  # more than moved_room: some are not in `moved`
         ("fresh_words", "<i8"),
+        ("blanked", "<i8"),  # how often leftovers behind a page were blanked (onepage.scrub)
+        ("blanked_durably", "<i8"),  # how many of these the last commit of moves has waited for
         ("rewritten", "<i8"),  # grows where such a frame is changed, and at each commit of moves (durability.py)
         ("media_fd", "<i8"),
         ("wear_fd", "<i8"),

@@ -282,25 +282,26 @@ def section_of(run, page):
 
 @hot
 def scrub(run, page):
-    """Blank what a write that a crash cut short left behind `page`, if that holds nothing; CHECKPOINT where it did.
+    """Blank what a write that a crash cut short left behind `page`, if that holds nothing.
 
-    The page reads as zeros.  Were its next write torn by a power cut, those bytes would come to light: neither what
-    was there before nor what was written.
+    CHECKPOINT until that is durable, also to a write that finds it blanked by another.  The page reads as zeros.  Were
+    its next write torn by a power cut, those bytes would come to light: neither what was there before nor what was
+    written.
     """
     status = load_descriptor(run, page)
     if status == descriptor.DAMAGED or (
         status == descriptor.VALID and (descriptor.holds_data(run) or descriptor.is_bad(run))
     ):
         return OK
-    placed, done, code = policies.page_at(run, page), 0, OK
+    placed, done = policies.page_at(run, page), 0
     while done < PAGE_BYTES:
         size = piece(run, placed + done, PAGE_BYTES - done)
         at = medium_at(run, placed + done)
         if not media.is_blank(run, at, size):
             media.blank(run, at, size)
-            code = CHECKPOINT
+            run["blanked"] += 1
         done += size
-    return code
+    return OK if run["blanked"] == run["blanked_durably"] else CHECKPOINT
 
 
 @hot

@@ -13,7 +13,7 @@ import pytest
 from conftest import needs
 from test_full_disk import fill
 
-from pmem_core import geometry, image, layout, recovery, snapshot, upkeep
+from pmem_core import datapath, geometry, image, layout, recovery, snapshot, upkeep
 from pmem_core.check import check
 from pmem_core.check.findings import Kind
 from pmem_core.device import Device
@@ -408,6 +408,31 @@ def test_leftovers_of_a_lost_write_are_durably_gone_before_the_next(path, monkey
         expected = bytearray(PAGE)
         expected[part] = NEW[part]
         assert device.read(PAGE, 5 * PAGE) == expected
+
+
+def test_no_write_passes_one_that_waits_for_leftovers_to_be_gone(path, monkeypatch):
+    """What is blank is not durably so yet, and it finds it blank."""
+    image.create(path, geometry.plan(16 * MIB))
+    device = Device(path)
+    device.write(OLD, 0)
+    span = medium_span(device, 5)
+    device.abandon()
+    put_data(path, span, OLD)
+    lose_cache(path)
+    data = np.frombuffer(NEW, np.uint8)
+    with Device(path) as device:
+
+        def write_beside() -> int:
+            return datapath.write(device.handle, data.ctypes.data, 100, 5 * PAGE + 2000, 0)
+
+        beside = []
+        with monkeypatch.context() as patch:
+            for name in ("_sync_frames", "sync"):
+                patch.setattr(Durability, name, lambda self, *what: beside.append(write_beside()))
+            device.write(NEW[:100], 5 * PAGE)
+        assert [result & layout.STOP_MASK for result in beside] == [layout.CHECKPOINT]
+        assert write_beside() == layout.OK
+        assert device.read(PAGE, 5 * PAGE) == NEW[:100] + bytes(1900) + NEW[:100] + bytes(PAGE - 2100)
 
 
 def test_first_write_of_a_page_that_a_kill_cut_short_leaves_nothing(path):
