@@ -148,7 +148,7 @@ def after_fork():
             callbacks["pwrite"] = compiled.callback(datapath.write_at, _served, pwrite, _resume_write)
         nbdkit.debug(
             f"pread: {type(callbacks['pread']).__name__}, pwrite: {type(callbacks['pwrite']).__name__}, "
-            f"with the GIL {'given up' if _served.waits_for_disk else 'kept'}"
+            f"with the GIL {'given up' if isinstance(_served.turn, turn.Turn) else 'kept'}"
         )
         if _options["logwrites"]:
             callbacks.update(logged.begin(_served, _options["logwrites"], open))

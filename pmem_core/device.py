@@ -40,6 +40,10 @@ EXTENTS_MAX = 2048
 PAUSE_SECONDS = 50e-6
 
 
+def _place_of(handle: binding.Handle, page: int) -> int:
+    return int(upkeep.medium_address(handle, upkeep.page_address(handle, page)))
+
+
 class Device:
     """An image in use.  One instance a process and image; see `open_device`."""
 
@@ -192,8 +196,7 @@ class Device:
         """Ask the host to bring the range's pages into memory."""
         page = layout.PAGE_BYTES
         for number in range(offset // page, -(-(offset + count) // page)):
-            placed = self._call(upkeep.page_address, number)
-            at = int(self._call(upkeep.medium_address, placed)) // page * page
+            at = self._call(_place_of, number) // page * page
             os.posix_fadvise(self.mapping.files["media"], at, page, os.POSIX_FADV_WILLNEED)
 
     def transfer(self, function: Callable[..., int], buffer: Any, offset: int, result: int | None = None) -> None:

@@ -44,12 +44,17 @@ def require_outside_images(path: Path, *, itself: bool = False) -> None:
                 raise UsageError(path, f"lies within the image {folder}", "a path outside of it")
 
 
+def require_parent(path: Path) -> None:
+    """HostError where the folder of `path`, which is to be made, is not there."""
+    if not path.parent.is_dir():
+        raise HostError(path, "cannot be made: there is no such directory", "a path whose parent exists")
+
+
 def require_new(path: Path, what: str) -> None:
     """Raise unless a new file can be made at `path`, outside of images, for `what`; HostError, UsageError."""
     if os.path.lexists(path):
         raise HostError(path, "exists already", f"a new file: {what} holds one run of a server")
-    if not path.parent.is_dir():
-        raise HostError(path, "cannot be made: there is no such directory", "a path whose parent exists")
+    require_parent(path)
     require_outside_images(path)
 
 

@@ -380,17 +380,22 @@ def test_reader_after_a_power_cut_does_not_believe_pending_descriptors(path):
         assert device.read(2 * PAGE, 0) == seen == OLD + bytes(PAGE)
 
 
+def leave_behind(path: Path, page: int, **options) -> None:
+    """Make an image in which a power cut left OLD behind a page, and no descriptor of it."""
+    image.create(path, geometry.plan(16 * MIB, **options))
+    device = Device(path)
+    device.write(OLD, 0)
+    span = medium_span(device, page)
+    device.abandon()
+    put_data(path, span, OLD)
+    lose_cache(path)
+
+
 @pytest.mark.parametrize("part", [slice(None), slice(100, 200)], ids=["whole", "part"])
 @pytest.mark.parametrize("leveling", ["none", "start_gap"])
 def test_leftovers_of_a_lost_write_are_durably_gone_before_the_next(path, monkeypatch, leveling, part):
     """Data reached the disk and its descriptor did not: the next write, torn, must not show that data."""
-    image.create(path, geometry.plan(16 * MIB, leveling_name=leveling))
-    device = Device(path)
-    device.write(OLD, 0)
-    span = medium_span(device, 5)
-    device.abandon()
-    put_data(path, span, OLD)
-    lose_cache(path)
+    leave_behind(path, 5, leveling_name=leveling)
     with Device(path) as device:
         assert device.read(PAGE, 5 * PAGE) == bytes(PAGE) and on_medium(device, 5) == OLD
         synced, real = [], Durability._sync_frames
@@ -412,13 +417,7 @@ def test_leftovers_of_a_lost_write_are_durably_gone_before_the_next(path, monkey
 
 def test_no_write_passes_one_that_waits_for_leftovers_to_be_gone(path, monkeypatch):
     """What is blank is not durably so yet, and it finds it blank."""
-    image.create(path, geometry.plan(16 * MIB))
-    device = Device(path)
-    device.write(OLD, 0)
-    span = medium_span(device, 5)
-    device.abandon()
-    put_data(path, span, OLD)
-    lose_cache(path)
+    leave_behind(path, 5)
     data = np.frombuffer(NEW, np.uint8)
     with Device(path) as device:
 

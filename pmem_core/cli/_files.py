@@ -5,7 +5,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from pmem_core.errors import HostError, UsageError
+from pmem_core.errors import UsageError
 
 
 def require_free(path: Path, force: bool) -> None:
@@ -15,12 +15,6 @@ def require_free(path: Path, force: bool) -> None:
             raise UsageError(path, "is no regular file", "a new file")
         if not force:
             raise UsageError(path, "exists already", "a new name, or --force")
-
-
-def require_parent(path: Path) -> None:
-    """Refuse a path whose folder is not there: HostError."""
-    if not path.parent.is_dir():
-        raise HostError(path, "cannot be made: there is no such directory", "a path whose parent exists")
 
 
 def require_folder(folder: Path) -> None:

@@ -9,7 +9,6 @@ from typing import Any
 import click
 
 from pmem_core.errors import PmemError, UsageError
-from pmem_core.host import require_outside_images
 
 from ._common import (
     IMAGE,
@@ -58,6 +57,8 @@ def convert(
     if output is not None and descriptor_bytes is None:
         raise UsageError("--output", "what is the new image to have?", "--descriptor-bytes with it")
     if output is not None:
+        from pmem_core.host import require_outside_images
+
         require_outside_images(output)
     with _interruption_told(image), progress(f"Converting {image}", total=1.0) as watch:
         from pmem_core import convert as conversion

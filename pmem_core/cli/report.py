@@ -8,9 +8,9 @@ from typing import Any
 import click
 
 from pmem_core.cli._common import IMAGE, PATH, human_bytes, policy_file_option, working
-from pmem_core.cli._files import require_folder, require_free, require_parent, write_whole
+from pmem_core.cli._files import require_folder, require_free, write_whole
 from pmem_core.errors import DamagedImage, MissingProgram, NotAnImage, UsageError
-from pmem_core.host import host_errors, require_outside_images
+from pmem_core.host import host_errors, require_outside_images, require_parent
 
 
 @click.command()

@@ -13,7 +13,7 @@ import click
 
 from pmem_core.cli._common import PATH, SIZE, emit, json_option, on_terminal, policy_file_option
 from pmem_core.cli._figures import draw, require_free_page
-from pmem_core.cli._files import make_folder, require_free, require_parent, require_writable, write_whole
+from pmem_core.cli._files import make_folder, require_free, require_writable, write_whole
 from pmem_core.cli._geometry import policies
 
 if TYPE_CHECKING:
@@ -107,6 +107,7 @@ def _typed() -> list[str]:
 
 def _prepare(output: Path, markdown: Path | None, force: bool) -> None:
     """Find out what cannot or must not be written before hours are spent; UsageError, HostError."""
+    from pmem_core import host
     from pmem_core.study import run
 
     is_own = (output / run.ROWS).is_file()
@@ -117,7 +118,7 @@ def _prepare(output: Path, markdown: Path | None, force: bool) -> None:
         require_free_page(markdown, force)
     make_folder(output)
     if markdown is not None:
-        require_parent(markdown)
+        host.require_parent(markdown)
         require_writable(markdown.parent)
 
 

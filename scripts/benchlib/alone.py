@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from benchlib.workloads import in_turn
 from pmem_core import datapath, geometry, hugepages, image, layout
 from pmem_core.crc32c import page_crc
 from pmem_core.device import Device
@@ -56,8 +57,8 @@ def requests(function: Any, device: Any, address: int, size: int, places: Any) -
 def all_in_turn(works: Works, rounds: int) -> Figures:
     """ns of one of the things that each of `works` does: medians over rounds, in each of which all are done."""
     took: dict[tuple[str, str], list[float]] = {key: [] for key in works}
-    for _ in range(rounds + 1):
-        for key, (work, times) in works.items():
+    for number in range(rounds + 1):
+        for key, (work, times) in in_turn(list(works.items()), number):
             started = time.perf_counter()
             assert not work(), "a request was stopped"
             took[key].append((time.perf_counter() - started) / times * 1e9)
