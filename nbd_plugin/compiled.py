@@ -9,7 +9,8 @@ body numba compiled, `_answer`.  It keeps to the documented C API of Python:
 what comes                  what is done
 =========================== ========================================================================
 a thread's first request,   `ordinary` is called, the Python function of the same arguments, here
-or one with flags           those of pmem.py
+each EVERY-th, or one with  those of pmem.py, which looks whether requests wait (pace.py)
+flags
 any other                   datapath.read_at or write_at runs on the memory of the buffer
 a stop code of these        `resume(buffer, offset, result)` is called, and does the rest
 =========================== ========================================================================
@@ -37,8 +38,9 @@ METH_FASTCALL = 0x80  # methodobject.h
 PyBUF_SIMPLE, PyBUF_WRITABLE = 0, 1  # pybuffer.h
 # What `_answer` works with, a word each: numbers, addresses of compiled code and records, and of Python's objects.
 ROOM_KEY, ACCESS, FUNCTION, RUN, CORE, ORDINARY, RESUME, NONE, TURN, WORDS = range(10)
-# In the thread's room: the first words of a Py_buffer, and behind it the arguments of `resume`.
-BUFFER, LENGTH, TO_RESUME = 0, 2, threads.ROOM_WORDS - 3
+# In the thread's room: the first words of a Py_buffer, and behind it a count of requests and the arguments of `resume`.
+BUFFER, LENGTH, COUNT, TO_RESUME = 0, 2, threads.ROOM_WORDS - 4, threads.ROOM_WORDS - 3
+EVERY = 64
 
 _word, _int = types.int64, types.int32
 _as_number = types.ExternalFunction("PyLong_AsLongLong", _word(_word))
@@ -77,6 +79,10 @@ def _answer(itself, arguments, count):
     if not at or count != 4 or _as_number(given[3]):
         return _call(words[ORDINARY], arguments, count, 0)
     buffer, offset, room = given[1], given[2], jit.i64_at(at, threads.ROOM_WORDS)
+    room[COUNT] += 1
+    if room[COUNT] == EVERY:
+        room[COUNT] = 0
+        return _call(words[ORDINARY], arguments, count, 0)
     if _get_buffer(buffer, at, _int(words[ACCESS])):
         return 0  # with Python's own exception
     number = _as_number(offset)

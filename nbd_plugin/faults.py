@@ -9,7 +9,7 @@ import traceback
 
 import nbdkit
 
-from nbd_plugin import threads
+from nbd_plugin import pace, threads
 from pmem_core import policyfile
 from pmem_core.errors import PmemError
 
@@ -31,7 +31,8 @@ def reported(callback):
 
     @functools.wraps(callback)
     def run(*arguments):
-        threads.pin()
+        if threads.pin():
+            pace.join()
         try:
             return callback(*arguments)
         except PmemError as error:

@@ -27,7 +27,7 @@ _ROOT = Path(__file__).resolve().parent.parent
 _PYTHON = "python{}.{}".format(*sys.version_info)
 sys.path += [str(_ROOT), *map(str, _ROOT.glob(f".venv/lib/{_PYTHON}/site-packages"))]
 try:
-    from nbd_plugin import compiled, logged, recorded, sockets, threads, turn
+    from nbd_plugin import compiled, logged, pace, recorded, sockets, threads, turn
     from nbd_plugin.faults import Refused, fail, or_fail, reported
     from pmem_core import (
         __version__,
@@ -182,6 +182,7 @@ def cleanup():
 def open(readonly):
     threads.give_back()
     sockets.widen()
+    pace.follow_connections()
     return _served.handle
 
 
@@ -241,11 +242,13 @@ def is_rotational(h):
 
 @reported
 def pread(h, buf, offset, flags):
+    pace.look(len(buf))
     _served.read_into(buf, offset)
 
 
 @reported
 def pwrite(h, buf, offset, flags):
+    pace.look(len(buf))
     _served.write(buf, offset, fua=bool(flags & nbdkit.FLAG_FUA))
 
 

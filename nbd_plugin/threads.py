@@ -35,9 +35,10 @@ def _new_key() -> int:
 KEY = _new_key()  # pthread_getspecific(KEY): the address of the thread's room, or 0
 
 
-def pin() -> None:
-    """Keep this thread's state, and give it its room, unless it has them already."""
-    if not hasattr(_mine, "room"):
+def pin() -> bool:
+    """Keep this thread's state, and give it its room, unless it has them already; tells whether it had not."""
+    new = not hasattr(_mine, "room")
+    if new:
         number = threading.get_native_id()
         with _keeping:
             _give_back(number)  # of an earlier thread with the same number
@@ -45,14 +46,25 @@ def pin() -> None:
             _mine.room = (ctypes.c_int64 * ROOM_WORDS)()
             _kept[number] = _PYTHON.PyGILState_GetThisThreadState()
         _C.pthread_setspecific(KEY, ctypes.addressof(_mine.room))
+    return new
+
+
+def kept() -> list[int]:
+    """The threads whose states are kept and that have not ended, by the kernel's numbers."""
+    with _keeping:
+        return [number for number in _kept if not _has_ended(number)]
 
 
 def give_back() -> None:
     """Give back the states of the threads that have ended."""
     with _keeping:
-        # The kernel is asked, not /proc: that may be another pid namespace's, where these are other threads' numbers.
-        for number in [number for number in _kept if _C.tgkill(os.getpid(), number, 0)]:
+        for number in [number for number in _kept if _has_ended(number)]:
             _give_back(number)
+
+
+def _has_ended(number: int) -> bool:
+    # The kernel is asked, not /proc: that may be another pid namespace's, where these are other threads' numbers.
+    return bool(_C.tgkill(os.getpid(), number, 0))
 
 
 def _give_back(number: int) -> None:

@@ -52,8 +52,11 @@ def pair(device, calls):
 
 @pytest.fixture
 def known():
-    """This thread has made a request before."""
+    """This thread has made a request before, and makes no EVERY-th one."""
     threads.pin()
+    threads._mine.room[compiled.COUNT] = -(10**9)
+    yield threads._mine.room
+    threads._mine.room[compiled.COUNT] = 0
 
 
 @pytest.mark.usefixtures("known")
@@ -78,6 +81,14 @@ def test_a_new_thread_is_made_known_first(pair, calls):
     thread.start()
     thread.join()
     assert calls == [("ordinary", None, data, 0, 0)]
+
+
+def test_every_so_many_requests_one_goes_through_python(pair, calls, known):
+    known[compiled.COUNT] = 0
+    data = memoryview(bytes(PAGE))
+    for _ in range(3 * compiled.EVERY + 1):
+        pair[1](None, data, 0, 0)
+    assert calls == 3 * [("ordinary", None, data, 0, 0)]
 
 
 @pytest.mark.usefixtures("known")
