@@ -15,8 +15,7 @@ any other                   datapath.read_at or write_at runs on the memory of t
 a stop code of these        `resume(buffer, offset, result)` is called, and does the rest
 =========================== ========================================================================
 
-The GIL is held throughout, and is the lock of the device, unless the device has one of its own (turn.py): then it is
-given up while that code runs.
+The GIL is given up while that code runs, which is kept apart from others by the device's turn (turn.py).
 """
 
 import ctypes
@@ -86,14 +85,11 @@ def _answer(itself, arguments, count):
     if _get_buffer(buffer, at, _int(words[ACCESS])):
         return 0  # with Python's own exception
     number = _as_number(offset)
-    thread = _word(0)
-    if words[TURN]:
-        thread = _give_up_gil()
-        _begin_turn(words[TURN])
+    thread = _give_up_gil()
+    _begin_turn(words[TURN])
     result = _request(words[FUNCTION], words[RUN], words[CORE], room[BUFFER], room[LENGTH], number)
-    if words[TURN]:
-        _end_turn(words[TURN])
-        _take_gil(thread)
+    _end_turn(words[TURN])
+    _take_gil(thread)
     _release_buffer(at)
     if result:
         stopped = _of_number(result)
@@ -131,14 +127,18 @@ def warm_up() -> Any:
 def callback(
     function: Any, device: Device, ordinary: Callable[..., None], resume: Callable[[Any, int, int], None]
 ) -> Callable[..., None]:
-    """What nbdkit is to call for `ordinary`, to run `function`: datapath.read_at or write_at, compiled already."""
+    """What nbdkit is to call for `ordinary`, to run `function`: datapath.read_at or write_at, compiled already.
+
+    The device has a Turn.
+    """
     if jit.PLAIN:
         return ordinary
     run, core = device.handle
     access = PyBUF_WRITABLE if function is datapath.read_at else PyBUF_SIMPLE
     addresses = (binding.request_address(function, device.handle), run.ctypes.data, core.ctypes.data)
-    turn = device.turn.address if isinstance(device.turn, Turn) else 0
-    words = np.array([threads.KEY, access, *addresses, id(ordinary), id(resume), id(None), turn], np.int64)
+    assert isinstance(device.turn, Turn)
+    objects = (id(ordinary), id(resume), id(None))
+    words = np.array([threads.KEY, access, *addresses, *objects, device.turn.address], np.int64)
     method = _Method(ordinary.__name__.encode(), warm_up().address, METH_FASTCALL)
     _kept.append((words, method, run, core, device.turn, ordinary, resume))
     return _new_function(ctypes.addressof(method), words.ctypes.data, None)

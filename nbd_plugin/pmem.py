@@ -4,10 +4,9 @@
 nbdkit calls, in this order: config (each key=value), config_complete, get_ready (still on the terminal: everything is
 compiled here), after_fork (the image is opened: neither LMDB nor threads survive a fork), open (each connection).
 
-Requests come on several threads a connection (THREAD_MODEL_PARALLEL; threads.py), with the GIL as the lock of the
-compiled code, or one of the device's own where it lies on a disk (turn.py), and disk waits outside it: while one thread
-works, another has the next request read from the socket.
-launch.THREADS says how many.
+Requests come on several threads a connection (THREAD_MODEL_PARALLEL; threads.py, pace.py).  One at a time has its turn
+in the compiled code (turn.py), without the GIL, and disk waits are outside of it: while one thread works, another has
+the next request read from the socket.  launch.THREADS says how many.
 """
 
 import errno
@@ -139,17 +138,13 @@ def after_fork():
                 f"{_served.recovered}",
                 file=sys.stderr,
             )
-        if _served.waits_for_disk:
-            _served.turn = turn.Turn()
+        _served.turn = turn.Turn()
         # nbdkit looks callbacks up by name at every request.
         callbacks = globals()
         callbacks["pread"] = compiled.callback(datapath.read_at, _served, pread, _resume_read)
         if not _options["record"]:
             callbacks["pwrite"] = compiled.callback(datapath.write_at, _served, pwrite, _resume_write)
-        nbdkit.debug(
-            f"pread: {type(callbacks['pread']).__name__}, pwrite: {type(callbacks['pwrite']).__name__}, "
-            f"with the GIL {'given up' if isinstance(_served.turn, turn.Turn) else 'kept'}"
-        )
+        nbdkit.debug(f"pread: {type(callbacks['pread']).__name__}, pwrite: {type(callbacks['pwrite']).__name__}")
         if _options["logwrites"]:
             callbacks.update(logged.begin(_served, _options["logwrites"], open))
         if not _served.read_only:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Whose turn it is to work on the device, where the GIL does not say so.
+"""Whose turn it is to work on the device.  The GIL does not say so: requests give it up while compiled code works.
 
-An image on a disk's filesystem has stores that wait: the first one to a page that was written back is a fault.  Whoever
-waits for one with the GIL stops all threads.  So requests there give the GIL up (compiled.py), and a lock of the
-device's own keeps them apart:
+Who waits for the GIL sleeps, is woken, and then sleeps for the mutex within it.  Had for as long as a request's work,
+it is waited for often.  And on a disk's filesystem stores wait, for the first one to a page that was written back is a
+fault: whoever waited for one with the GIL would stop all threads.  So a lock of the device's own keeps them apart:
 
 =================== ================================== ==============================
 who                 has meanwhile                      waits for its turn

@@ -3,7 +3,7 @@
 
 Each entry point takes `device`, the tuple (RUN[1], CORE[1]), and answers ``done << STOP_SHIFT | code``.  On a stop code
 the cold side does what it asks for (device.Device) and calls again with `done`.  Calls never overlap: whoever calls
-has the GIL, which compiled code keeps, or a turn (device.Device).
+has the device's turn (Device.turn) where it is served, and else the GIL, which compiled code keeps.
 """
 
 from . import descriptor, media, onepage, policies, together
@@ -104,7 +104,7 @@ def write_at(run, core, address, size, offset, done):
     tally["writes"] += 1
     tally["written_bytes"] += source.size
     media.end_count(core, held, 1 + source.size)
-    # On tmpfs nothing is waited for: quicker done within a request, when it must be, than by two threads with one GIL.
+    # On tmpfs nothing is waited for: quicker done within a request, when it must be, than by two threads.
     if run["wanted"] == 1 and not run["tmpfs"]:
         run["wanted"] = 2
         return _stopped(done, SOON)

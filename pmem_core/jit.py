@@ -47,7 +47,7 @@ _compiled = []
 
 
 def hot(function):
-    """Compile `function` on first use and cache it; the GIL is kept, and is the lock of most devices.
+    """Compile `function` on first use and cache it; the GIL is kept.
 
     For a call from compiled code (`inner`) without a way in from Python, which would take a fifth of all compiling; so
     what both call is compiled twice.

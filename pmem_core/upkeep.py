@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """What keeps a device in order between requests: the hot half of checkpoints, of recovery and of repair.
 
-Compiled, because these steps must not mix with a request: numpy lets go of the GIL, compiled code keeps it (or has its
-turn, see datapath).  `device` and the answers are those of datapath.
+Compiled, because these steps must not mix with a request: numpy lets go of the GIL, compiled code is one call, for
+which there is a turn (see datapath).  `device` and the answers are those of datapath.
 """
 
 from . import descriptor, media, onepage, policies

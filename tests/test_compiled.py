@@ -8,7 +8,7 @@ import threading
 import numpy as np
 import pytest
 
-from nbd_plugin import compiled, threads
+from nbd_plugin import compiled, threads, turn
 from pmem_core import datapath, geometry, image, layout
 from pmem_core.device import Device
 from pmem_core.errors import HostError
@@ -22,6 +22,7 @@ def device(tmp_path):
     path = tmp_path / "image.pmem"
     image.create(path, geometry.plan(32 << 20))
     with Device(path) as opened:
+        opened.turn = turn.Turn()
         opened.write(bytes(PAGE), 0)  # its section is marked, so that a write here stops for nothing
         yield opened
 

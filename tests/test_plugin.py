@@ -192,14 +192,10 @@ def path(tmp_path):
     return make(tmp_path / "disk.pmem")
 
 
-@pytest.mark.parametrize(("place", "gil"), [("/var/tmp", "given up"), ("/dev/shm", "kept")])
-def test_requests_go_to_compiled_code(place, gil):
-    with tempfile.TemporaryDirectory(dir=place) as folder:
-        path = make(Path(folder) / "disk.pmem")
-        with serving(path, options=["-v"]) as server:
-            server.connect().pwrite(bytes(PAGE), 0)
-            told = f"pread: builtin_function_or_method, pwrite: builtin_function_or_method, with the GIL {gil}"
-            assert told in server.said
+def test_requests_go_to_compiled_code(path):
+    with serving(path, options=["-v"]) as server:
+        server.connect().pwrite(bytes(PAGE), 0)
+        assert "pread: builtin_function_or_method, pwrite: builtin_function_or_method\n" in server.said
 
 
 MIB = 1 << 20

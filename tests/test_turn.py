@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A device on a disk is worked on in turns: without the GIL, and by one at a time."""
+"""A served device is worked on in turns: without the GIL, and by one at a time."""
 
 import contextlib
 import random
