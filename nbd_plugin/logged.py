@@ -8,6 +8,7 @@ from typing import Any
 
 import nbdkit
 
+from nbd_plugin import pace
 from nbd_plugin.faults import Refused, reported
 from pmem_core.device import Device
 from pmem_core.layout import PAGE_BYTES
@@ -54,6 +55,7 @@ def block_size(h):
 
 @reported
 def pwrite(h, buf, offset, flags):
+    pace.look(len(buf))
     _device.write(buf, offset, fua=bool(flags & nbdkit.FLAG_FUA))
 
 

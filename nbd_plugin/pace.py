@@ -13,8 +13,8 @@ another waits in the socket of a connection are SCHED_BATCH
 none has for CALM_SECONDS                   are what they began as
 =========================================== ========================
 
-A thread looks at its first read or write, at each compiled.EVERY-th, and at those that Python answers.  What began with
-another policy, by chrt(1) say, keeps it.
+A thread looks at its first read or write, at each compiled.EVERY-th, and at those that Python answers whole.  What
+began with another policy, by chrt(1) say, keeps it.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ from nbd_plugin import sockets, threads
 
 CALM_SECONDS = 0.1
 SMALL_BYTES = 16 << 10  # a larger one is worth a change of threads: it is read while another is worked on
-_changing = threading.Lock()  # two looks do not leave threads with different policies
+_changing = threading.Lock()  # two at a time would leave threads with different policies, or an older list
 _connections: list[int] = []  # descriptors of sockets; what was closed since is not asked
 _seen = -math.inf  # when a request was last seen to wait
 _CALM = os.sched_getscheduler(0)
@@ -39,7 +39,7 @@ _policy = _CALM
 
 def follow_connections() -> None:
     """Take note of a new connection, and of those that have ended."""
-    with contextlib.suppress(OSError):  # a kernel without /proc: all stays as it is
+    with contextlib.suppress(OSError), _changing:  # without /proc all stays as it is
         _connections[:] = sockets.connected()
 
 

@@ -10,15 +10,25 @@ by themselves.
 import contextlib
 import socket
 import stat
-from collections.abc import Iterator
+import threading
 from pathlib import Path
+from typing import Any, NamedTuple
 
 ANSWERS_BYTES = 2 << 20  # what net.core.wmem_max does not allow the kernel leaves out
+_looking = threading.Lock()  # or one connection's look would find the duplicates of another's
+
+
+class _Socket(NamedTuple):
+    fd: int
+    listens: bool
+    is_unix: bool
+    name: Any
 
 
 def connected() -> list[int]:
-    """The descriptors of the sockets that this process does not listen on: of its clients.  Errors: OSError."""
-    return [fd for fd, one in _all() if not _listens(one)]
+    """The descriptors of the sockets that are not listened on: of the clients.  Errors: OSError."""
+    with _looking:
+        return [one.fd for one in _all() if not one.listens]
 
 
 def widen() -> None:
@@ -26,26 +36,30 @@ def widen() -> None:
 
     Where it cannot be done the connection is slower.
     """
-    with contextlib.suppress(OSError):
-        names = {one.getsockname() for _, one in _all() if _is_unix(one) and _listens(one)}
-        for _, one in _all():
+    with contextlib.suppress(OSError), _looking:
+        found = [one for one in _all() if one.is_unix]
+        names = {one.name for one in found if one.listens}
+        for one in found:
             # What was accepted has the name of the socket that it was accepted from.
-            if _is_unix(one) and not _listens(one) and one.getsockname() in names:
-                one.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, ANSWERS_BYTES)
+            if not one.listens and one.name in names:
+                with _duplicate(one.fd) as duplicate:
+                    duplicate.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, ANSWERS_BYTES)
 
 
-def _all() -> Iterator[tuple[int, socket.socket]]:
-    """Each socket by its descriptor, as a duplicate that is closed when the next one is asked for."""
+def _all() -> list[_Socket]:
+    """Each socket but the standard streams, which the server was begun with."""
+    found = []
     for entry in Path("/proc/self/fd").iterdir():
         with contextlib.suppress(OSError):  # closed meanwhile
-            if stat.S_ISSOCK(entry.stat().st_mode):
-                with socket.fromfd(int(entry.name), socket.AF_UNIX, socket.SOCK_STREAM) as one:
-                    yield int(entry.name), one
+            fd = int(entry.name)
+            if fd > 2 and stat.S_ISSOCK(entry.stat().st_mode):
+                with _duplicate(fd) as one:
+                    listens, domain = (
+                        one.getsockopt(socket.SOL_SOCKET, which) for which in (socket.SO_ACCEPTCONN, socket.SO_DOMAIN)
+                    )
+                    found.append(_Socket(fd, bool(listens), domain == socket.AF_UNIX, one.getsockname()))
+    return found
 
 
-def _listens(one: socket.socket) -> bool:
-    return bool(one.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
-
-
-def _is_unix(one: socket.socket) -> bool:
-    return one.getsockopt(socket.SOL_SOCKET, socket.SO_DOMAIN) == socket.AF_UNIX
+def _duplicate(fd: int) -> socket.socket:
+    return socket.fromfd(fd, socket.AF_UNIX, socket.SOCK_STREAM)

@@ -5,6 +5,8 @@ import contextlib
 import math
 import os
 import socket
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -105,6 +107,39 @@ def test_a_policy_that_somebody_chose_is_kept(sides):
         assert os.sched_getscheduler(thread) == IDLE
 
 
+def test_connections_are_found_among_the_sockets(tmp_path):
+    """Not what listens, and neither the standard streams, which may be sockets too."""
+    lines = """
+import os, socket, sys
+from nbd_plugin import sockets
+ours, theirs = socket.socketpair()
+os.dup2(theirs.fileno(), 0)
+theirs.close()
+ours.close()
+with socket.create_server(("127.0.0.1", 0)) as tcp, socket.socket(socket.AF_UNIX) as unix:
+    unix.bind(sys.argv[1])
+    unix.listen()
+    assert sockets.connected() == []
+    with socket.create_connection(tcp.getsockname()) as one, socket.socket(socket.AF_UNIX) as two:
+        two.connect(sys.argv[1])
+        with tcp.accept()[0] as first, unix.accept()[0] as second, open(sys.argv[1] + ".file", "w") as file:
+            expected = {each.fileno() for each in (one, two, first, second)}
+            assert set(sockets.connected()) == expected
+            sockets.widen()
+            room = [each.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) for each in (second, two)]
+            assert room[0] > room[1]
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", lines, "socket"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(Path(pace.__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_thread_that_has_ended_is_not_known_any_more():
     with worker() as thread:
         assert thread in threads.kept()
@@ -114,8 +149,8 @@ def test_a_thread_that_has_ended_is_not_known_any_more():
 
 
 @needs("nbdkit", "libnbd")
-@pytest.mark.parametrize("place", ["/var/tmp", "/dev/shm"])
-def test_a_servers_threads_mind_whether_requests_wait(place):
+@pytest.mark.parametrize(("place", "parameter"), [("/var/tmp", ""), ("/dev/shm", ""), ("/dev/shm", "logwrites")])
+def test_a_servers_threads_mind_whether_requests_wait(place, parameter):
     def policies():
         tasks = Path(f"/proc/{server.pid}/task").iterdir()
         return {os.sched_getscheduler(int(task.name)) for task in tasks}
@@ -126,7 +161,8 @@ def test_a_servers_threads_mind_whether_requests_wait(place):
 
     with contextlib.ExitStack() as held:
         folder = Path(held.enter_context(tempfile.TemporaryDirectory(dir=place)))
-        server = held.enter_context(serving(make(folder / "disk.pmem"), options=["-t", "3"]))
+        words = [f"{parameter}={folder / 'log'}"] if parameter else []
+        server = held.enter_context(serving(make(folder / "disk.pmem"), *words, options=["-t", "3"]))
         client = server.connect()
         one_by_one()
         assert policies() == {ORDINARY}
