@@ -192,10 +192,13 @@ def path(tmp_path):
     return make(tmp_path / "disk.pmem")
 
 
-def test_requests_go_to_compiled_code(path):
-    with serving(path, options=["-v"]) as server:
-        server.connect().pwrite(bytes(PAGE), 0)
-        assert "pread: builtin_function_or_method, pwrite: builtin_function_or_method\n" in server.said
+@pytest.mark.parametrize("place", ["/var/tmp", "/dev/shm"])
+def test_requests_go_to_compiled_code(place):
+    with tempfile.TemporaryDirectory(dir=place) as folder:
+        path = make(Path(folder) / "disk.pmem")
+        with serving(path, options=["-v"]) as server:
+            server.connect().pwrite(bytes(PAGE), 0)
+            assert "pread: builtin_function_or_method, pwrite: builtin_function_or_method\n" in server.said
 
 
 MIB = 1 << 20
