@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from pmem_core import blockdev, runtime
+from pmem_core import blockdev, launch, runtime
 from pmem_core.errors import HostError, ImageBusy, MissingProgram, PmemError, UsageError
 
 FILESYSTEMS = {
@@ -144,26 +144,28 @@ def _mount_fuse(attachment: Attachment) -> Attachment:
     folder.mkdir(mode=0o700, exist_ok=True)
     attachment = _record(dataclasses.replace(attachment, fuse=str(folder)))
     log = folder.with_suffix(".fuselog")
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [runtime.program("nbdfuse", "libnbd-bin"), *options, f"{folder}/nbd", attachment.uri],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-        )
-    born = runtime.birth(process.pid)
-    attachment = _record(dataclasses.replace(attachment, fuse_pid=process.pid, fuse_birth=born))
-    try:
-        blockdev.wait(lambda: blockdev.is_mountpoint(folder) or process.poll() is not None)
-        if not blockdev.is_mountpoint(folder):
-            said = blockdev.last_line(log.read_text(errors="replace"))
-            raise HostError(attachment.uri, f"nbdfuse could not make a file of it: {said or 'it did not begin'}")
-    except BaseException:
-        process.kill()
-        process.wait()
-        attempt([lambda: _take_down(attachment)])
-        raise
+    with launch.uninterrupted() as go_on:
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [runtime.program("nbdfuse", "libnbd-bin"), *options, f"{folder}/nbd", attachment.uri],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+        try:
+            born = runtime.birth(process.pid)
+            attachment = _record(dataclasses.replace(attachment, fuse_pid=process.pid, fuse_birth=born))
+            go_on()
+            blockdev.wait(lambda: blockdev.is_mountpoint(folder) or process.poll() is not None)
+            if not blockdev.is_mountpoint(folder):
+                said = blockdev.last_line(log.read_text(errors="replace"))
+                raise HostError(attachment.uri, f"nbdfuse could not make a file of it: {said or 'it did not begin'}")
+        except BaseException:
+            process.kill()
+            process.wait()
+            attempt([lambda: _take_down(attachment)])
+            raise
     process.returncode = 0  # it lives on without this object, which would complain otherwise
     return attachment
 

@@ -10,11 +10,13 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from conftest import needs
 from serving import runtime_directory, tiny
 
 from pmem_core import attach, blockdev, launch, runtime, server
+from pmem_core.cli.serve import signals_as_interrupt
 from pmem_core.errors import HostError, ImageBusy, PmemError, UsageError
 
 pytestmark = [pytest.mark.kernel, needs("root", "nbdkit", "nbdfuse", "fuse", "loop", "ext4")]
@@ -323,6 +325,23 @@ def test_interrupted_attach_can_be_undone(running, folder, monkeypatch):
     assert not blockdev.loops_of(f"{half.fuse}/nbd")
     for left in folder.glob("*.lock"):  # its maker's; a lock of the dead holds nobody up
         left.unlink()
+
+
+def test_attach_interrupted_while_nbdfuse_starts_leaves_nothing(running, folder, monkeypatch):
+    started = []
+
+    class Popen(subprocess.Popen):
+        def __init__(self, command, **named):
+            super().__init__(command, **named)
+            if "nbdfuse" in command[0]:
+                started.append(self.pid)
+                signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(subprocess, "Popen", Popen)
+    with signals_as_interrupt(), pytest.raises(KeyboardInterrupt):
+        attach.attach(running.image, running.uri, way="loop")
+    assert len(started) == 1 and not psutil.pid_exists(started[0])
+    assert not attach.attachments() and not list(folder.glob("*.fuse"))
 
 
 def test_killed_nbdfuse_can_be_detached(attached):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The verbs log and replay-log, and a server that logs: as a person and as a script meet them."""
 
+import contextlib
 import errno
 import json
 import os
@@ -301,6 +302,32 @@ def test_terminated_check_leaves_no_copy(log, tmp_path):
     done = subprocess.run([*command, *words], capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 130 and done.stderr.strip() == ""
     assert sorted(one.name for one in tmp_path.iterdir()) == ["log", "target"]
+
+
+INTERRUPTED = """
+import signal, subprocess, sys, time
+class Popen(subprocess.Popen):
+    def __init__(self, *rest, **named):
+        super().__init__(*rest, **named)
+        open({pid!r}, "w").write(str(self.pid))
+        signal.raise_signal(signal.SIGTERM)
+subprocess.Popen = Popen
+from pmem_core import cli
+sys.exit(cli.main())
+"""
+
+
+def test_check_that_is_interrupted_while_it_starts_does_not_go_on(log, tmp_path):
+    pid = tmp_path / "pid"
+    words = ["replay-log", log, "--onto", tmp_path / "target", "--fsck", "exec sleep 60"]
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED.format(pid=str(pid)), *words], stderr=2, check=False, timeout=60
+    )
+    check = int(pid.read_text())
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(check, signal.SIGKILL)
+        pytest.fail(f"the check goes on, as {check}")
+    assert done.returncode == 130
 
 
 # ---- a server that logs ----

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from pmem_core import host, listen, runtime, server
+from pmem_core import host, launch, listen, runtime, server
 from pmem_core.cli._common import PATH, emit, human_bytes, json_option, progress
 from pmem_core.cli.serve import signals_as_interrupt
 from pmem_core.errors import CheckFailed, ServerError, UsageError
@@ -257,7 +257,14 @@ def _check(command: str, target: Path, number: int, on_copy: bool) -> None:
                 replay.copy_sparse(target, subject)
             environment = {**os.environ, "TARGET": str(subject), "ENTRY": str(number)}
             # What it prints is for people; our own output may be JSON.
-            status = subprocess.run(["/bin/sh", "-c", command], env=environment, stdout=2, check=False).returncode
+            with launch.uninterrupted() as go_on:
+                check = subprocess.Popen(["/bin/sh", "-c", command], env=environment, stdout=2)
+                try:
+                    go_on()
+                    status = check.wait()
+                finally:
+                    check.kill()  # an interrupted one; it is nothing to one that has ended
+                    check.wait()
         finally:
             if on_copy:
                 subject.unlink(missing_ok=True)
