@@ -2,12 +2,13 @@
 """What the verbs share: sizes as people write them, JSON output, and progress that only a terminal sees."""
 
 import contextlib
+import functools
 import json
 import math
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -19,7 +20,6 @@ from pmem_core.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.progress import ProgressColumn
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -157,12 +157,19 @@ def working(message: str) -> Iterator[Callable[[str], None]]:
         yield lambda text: status.update(Text(text))
 
 
-def bar_columns() -> "Iterable[ProgressColumn]":
-    """What a bar has beside it, its description as it is given."""
-    from rich.progress import Progress, TextColumn
+@contextlib.contextmanager
+def bar(description: str, total: float | None = None, *, counts: bool = False) -> Iterator[Callable[..., None]]:
+    """Show a bar, with the time that is left; counts: with how many of how many, in place of a share.
 
-    _, *others = Progress.get_default_columns()
-    return TextColumn("{task.description}", style="progress.description", markup=False), *others
+    Yields a function that changes it: ``completed``, ``total`` and ``description``, by name.  For a terminal.
+    """
+    from rich.progress import MofNCompleteColumn, Progress, TextColumn
+
+    told = TextColumn("{task.description}", style="progress.description", markup=False)
+    _, drawn, share, left = Progress.get_default_columns()
+    columns = (told, drawn, MofNCompleteColumn() if counts else share, left)
+    with Progress(*columns, console=plain_console(stderr=True), transient=True) as shown:
+        yield functools.partial(shown.update, shown.add_task(description, total=total))
 
 
 @contextlib.contextmanager
@@ -171,8 +178,5 @@ def progress(description: str, total: float | None = None) -> Iterator[Callable[
     if not on_terminal():
         yield lambda _: None
         return
-    from rich.progress import Progress
-
-    with Progress(*bar_columns(), console=plain_console(stderr=True), transient=True) as bar:
-        task = bar.add_task(description, total=total)
-        yield lambda done: bar.update(task, completed=done)
+    with bar(description, total) as update:
+        yield lambda done: update(completed=done)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pmem_core.cli._common import PATH, emit, json_option, on_terminal, parse_size
+from pmem_core.cli._common import PATH, bar, emit, json_option, on_terminal, parse_size, plain_console
 from pmem_core.cli._figures import draw, require_free_page
 from pmem_core.cli._files import make_folder, write_whole
 
@@ -86,7 +86,6 @@ def _typed() -> list[str]:
 
 
 def _print(result: dict[str, Any]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     from pmem_core.pagebench import answer, words, write
@@ -97,7 +96,7 @@ def _print(result: dict[str, Any]) -> None:
             shown.add_column(head, no_wrap=not number, justify="right" if number else "left", overflow="fold")
         for row in write.overview(result):
             shown.add_row(*(cell.strip("`*") for cell in row))
-        Console().print(shown)
+        plain_console().print(shown)
     else:
         for section in (write.maps, write.claims, write.sharing):
             click.echo("\n".join(section(result)))
@@ -125,14 +124,9 @@ def _watching() -> "Iterator[Watch]":
 
         yield tell
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("compiling", total=None)
+    with bar("compiling", counts=True) as update:
 
         def watch(done: int, of: int, text: str) -> None:
-            bar.update(task, completed=done, total=of, description=text)
+            update(completed=done, total=of, description=text)
 
         yield watch

@@ -11,7 +11,7 @@ import click
 
 from pmem_core import policyfile
 from pmem_core.cli import _geometry
-from pmem_core.cli._common import bar_columns, emit, json_option, on_terminal, plain_console, policy_file_option
+from pmem_core.cli._common import bar, emit, json_option, on_terminal, policy_file_option
 from pmem_core.errors import UsageError
 
 FAMILIES = ("leveling", "placement", "workload")
@@ -119,8 +119,5 @@ def _watching() -> Iterator[Callable[[float, str], None]]:
     if not on_terminal():
         yield lambda share, text: None
         return
-    from rich.progress import Progress
-
-    with Progress(*bar_columns(), console=plain_console(stderr=True), transient=True) as bar:
-        task = bar.add_task("starting", total=1.0)
-        yield lambda share, text: bar.update(task, completed=share, description=text)
+    with bar("starting", 1.0) as update:
+        yield lambda share, text: update(completed=share, description=text)

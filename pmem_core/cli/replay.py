@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pmem_core.cli._common import SIZE, emit, human_bytes, json_option, on_terminal
+from pmem_core.cli._common import SIZE, bar, emit, human_bytes, json_option, on_terminal
 from pmem_core.cli._geometry import geometry_options, parse_parameters, plan_of, policies
 from pmem_core.errors import UsageError
 
@@ -167,12 +167,8 @@ def _watching(page_writes_max: int) -> Iterator["Watch"]:
     if not on_terminal():
         yield lambda share, memory: None
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task, begun, shown = bar.add_task("Compiling", total=1.0), time.monotonic(), 0.0
+    with bar("Compiling", 1.0) as update:
+        begun, shown = time.monotonic(), 0.0
 
         def watch(share: float, memory: "Memory") -> None:
             nonlocal shown
@@ -182,7 +178,7 @@ def _watching(page_writes_max: int) -> Iterator["Watch"]:
                 rate = memory.page_writes / max(now - begun, 1e-9) / 1e6
                 hottest = int(memory.tally["hottest"])
                 told = f"{memory.page_writes / 1e6:.0f} M page writes ({rate:.1f} M/s), hottest line {hottest}"
-                bar.update(task, completed=share, description=told)
+                update(completed=share, description=told)
 
         yield watch
 

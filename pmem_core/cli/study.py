@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pmem_core.cli._common import PATH, SIZE, emit, json_option, on_terminal, policy_file_option
+from pmem_core.cli._common import PATH, SIZE, bar, emit, json_option, on_terminal, policy_file_option
 from pmem_core.cli._figures import draw, require_free_page
 from pmem_core.cli._files import make_folder, require_free, require_writable, write_whole
 from pmem_core.cli._geometry import policies
@@ -133,15 +133,10 @@ def _watching() -> Iterator["Watch"]:
 
         yield tell
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("compiling", total=None)
+    with bar("compiling", counts=True) as update:
 
         def watch(done: int, of: int, row: "Row | None") -> None:
             told = f"{row['placement']}, {row['leveling']}, {row['workload']}" if row else "compiling"
-            bar.update(task, completed=done, total=of, description=told)
+            update(completed=done, total=of, description=told)
 
         yield watch
