@@ -263,7 +263,8 @@ def main() -> None:
     given = parser.parse_args()
 
     def tell(what: str) -> None:
-        print(f"\r\033[K{what}", end="", file=sys.stderr, flush=True)
+        if sys.stderr.isatty():
+            print(f"\r\033[K{what}", end="", file=sys.stderr, flush=True)
 
     found = {} if given.alone else of_servers(given, tell)
     tell("compiled code by itself")
