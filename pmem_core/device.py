@@ -82,7 +82,9 @@ class Device:
 
     def _open(self, undo: contextlib.ExitStack) -> str:
         """Map, recover (`recovered` says what was done); "" or what the last session's end was."""
-        found = recovery.find_end(self.path, self.plan, self.journal.session)
+        session = self.journal.session
+        found = recovery.find_end(self.path, self.plan, session)
+        sync_failed = found == "power cut" and host.sync_has_failed(self.path, session)
         if not self.read_only:
             event = {"event": "unclean", "how": found} if found else {"event": "opened"}
             if found == "power cut":
@@ -104,7 +106,7 @@ class Device:
             # So `durable`, a copy of the mapped table, is as the journal has it.
             recovery.require_agreement(self.mapping, self.plan, self.journal)
         recovery.know_sum(self.mapping.core)
-        self.recovered = recovery.Recovered(found, sections=self.plan.section_count)
+        self.recovered = recovery.Recovered(found, sections=self.plan.section_count, sync_failed=sync_failed)
         self._durability = Durability(self.path, self.plan, self.mapping, self._call, self.journal, self._drain)
         if found:
             self._durability.forget_moves()

@@ -32,7 +32,7 @@ import numpy as np
 
 from . import host, layout, reservations, sections, statefile, upkeep
 from .binding import Handle
-from .errors import HostError
+from .errors import HostError, HostFull
 from .geometry import Geometry
 from .journal import Journal
 from .mapping import MOVED_ROOM, Mapping
@@ -59,6 +59,8 @@ class Durability:
         self._lock = threading.RLock()
         self._can_sync_ranges = host.can_sync_ranges(mapping.files["media"])
         self._sync_failed: OSError | None = None
+        self._flushing = threading.Lock()  # one flush at a time, or one would not hear of what the other was told
+        self._begun = self._ended = 0  # their syncs, and which of these ended well last
         self._committed = self._rewritten()  # what `rewritten` was when all moves so far were committed; -1: unknown
 
     def _rewritten(self) -> int:
@@ -82,17 +84,21 @@ class Durability:
             raise HostError(self._path, "an earlier sync failed", "stop the server and check the disk")
         try:
             yield
-            if self._sync_failed:
-                # The kernel tells of a failure once: a sync beside ours may have been the one it told.
-                raise self._sync_failed
         except OSError as error:
             self._sync_failed = error
+            self._say_that_sync_failed()
             with host.host_errors(self._path):
                 raise
 
+    def _say_that_sync_failed(self) -> None:
+        """To the next open, which would believe the page cache after a kill: not all of it is on the disk any more."""
+        host.mark_failed_sync(self._mapping.files)
+        with contextlib.suppress(HostError, HostFull):  # it lies on the same disk
+            self._journal.note_failed_sync()
+
     def sync(self, *names: str) -> None:
-        """Wait until files of the image are on the disk."""
-        if "media" in names:
+        """Wait until files of the image are on the disk as they were when this was called."""
+        if "media" in names or "flushes" in names:
             self._mapping.run["epoch"] = self._mapping.run["epoch"] % reservations.EPOCHS + 1
         with self._syncing():
             for name in names:
@@ -106,10 +112,15 @@ class Durability:
 
     def flush(self, rewritten: int) -> None:
         """Make the medium durable, and whatever it takes to find it; rewritten: RUN's word when the flush began."""
-        if rewritten == self._committed:
-            self.sync("media")
-        else:
+        if rewritten != self._committed:
             self._commit_table(whole=True)
+            return
+        asked = self._begun
+        with self._flushing:
+            if self._ended <= asked:  # else a sync that began after we asked was for us too
+                self._begun += 1
+                self.sync("flushes")
+                self._ended = self._begun
 
     # ---- moves ----
 

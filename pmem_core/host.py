@@ -244,7 +244,7 @@ class Lock:
         os.close(self._fd)
 
 
-_F_GET_RW_HINT, _F_SET_RW_HINT, _MARK = 1035, 1036, 5
+_F_GET_RW_HINT, _F_SET_RW_HINT, _MARK, _FAILED = 1035, 1036, 5, 2
 _MARKED = ("media", "wear", "state")
 
 
@@ -255,25 +255,47 @@ def mark_cache(files: dict[str, int]) -> None:
     where the mount cannot be compared: each mount namespace has mount ids of its own.
     """
     for name in _MARKED:
-        with contextlib.suppress(OSError):
-            fcntl.fcntl(files[name], _F_SET_RW_HINT, _MARK.to_bytes(8, sys.byteorder))
+        _mark(files[name], _MARK)
 
 
-def _is_marked(path: Path) -> bool:
+def mark_failed_sync(files: dict[str, int]) -> None:
+    """Leave another mark on the medium's inode: a sync failed, so pages that look clean are not on the disk."""
+    _mark(files["media"], _FAILED)
+
+
+def _mark(fd: int, mark: int) -> None:
+    with contextlib.suppress(OSError):
+        fcntl.fcntl(fd, _F_SET_RW_HINT, mark.to_bytes(8, sys.byteorder))
+
+
+def _mark_of(path: Path) -> int:
     try:
         with path.open("rb") as file:
             hint = fcntl.fcntl(file.fileno(), _F_GET_RW_HINT, bytes(8))
     except OSError:
-        return False
-    return int.from_bytes(hint, sys.byteorder) == _MARK
+        return 0
+    return int.from_bytes(hint, sys.byteorder)
+
+
+def drop_cache(path: Path) -> None:
+    """Let what the page cache has of `path`, and what is clean, be read from the disk again."""
+    with host_errors(path), path.open("rb") as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def sync_has_failed(path: Path, session: dict[str, Any]) -> bool:
+    """True where a sync of the image at `path` failed in `session`, of its journal."""
+    return bool(session.get("sync_failed")) or _mark_of(path / "media") == _FAILED
 
 
 def cache_was_kept(path: Path, session: dict[str, Any]) -> bool:
-    """True where the page cache of the image at `path` was not lost since `session` was written into its journal."""
+    """True where what was written to the image at `path` since `session` was put into its journal is all there."""
+    if sync_has_failed(path, session):
+        return False
     now = witness(path)
     if any(session.get(key) != now[key] for key in ("boot", "device", "inode")):
         return False
-    return bool(session.get("mount") == now["mount"]) or all(_is_marked(path / name) for name in _MARKED)
+    return bool(session.get("mount") == now["mount"]) or all(_mark_of(path / name) == _MARK for name in _MARKED)
 
 
 def witness(path: Path) -> dict[str, Any]:

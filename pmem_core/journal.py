@@ -210,6 +210,11 @@ class Journal:
             self._put_meta(transaction, "session", {"open": True, **session})
             self._put_event(transaction, event)
 
+    def note_failed_sync(self) -> None:
+        """Record in the session, which is open, that a sync of the image failed."""
+        with self._write() as transaction:
+            self._put_meta(transaction, "session", {**self.session, "sync_failed": True})
+
     # ---- checkpoints and sections ----
 
     def checkpoint(

@@ -95,6 +95,8 @@ def map_image(path: Path, plan: Geometry, *, read_only: bool) -> Mapping:
                 protection = mmap.PROT_READ if read_only and not private else mmap.PROT_READ | mmap.PROT_WRITE
                 maps[name] = mmap.mmap(files[name], size, flags | arena.MAP_NORESERVE, protection)
                 views[name] = np.frombuffer(maps[name], np.uint8)
+            # Of a write that failed the kernel tells each open file once: flushes hear of it by one of their own.
+            files["flushes"] = os.open(path / "media", os.O_RDONLY | os.O_CLOEXEC)
         if not read_only:
             with host.host_errors(path):
                 room.take(files["state"])  # who stores to it asks for no room

@@ -24,7 +24,7 @@ class Recovered:
     how: killed or power cut; suspect: of `sections`, those whose checksums are not compared; pages:
     those in flight; healed: how many descriptors of theirs had to be brought into line; lines: of the count that was
     finished; trimmed: pages whose space a trim in flight was still to give back; group: descriptors of a group were in
-    flight.
+    flight; sync_failed: no power was cut, but a sync failed, which is as bad.
     """
 
     how: str
@@ -35,10 +35,13 @@ class Recovered:
     lines: int = 0
     trimmed: int = 0
     group: bool = False
+    sync_failed: bool = False
 
     def __str__(self) -> str:
         if self.how == "power cut":
             told = ["the state is that of the last checkpoint, and lines counted since then may be lost"]
+            if self.sync_failed:
+                told.insert(0, "a sync had failed, so what was not flushed before may be lost, as by a power cut")
         else:
             told = [self._in_flight()]
         if self.lines:
@@ -105,6 +108,8 @@ def rebuild_state(path: Path, plan: Geometry, journal: Journal) -> None:
     """After a power cut: write the state file anew from the journal."""
     core, table, sections = last_checkpoint(plan, journal)
     journal.put_sections(dict(statefile.section_rows(sections)))
+    for name in ("media", "wear"):
+        host.drop_cache(path / name)  # after a failed sync it may have what the disk has not
     with host.host_errors(path / "state"):
         statefile.write_state(path / "state", plan, core, table, sections)
 

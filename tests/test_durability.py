@@ -1,17 +1,22 @@
 # SPDX-License-Identifier: MIT
 """What is made durable when: which files are synced, and what the journal has afterwards."""
 
+import concurrent.futures
+import errno
 import os
 import random
 import tempfile
+import threading
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from pmem_core import durability, geometry, housekeeping, image, layout
+from pmem_core import durability, geometry, housekeeping, image, layout, snapshot
 from pmem_core.device import Device
+from pmem_core.errors import HostError
+from pmem_core.journal import Journal
 
 MIB = 1 << 20
 PAGE = layout.PAGE_BYTES
@@ -341,3 +346,102 @@ def test_long_trim_lets_others_in_between(tmp_path, monkeypatch, how):
             tally = device.mapping.core["tally"][0]
             assert tally["trims" if how == "trim" else "zeros"] == 1
             assert tally["trimmed_bytes" if how == "trim" else "zeroed_bytes"] == 140 * MIB
+
+
+# ---- a sync that fails ----
+
+
+class FailingDisk:
+    """os.fdatasync, whose next call fails where `failing` is set, as the kernel tells of a failure: once."""
+
+    def __init__(self, monkeypatch):
+        self.failing, self.told = False, threading.Event()
+        self._real = os.fdatasync
+        monkeypatch.setattr(os, "fdatasync", self._fdatasync)
+
+    def _fdatasync(self, fd):
+        if self.failing:
+            self.failing = False
+            self.told.set()
+            time.sleep(0.2)  # another thread may come first to where it is written down
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        self._real(fd)
+
+
+def fail(device, disk):
+    disk.failing = True
+    with pytest.raises(HostError, match="input/output error"):
+        device.flush()
+
+
+def test_no_flush_is_answered_after_one_has_failed(path, monkeypatch):
+    image.create(path, geometry.plan(16 * MIB, leveling_name="none"))
+    disk, device = FailingDisk(monkeypatch), Device(path)
+    device.write(b"x" * PAGE, 0)
+    fail(device, disk)
+    for step in (device.flush, device.checkpoint, device.close):
+        with pytest.raises(HostError, match="an earlier sync failed"):
+            step()
+
+
+def test_flush_beside_a_failing_one_is_not_answered(path, monkeypatch):
+    image.create(path, geometry.plan(16 * MIB, leveling_name="none"))
+    disk, device = FailingDisk(monkeypatch), Device(path)
+    device.write(b"x" * PAGE, 0)
+    disk.failing = True
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        first = pool.submit(device.flush)
+        assert disk.told.wait(30)
+        second = pool.submit(device.flush)
+        for flush in (first, second):
+            assert isinstance(flush.exception(), HostError)
+    device.abandon()
+
+
+def test_flush_that_waited_for_another_is_answered_by_one_more_sync(path, monkeypatch):
+    """However many wait."""
+    image.create(path, geometry.plan(16 * MIB, leveling_name="none"))
+    begun, go, syncs, real = threading.Event(), threading.Event(), [], os.fdatasync
+
+    def fdatasync(fd):
+        syncs.append(fd)
+        begun.set()
+        assert go.wait(30)
+        real(fd)
+
+    with Device(path) as device:
+        device.write(b"x" * PAGE, 0)
+        with monkeypatch.context() as patch, concurrent.futures.ThreadPoolExecutor() as pool:
+            patch.setattr(os, "fdatasync", fdatasync)
+            flushes = [pool.submit(device.flush)]
+            assert begun.wait(30)
+            flushes += [pool.submit(device.flush) for _ in range(4)]
+            time.sleep(0.2)  # all have asked
+            go.set()
+            for flush in flushes:
+                flush.result(30)
+        assert len(syncs) == 2
+
+
+@pytest.mark.parametrize("journal", ["works", "fails"])
+@pytest.mark.parametrize("read_only", [False, True])
+def test_open_after_a_failed_sync_believes_the_last_checkpoint_only(path, monkeypatch, journal, read_only):
+    image.create(path, geometry.plan(16 * MIB, leveling_name="none"))
+    disk, device = FailingDisk(monkeypatch), Device(path)
+    device.write(b"x" * PAGE, 0)
+    if journal == "fails":
+
+        def refused(self):
+            raise HostError(self.path, "input/output error")
+
+        monkeypatch.setattr(Journal, "note_failed_sync", refused)
+    fail(device, disk)
+    device.abandon()
+    assert snapshot.look(path).session == "power cut"
+    with Device(path, read_only=read_only) as device:
+        assert device.recovery == "power cut" and device.recovered.suspect == 1
+        assert str(device.recovered).startswith("a sync had failed")
+        device.flush()
+    if not read_only:
+        with Device(path) as device:
+            assert device.recovery == ""
