@@ -101,10 +101,16 @@ def _by_endurance(rows: list[Row]) -> list[str]:
 def _parameters(rows: list[Row]) -> list[str]:
     lines = []
     for label in distinct(rows, "leveling"):
-        row = select(rows, leveling=label)[0]
-        told = " ".join(f"{key}={value}" for key, value in row["parameters"].items())
-        lines.append([label, row["policy"], told or "–", _number(row["turns"], 0)])
-    return ["## Levelings and their parameters", "", *_table(["label", "policy", "parameters", "W / ψ"], lines)]
+        seen: dict[tuple[str, str, str], list[int]] = {}  # what is suited to a medium depends on its size
+        for row in select(rows, leveling=label):
+            told = " ".join(f"{key}={value}" for key, value in row["parameters"].items())
+            frames = seen.setdefault((row["policy"], told or "–", _number(row["turns"], 0)), [])
+            if row["frames"] not in frames:
+                frames.append(row["frames"])
+        for (policy, told, turns), frames in seen.items():
+            lines.append([label, policy, " or ".join(map(str, sorted(frames))), told, turns])
+    head = ["label", "policy", "frames", "parameters", "W / ψ"]
+    return ["## Levelings and their parameters", "", *_table(head, lines)]
 
 
 def as_markdown(rows: list[Row], command: str, figures: Iterable[tuple[str, str, str]] = ()) -> str:
