@@ -148,8 +148,12 @@ def main() -> None:
         rows.append(f"| {name} | {' | '.join(lives)} | {extras[1]} | {extras[16]} |")
         print(rows[-1], flush=True)
     if chosen.markdown:
-        head = f"W = {chosen.endurance}, {chosen.frames} placed frames, interval 100, medians of {chosen.seeds} seeds."
-        chosen.markdown.write_text("\n".join([head, "", *rows, ""]))
+        head = (
+            f"Made by `scripts/life.py`: W = {chosen.endurance}, {chosen.frames} placed frames, interval 100,"
+            f" medians of {chosen.seeds} seeds.\nNormalised life, with wear counted by frame (4096 bytes) or by line"
+            " (256); extra: line writes by moves.\nWhat it says is in [leveling](leveling.md)."
+        )
+        chosen.markdown.write_text("\n".join(["# Start-Gap's choices compared", "", head, "", *rows, ""]))
 
 
 if __name__ == "__main__":

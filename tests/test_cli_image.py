@@ -209,7 +209,7 @@ def test_stats_for_people(run, disk):
         "moved",
     ):
         assert word in out
-    for word in ("by cause  host 16000", "share of ideal life", "the medium; a cell is"):
+    for word in ("by cause  host 16000", "normalised life", "the medium; a cell is"):
         assert word in out
     assert out.isascii() and "invariant" not in out
 
@@ -376,7 +376,7 @@ def test_watch_goes_on_until_told(tmp_path, as_json):
     options = ["-j"] if as_json else ["--no-heat-map"]
     command = [COMMAND, "stats", path, "--watch", "0.05", *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as watching:
-        seen, word = 0, '"path"' if as_json else "share of ideal life"
+        seen, word = 0, '"path"' if as_json else "normalised life"
         deadline = time.monotonic() + 60
         while seen < 3 and time.monotonic() < deadline:
             seen += word in watching.stdout.readline()

@@ -45,7 +45,7 @@ def test_every_step_from_a_file_to_a_served_device(tmp_path):
     assert len(lives) == 2 and all(f" {life} " in DOCUMENT for life in lives), lives
     assert re.search(r"leveling +random_pairs \(interval=50, spare_blocks=16\)", told)
     # 4096 pages and their descriptors, a store each: an exchange moves two frames every 50 of them.
-    assert int(re.search(r"(\d+) frames moved\n+share of ideal life", told)[1]) == 2 * (2 * 4096 // 50)
+    assert int(re.search(r"(\d+) frames moved\n+normalised life", told)[1]) == 2 * (2 * 4096 // 50)
     assert told.endswith("disk.pmem: clean\n")
 
 

@@ -214,7 +214,7 @@ def test_one_hot_spot_makes_the_scale_logarithmic():
 
 def test_bars_stand_in_their_groups():
     groups = {"uniform": {"none": 0.2, "start_gap": 0.9}, "$zipf$": {"none": None, "start_gap": 0.5}}
-    figure = figures.bars_by_group(groups, label="share of ideal life", most=1)
+    figure = figures.bars_by_group(groups, label="normalised life", most=1)
     axis = figure.axes[0]
     heights = {container.get_label(): [bar.get_height() for bar in container] for container in axis.containers}
     assert heights == {"none": [0.2, 0], "start_gap": [0.9, 0.5]}

@@ -20,11 +20,11 @@ def show_page(image: Path, page: int, as_json: bool) -> None:
         return emit(found)
     pending = ", not on the medium yet" if found["pending"] else ""
     click.echo(f"{image}: page {page}: {found['status']}")
-    click.echo(f"  data            {found['data_at']} in media")
+    click.echo(f"  data              {found['data_at']} in media")
     size = f"{found['descriptor_bytes']} bytes, format {found['descriptor_format']}"
-    click.echo(f"  descriptor      {found['descriptor_at']} in media, {size}{pending}")
+    click.echo(f"  descriptor        {found['descriptor_at']} in media, {size}{pending}")
     for name, value in (found["descriptor"] or {}).items():
-        click.echo(f"  {name:16}{_shown(name, value)}")
+        click.echo(f"  {name:18}{_shown(name, value)}")
     return None
 
 

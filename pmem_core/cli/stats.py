@@ -147,7 +147,7 @@ def render(figures: dict[str, Any], by: str, console: "Console") -> Iterator["Re
     if image["descriptors"] == "memory":
         yield Text(f"descriptors           in the server's memory: {memory_words(figures['descriptor_memory'])}")
     life = figures["normalized_life"]
-    yield Text(f"share of ideal life   {'-' if life is None else f'{life:.2%}'}, if wear goes on as it did so far")
+    yield Text(f"normalised life       {'-' if life is None else f'{life:.2%}'}, if wear goes on as it did so far")
     yield from _warnings(figures)
     if "histogram" in figures:
         yield _histogram(figures["histogram"], console)

@@ -21,8 +21,10 @@ the place it likes best, on the device itself, every 65th page a page of them:
 3. 1.5 % of the space is lost;
 4. the pages of descriptors are written far more often than others.
 
-The [media format](media-format.md) answers the first and [the answer](the-answer.md) the fourth. This page is about the
-second and the third, and about the alternatives: each proposal of that thread is a *page map*, which says where the
+For a device that is served, [converting](converting.md) answers the first, [initialisation](initialisation.md) the
+second, [capacity](capacity.md) the third and [the answer](the-answer.md) the fourth. This page measures the second and
+the third for each place that descriptors could be, in memory that stands for the medium, by one thread, without wear
+or checksums: each proposal of that thread is a *page map*, which says where the
 descriptor of a page is, how it is made, and who shares it; all are built, and measured against each other with the
 same pages, in the same rounds. What matters most to the mail comes first in the table: "the main value of struct page
 is if everyone on the system sees the same struct page for the same pfn".""".splitlines()

@@ -81,7 +81,7 @@ def _key(found: dict[str, Any]) -> list[Key]:
             number(found["write_amplification"], "low"),
             "line writes ÷ those for the host’s data",
         ),
-        Key("share of ideal life", percent(found["normalized_life"], "high"), "if wear goes on as it did so far"),
+        Key("normalised life", percent(found["normalized_life"], "high"), "if wear goes on as it did so far"),
     ]
 
 
@@ -170,7 +170,7 @@ def _method() -> Section:
         ["Jain", "(Σ x)² ÷ (n Σ x²): 1 where all lines are worn alike"],
         ["write amplification", "line writes for host, descriptors and moves ÷ those for the host’s data"],
         [
-            "share of ideal life",
+            "normalised life",
             "line writes for host and descriptors ÷ (lines × hottest): it ends with its first line",
         ],
     ]

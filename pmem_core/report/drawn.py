@@ -174,7 +174,7 @@ def life(found: dict[str, Any], history: list[dict[str, Any]] | str, over: str) 
         ideal = percent(by_host / (lines * most) if most else None, "high")
         written = words.size(samples[place]["written_bytes"]).partition(" (")[0]
         rows.append([when, written, number(most), number(middle, "low"), ratio, ideal])
-    head = ["when", "host wrote", "hottest", "mean", "hottest ÷ mean", "share of ideal life"]
+    head = ["when", "host wrote", "hottest", "mean", "hottest ÷ mean", "normalised life"]
     alt = f"Wear over {over}: {len(samples) - 1} samples; in the last hottest {rows[-1][2]}, mean {rows[-1][3]}."
     caption = (
         "From the journal: a sample every 10 seconds of service in which something was written, one at each close, and "
