@@ -9,6 +9,7 @@ in the compiled code (turn.py), without the GIL, and disk waits are outside of i
 the next request read from the socket.  launch.THREADS says how many.
 """
 
+import contextlib
 import errno
 import gc
 import os
@@ -151,6 +152,9 @@ def after_fork():
             _housekeeper = housekeeping.Housekeeper(_served)
         gc.enable()
     except PmemError as error:
+        if opened := globals().pop("_served", None):
+            with contextlib.suppress(PmemError):
+                opened.close()
         fail(error)
 
 

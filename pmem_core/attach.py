@@ -48,6 +48,7 @@ class Attachment:
     boot: str = ""  # when it was made: nothing of it outlives a reboot
     directory: str = ""  # where the filesystem is mounted
     made_directory: bool = False
+    server_pid: int = 0  # of the server that is attached; 0: not known
 
 
 def attachments() -> list[Attachment]:
@@ -107,7 +108,13 @@ def require_root(image: str | Path) -> None:
 
 
 def attach(
-    image: str | Path, uri: str, *, read_only: bool = False, owns_server: bool = False, way: str | None = None
+    image: str | Path,
+    uri: str,
+    *,
+    read_only: bool = False,
+    owns_server: bool = False,
+    way: str | None = None,
+    server_pid: int = 0,
 ) -> Attachment:
     """Attach the server at ``uri``, which serves ``image``, to a block device; return the attachment.
 
@@ -120,7 +127,7 @@ def attach(
         if other := find(name):
             raise busy(image, other)
         way = way or ("nbd" if nbdclient.is_there() else "loop")
-        attachment = Attachment(name, uri, way, read_only, owns_server, boot=runtime.boot())
+        attachment = Attachment(name, uri, way, read_only, owns_server, boot=runtime.boot(), server_pid=server_pid)
         try:
             if way == "nbd":
                 note = partial(_note, attachment)

@@ -16,7 +16,7 @@ from typing import Any
 
 import pmem_core
 from pmem_core import errors, runtime, serverlog
-from pmem_core.errors import HostError, MissingProgram, PmemError, ServerError
+from pmem_core.errors import HostError, MissingProgram, PmemError, ServerError, UsageError
 
 PROJECT = Path(pmem_core.__file__).resolve().parent.parent
 PLUGIN = PROJECT / "nbd_plugin" / "pmem.py"
@@ -45,6 +45,9 @@ def nbdkit_command(
     ``nbdkit_args`` go before the plugin's name, but for the ``key=value`` words at their end: these are parameters of
     filters, which nbdkit wants behind it.
     """
+    for name in (image, *(parameters or {}).values()):
+        if any("\ud800" <= letter <= "\udfff" for letter in str(name)):
+            raise UsageError(str(name), "is no UTF-8, and nbdkit gives Python nothing else", "another name")
     options = list(nbdkit_args)
     filters: list[str] = []
     while options and re.match(r"[a-z][a-z0-9_.-]*=", options[-1]):

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from pmem_core.errors import HostError, MissingProgram
+from pmem_core.host import host_errors
 
 
 def directory() -> Path:
@@ -96,14 +97,15 @@ def has_open(pid: int, path: Path) -> bool:
 def write_record(name: str, record: dict[str, Any]) -> None:
     """Write a record durably enough for readers: they see the old one or the new one."""
     folder = directory()
-    handle, temporary = tempfile.mkstemp(dir=folder, prefix=".record-")
-    try:
-        with os.fdopen(handle, "w") as file:
-            json.dump(record, file, indent=2)
-        Path(temporary).replace(folder / name)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with host_errors(folder):
+        handle, temporary = tempfile.mkstemp(dir=folder, prefix=".record-")
+        try:
+            with os.fdopen(handle, "w") as file:
+                json.dump(record, file, indent=2)
+            Path(temporary).replace(folder / name)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
 
 
 def read_record(name: str) -> dict[str, Any] | None:

@@ -16,7 +16,7 @@ from conftest import needs
 from serving import runtime_directory, tiny
 
 from pmem_core import attach, blockdev, launch, runtime, server
-from pmem_core.cli.serve import signals_as_interrupt
+from pmem_core.cli._signals import signals_as_interrupt
 from pmem_core.errors import HostError, ImageBusy, PmemError, UsageError
 
 pytestmark = [pytest.mark.kernel, needs("root", "nbdkit", "nbdfuse", "fuse", "loop", "ext4")]

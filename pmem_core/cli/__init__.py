@@ -20,6 +20,7 @@ from typing import Any
 import click
 
 from pmem_core import __version__, policyfile
+from pmem_core.cli._signals import signals_as_interrupt
 from pmem_core.errors import PmemError, UsageError
 
 PROGRAM = "pmem-nbd"
@@ -146,8 +147,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     gc.set_threshold(1_000_000)
     atexit.register(gc.freeze)
     _open_what_was_closed()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr is: a file's name may be no text
     try:
-        result = group.main(arguments, prog_name=PROGRAM, standalone_mode=False)
+        with signals_as_interrupt():
+            result = group.main(arguments, prog_name=PROGRAM, standalone_mode=False)
     except SystemExit as error:
         if isinstance(error.code, str):
             click.echo(error.code, err=True)

@@ -25,6 +25,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 SIZE_EXPECTED = "a size such as 4096, 64K, 1.5G or 8GiB"
 SIZE_MAX = 2**63 - 1
+SIZE_TEXT_MAX = 100  # Python makes no number of thousands of digits
 UNITS = "KMGTPE"
 PAGE_BYTES = 4096
 
@@ -38,6 +39,8 @@ def parse_size(text: str) -> int:
 
     Raises UsageError where the text is no size, is not a whole number of bytes above zero, or passes 2**63 - 1.
     """
+    if len(text) > SIZE_TEXT_MAX:
+        raise UsageError("a size", f"has {len(text)} characters", SIZE_EXPECTED)
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*(?:([KMGTPE])(i?B?)|B)?", text.strip(), re.IGNORECASE)
     if not match:
         raise UsageError(repr(text), "is not a size", SIZE_EXPECTED)
@@ -107,6 +110,15 @@ def policy_file_option(function: Function) -> Function:
         callback=_take_policy_files,
         help=f"A file with a leveling policy of your own, which is run; may be repeated.  [env: {policyfile.VARIABLE}]",
     )(function)
+
+
+def is_text(text: str) -> bool:
+    """Whether an argument was UTF-8; others have surrogates in them."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def human_bytes(count: float) -> str:

@@ -9,7 +9,10 @@ from pmem_core.errors import UsageError
 
 
 def require_free(path: Path, force: bool) -> None:
-    """Refuse a file that must not be written: UsageError."""
+    """Refuse a file that must not be written, one of an image too: UsageError, HostError."""
+    from pmem_core.host import require_outside_images
+
+    require_outside_images(path)
     if os.path.lexists(path):
         if not path.is_file():
             raise UsageError(path, "is no regular file", "a new file")

@@ -2,6 +2,7 @@
 """The verbs of logs of writes: log, replay-log."""
 
 import collections
+import contextlib
 import os
 import subprocess
 from collections.abc import Callable, Iterable
@@ -9,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import click
+import psutil
 
 from pmem_core import host, launch, listen, runtime, server
-from pmem_core.cli._common import PATH, emit, human_bytes, json_option, progress
-from pmem_core.cli.serve import signals_as_interrupt
+from pmem_core.cli._common import PATH, emit, human_bytes, is_text, json_option, progress
 from pmem_core.errors import CheckFailed, ServerError, UsageError
 from pmem_core.logwrites import record, replay
 from pmem_core.logwrites.reader import Entry, Log
@@ -119,8 +120,11 @@ def _put_mark(log: Path, mark: str) -> int:
 
     The number of its entry.
     """
-    if not 0 < len(mark.encode()) <= record.MARK_BYTES_MAX:
-        raise UsageError("--mark", f"{len(mark.encode())} bytes", f"1 to {record.MARK_BYTES_MAX}")
+    size = len(mark.encode(errors="surrogateescape"))
+    if not 0 < size <= record.MARK_BYTES_MAX:
+        raise UsageError("--mark", f"{size} bytes", f"1 to {record.MARK_BYTES_MAX}")
+    if not is_text(mark):
+        raise UsageError("--mark", "is not UTF-8", "a name that is")
     with Log(log) as opened:
         before = opened.count
     one = next((one for one in server.servers() if runtime.has_open(one.pid, log)), None)
@@ -222,7 +226,7 @@ def _due(when: str) -> Callable[[Entry, int], bool]:
     """Say what tells whether a check is due behind an entry, and behind so many that are done."""
     if when in POINTS:
         return lambda entry, done: entry.has(POINTS[when])
-    if when.isdecimal() and int(when):
+    if when.isdecimal() and len(when) < 19 and int(when):
         return lambda entry, done: done % int(when) == 0
     raise UsageError(f"--check {when}", "is no such point", "flush, fua, mark, or a number above zero")
 
@@ -251,22 +255,31 @@ def _check(command: str, target: Path, number: int, on_copy: bool) -> None:
     subject = target
     if on_copy:
         subject = target.with_name(f"{target.name}.{os.getpid()}.copy")
-    with signals_as_interrupt():
-        try:
-            if on_copy:
-                replay.copy_sparse(target, subject)
-            environment = {**os.environ, "TARGET": str(subject), "ENTRY": str(number)}
+    try:
+        if on_copy:
+            replay.copy_sparse(target, subject)
+        environment = {**os.environ, "TARGET": str(subject), "ENTRY": str(number)}
+        with launch.uninterrupted() as go_on:
             # What it prints is for people; our own output may be JSON.
-            with launch.uninterrupted() as go_on:
-                check = subprocess.Popen(["/bin/sh", "-c", command], env=environment, stdout=2)
-                try:
-                    go_on()
-                    status = check.wait()
-                finally:
-                    check.kill()  # an interrupted one; it is nothing to one that has ended
-                    check.wait()
-        finally:
-            if on_copy:
-                subject.unlink(missing_ok=True)
+            check = subprocess.Popen(["/bin/sh", "-c", command], env=environment, stdout=2)
+            try:
+                go_on()
+                status = check.wait()
+            except BaseException:
+                _kill(check)
+                raise
+    finally:
+        if on_copy:
+            subject.unlink(missing_ok=True)
     if status:
         raise CheckFailed(target, f"the check failed with status {status} at entry {number}", "status 0")
+
+
+def _kill(check: "subprocess.Popen[bytes]") -> None:
+    """End a check with all that it has started."""
+    with contextlib.suppress(psutil.Error):
+        for one in psutil.Process(check.pid).children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                one.kill()
+    check.kill()
+    check.wait()

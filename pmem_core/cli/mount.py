@@ -3,6 +3,7 @@
 
 import contextlib
 import dataclasses
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +12,8 @@ import click
 from pmem_core import attach as attaching
 from pmem_core import blockdev, launch, nbdclient, runtime, server
 from pmem_core.cli._common import IMAGE, PATH, emit, json_option, policy_file_option, working
-from pmem_core.cli.serve import known_as, say, signals_as_interrupt, signals_ignored, start
+from pmem_core.cli._signals import signals_ignored
+from pmem_core.cli.serve import known_as, say, start
 from pmem_core.errors import HostError, MissingProgram, NotAnImage, UsageError
 
 WAY = click.option(
@@ -39,12 +41,16 @@ def attach(image: Path, read_only: bool, via: str | None, as_json: bool) -> None
       mkfs.xfs $(pmem-nbd attach disk.pmem)
       pmem-nbd detach disk.pmem
     """
-    with signals_as_interrupt(), attaching.alone(known_as(image)):
+    with attaching.alone(known_as(image)):
         attached = _attach(image, _free(image), read_only, via)
-    if as_json:
-        emit(dataclasses.asdict(attached))
-    else:
-        click.echo(attached.device)
+        try:
+            emit(dataclasses.asdict(attached)) if as_json else click.echo(attached.device)
+            sys.stdout.flush()
+        except OSError as error:
+            if not isinstance(error, BrokenPipeError):  # nobody knows of the device
+                with signals_ignored():
+                    attaching.attempt([lambda: _detach(attached)])
+            raise
 
 
 @click.command()
@@ -100,7 +106,7 @@ def mount(
         raise UsageError("--force", "has nothing to overwrite", "--mkfs beside it")
     if mkfs and read_only:
         raise UsageError("--mkfs", "would write to a read-only image", "one of --mkfs and --read-only")
-    with signals_as_interrupt(), attaching.alone(known_as(image)):
+    with attaching.alone(known_as(image)):
         running = _free(image)
         blockdev.require_mountable(directory)
         attached = _attach(image, running, read_only, via)
@@ -154,7 +160,12 @@ def _attach(image: Path, running: server.Server | None, read_only: bool, via: st
         running = start(image, read_only=read_only, threads=launch.THREADS_ATTACHED)
     try:
         return attaching.attach(
-            running.image, running.uri, read_only=read_only or running.read_only, owns_server=started, way=via
+            running.image,
+            running.uri,
+            read_only=read_only or running.read_only,
+            owns_server=started,
+            way=via,
+            server_pid=running.pid,
         )
     except BaseException:
         # Whoever else has attached it meanwhile wants it to go on.
@@ -166,14 +177,20 @@ def _attach(image: Path, running: server.Server | None, read_only: bool, via: st
 
 def _detach(attached: attaching.Attachment) -> None:
     """Detach, and stop the server that was started for it, unless the device is still there and needs it."""
-    if "://" not in attached.image and server.find(attached.image) is None:
+    running = _server_of(attached)
+    if "://" not in attached.image and running is None:
         say(f"{attached.image}: its server is gone: what the kernel had not written yet is lost")
     try:
         attaching.detach(attached)
     finally:
-        running = server.find(attached.image)
         if attached.owns_server and running is not None and attaching.find(attached.image) is None:
             server.stop(running)
+
+
+def _server_of(attached: attaching.Attachment) -> server.Server | None:
+    """The server that was attached, if it is still there: not one that was started since."""
+    running = server.find(attached.image)
+    return running if running is not None and attached.server_pid in (0, running.pid) else None
 
 
 @contextlib.contextmanager

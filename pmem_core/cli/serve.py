@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: MIT
 """The verbs of servers: serve, stop, list."""
 
-import contextlib
 import datetime
 import os
-import signal
-from collections.abc import Iterator
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,7 @@ from pmem_core.cli._common import (
     policy_file_option,
     working,
 )
+from pmem_core.cli._signals import signals_ignored
 from pmem_core.errors import ServerError, UsageError
 
 FIGURES_COLUMNS_MIN = 80  # a narrower terminal has room for the images and what they are used as, not for figures
@@ -116,29 +115,33 @@ def serve(
     if log_writes is not None and record is not None and os.path.realpath(log_writes) == os.path.realpath(record):
         raise UsageError("--log-writes, --record", "both name one file", "two files")
     files = {"logwrites": log_writes, "record": record}
-    with signals_as_interrupt():
-        running = start(
-            image,
-            socket=socket,
-            port=port,
-            bind=bind or "127.0.0.1",
-            read_only=read_only,
-            threads=threads,
-            parameters={name: str(file.absolute()) for name, file in files.items() if file},
-            nbdkit_args=nbdkit_args,
-            exit_with_parent=not background,
-        )
-        try:
-            say(f"serving {image} on {running.uri} (process {running.pid})")
-            if background:
-                click.echo(running.uri)
-            else:
-                server.follow(running, say)
-        except KeyboardInterrupt:
-            # The next Ctrl-C must not cut the checkpoint short.
-            with signals_ignored(), working(f"stopping the server of {image}"):
-                server.stop(running)
-            say(f"stopped serving {image}")
+    running = start(
+        image,
+        socket=socket,
+        port=port,
+        bind=bind or "127.0.0.1",
+        read_only=read_only,
+        threads=threads,
+        parameters={name: str(file.absolute()) for name, file in files.items() if file},
+        nbdkit_args=nbdkit_args,
+        exit_with_parent=not background,
+    )
+    try:
+        say(f"serving {image} on {running.uri} (process {running.pid})")
+        if background:
+            click.echo(running.uri)
+            sys.stdout.flush()
+        else:
+            server.follow(running, say)
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError):  # nobody knows of the server
+            server.stop(running)
+        raise
+    except KeyboardInterrupt:
+        # The next Ctrl-C must not cut the checkpoint short.
+        with signals_ignored(), working(f"stopping the server of {image}"):
+            server.stop(running)
+        say(f"stopped serving {image}")
 
 
 @click.command()
@@ -237,37 +240,3 @@ def _show(rows: list[dict[str, Any]]) -> None:
         image = row["image"] + (" (read-only)" if row["read_only"] else "")
         table.add_row(image, str(row["pid"] or "-"), *figures[: len(headings)], use)
     console.print(table)
-
-
-# --- signals ----------------------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def signals_as_interrupt() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP do what Ctrl-C does."""
-
-    def interrupt(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    with _handling([signal.SIGTERM, signal.SIGHUP], interrupt):
-        yield
-
-
-@contextlib.contextmanager
-def signals_ignored() -> Iterator[None]:
-    """Let nothing but SIGKILL cut short what is done in here."""
-    with _handling([signal.SIGINT, signal.SIGTERM, signal.SIGHUP], signal.SIG_IGN):
-        yield
-
-
-@contextlib.contextmanager
-def _handling(numbers: list[signal.Signals], handler: Any) -> Iterator[None]:
-    # What nohup ignores stays ignored.
-    before = {one: signal.getsignal(one) for one in numbers if signal.getsignal(one) != signal.SIG_IGN}
-    for number in before:
-        signal.signal(number, handler)
-    try:
-        yield
-    finally:
-        for number, old in before.items():
-            signal.signal(number, old)

@@ -41,7 +41,7 @@ PAGE = "study.md"
     "--descriptor-writes", "writes", multiple=True, type=click.Choice(["each", "coalesced"]), help="Only these."
 )
 @click.option("--workload", "loads", multiple=True, help="Only these: synthetic ones, or recordings that come with it.")
-@click.option("-s", "--size", type=SIZE, help="Size of the medium.  [default: 8.1M; 32.5M for recordings]")
+@click.option("-s", "--size", type=SIZE, help="Size of the medium.  [default: 8328K; 33288K for recordings]")
 @click.option("-e", "--endurance", type=click.IntRange(1), help="Writes that a line survives, W.  [default: 10000]")
 @click.option("--seed", type=click.IntRange(0), help="[default: 1]")
 @click.option("--jobs", type=click.IntRange(1), help="Processes.  [default: one a core]")

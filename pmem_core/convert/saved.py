@@ -5,6 +5,7 @@ A head of 4096 bytes, then a record for each descriptor page (reshape.gather) th
 its 4096 bytes.  The head is written last, with a checksum of all records, so a file that is not finished is none.
 """
 
+import contextlib
 import os
 import uuid as uuid_
 import zlib
@@ -59,7 +60,8 @@ class Writer:
 
     def discard(self) -> None:
         """Leave nothing of it."""
-        self._file.close()
+        with contextlib.suppress(OSError):  # what it could not write it tries again
+            self._file.close()
         remove(self.path.parent)
 
 

@@ -52,7 +52,12 @@ class Writer:
         self._spool = Spool(path.parent)
         with host.host_errors(path):
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-        self.mark(f"{record.MARK_START} device_bytes={device_bytes}")
+        try:
+            self.mark(f"{record.MARK_START} device_bytes={device_bytes}")
+        except BaseException:
+            os.close(self._fd)
+            path.unlink(missing_ok=True)
+            raise
 
     # ---- what completes ----
 
