@@ -8,6 +8,7 @@ are releases.  It tripled the requests a second.
 nbdkit tells nobody when a thread ends.  So each new connection gives back what the threads of earlier ones left.
 """
 
+import contextlib
 import ctypes
 import os
 import threading
@@ -22,6 +23,7 @@ _C.tgkill.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int]
 ROOM_WORDS = 16  # of int64, for what compiled code has to put somewhere: a Py_buffer and more
 _mine = threading.local()  # `room`: of a thread whose state is kept
 _kept: dict[int, int] = {}  # thread states by the kernel's number of their thread
+_left: list[int] = []  # thread states of threads that have ended, to be given back
 _keeping = threading.Lock()  # who is kept does not change while it is looked who is alive
 
 
@@ -41,7 +43,7 @@ def pin() -> bool:
     if new:
         number = threading.get_native_id()
         with _keeping:
-            _give_back(number)  # of an earlier thread with the same number
+            _leave(number)  # of an earlier thread with the same number
             _PYTHON.PyGILState_Ensure()
             _mine.room = (ctypes.c_int64 * ROOM_WORDS)()
             _kept[number] = _PYTHON.PyGILState_GetThisThreadState()
@@ -59,7 +61,15 @@ def give_back() -> None:
     """Give back the states of the threads that have ended."""
     with _keeping:
         for number in [number for number in _kept if _has_ended(number)]:
-            _give_back(number)
+            _leave(number)
+        if _left:
+            # From Python 3.12 on, PyThreadState_Delete() makes the thread that calls it one that Python does not know,
+            # and nbdkit's PyGILState_Release() after the callback would end the process.  So that thread is one of no
+            # further use.
+            deleter = threading.Thread(target=_delete_left, daemon=True)
+            with contextlib.suppress(RuntimeError):  # no thread can be made: the next connection gives them back
+                deleter.start()
+                deleter.join()
 
 
 def _has_ended(number: int) -> bool:
@@ -67,7 +77,13 @@ def _has_ended(number: int) -> bool:
     return bool(_C.tgkill(os.getpid(), number, 0))
 
 
-def _give_back(number: int) -> None:
+def _leave(number: int) -> None:
     if state := _kept.pop(number, None):
+        _left.append(state)
+
+
+def _delete_left() -> None:
+    while _left:
+        state = _left.pop()
         _PYTHON.PyThreadState_Clear(state)
         _PYTHON.PyThreadState_Delete(state)
