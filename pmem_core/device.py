@@ -285,9 +285,9 @@ class Device:
         worn = tally["worn"].tolist()
         if sum(worn) == self._sampled:
             return
-        self._sampled = sum(worn)
         figures = {name: int(tally[name]) for name in ("writes", "written_bytes", "page_writes", "moves", "hottest")}
         self.journal.sample({**figures, "worn": dict(zip(layout.CAUSES, worn, strict=True))})
+        self._sampled = sum(worn)
 
     def has_dirty(self) -> bool:
         """True where a section may hold writes that were not flushed."""
@@ -306,6 +306,11 @@ class Device:
     def wants_checkpoint(self) -> bool:
         """True where leveling would soon have to stop for a checkpoint."""
         return bool(self.mapping.run[0]["wanted"])
+
+    @property
+    def sync_failed(self) -> bool:
+        """True where a sync failed: until the image is opened again nothing can be made durable."""
+        return self._durability._sync_failed is not None
 
     # ---- closing ----
 

@@ -3,10 +3,13 @@
 
 import threading
 import time
+from collections.abc import Callable
+from functools import partial
 
-from . import hugepages
+from . import host, hugepages
 from .device import Device
-from .errors import HostFull, PmemError
+from .errors import PmemError
+from .serverlog import say_in_passing
 
 TURN_SECONDS = 0.5
 QUIET_SECONDS = 5.0  # a section not written for this long loses its dirty mark
@@ -16,16 +19,21 @@ COLLAPSE_SECONDS = TURN_SECONDS / 10  # in a turn: a request for bytes that are 
 
 
 class Housekeeper:
-    """The thread.  `problem`: the last thing that went wrong, or ""."""
+    """The thread.  What goes wrong is said once, and tried again when it is due; only a failed sync ends it."""
 
     def __init__(self, device: Device) -> None:
-        self.problem = ""
+        self._problems: dict[str, str] = {}  # by what fails
         self._device = device
         self._stopping = False
         self._wake = threading.Event()
         device.on_wanted = self._wake.set
         self._thread = threading.Thread(target=self._keep, name="housekeeping", daemon=True)
         self._thread.start()
+
+    @property
+    def problem(self) -> str:
+        """One of the things that went wrong the last time they were tried, or ""."""
+        return next(iter(self._problems.values()), "")
 
     def stop(self) -> None:
         """End the thread; call it before the device is closed."""
@@ -34,28 +42,56 @@ class Housekeeper:
         self._thread.join()
 
     def _keep(self) -> None:
+        try:
+            self._take_turns()
+        except Exception as error:
+            say_in_passing(f"has ended: {_in_words(error)}")
+
+    def _take_turns(self) -> None:
+        device = self._device
         settled = sampled = checkpointed = collapsed = time.monotonic()
-        collapser = hugepages.Collapser(self._device.mapping.files["media"], *self._device.medium)
+        collapser = hugepages.Collapser(device.mapping.files["media"], *device.medium)
         while not self._stopping:
             self._wake.wait(TURN_SECONDS)
             self._wake.clear()
-            try:
-                now = time.monotonic()
-                if now - settled >= QUIET_SECONDS:
-                    settled = now
-                    due = now - checkpointed >= CHECKPOINT_SECONDS
-                    if self._device.has_dirty() and self._device.checkpoint(settle_sections=True, due=due):
-                        checkpointed = now
-                elif self._device.wants_checkpoint() and self._device.waits_for_disk:
-                    self._device.commit_moves()
-                if now - sampled >= HISTORY_SECONDS:
-                    sampled = now
-                    self._device.sample()
-                if now - collapsed >= QUIET_SECONDS and collapser.turn(COLLAPSE_SECONDS):
-                    collapsed = now
-                self.problem = ""
-            except HostFull as error:
-                self.problem = str(error)  # a full host gets room again; writes tell the client meanwhile
-            except PmemError as error:
-                self.problem = str(error)
+            now = time.monotonic()
+            if now - settled >= QUIET_SECONDS:
+                settled = now
+                checkpoint = partial(
+                    device.checkpoint, settle_sections=True, due=now - checkpointed >= CHECKPOINT_SECONDS
+                )
+                if device.has_dirty() and self._try("the checkpoint", checkpoint):
+                    checkpointed = now
+            elif device.wants_checkpoint() and device.waits_for_disk:
+                self._try("the commit of moves", device.commit_moves)
+            if now - sampled >= HISTORY_SECONDS:
+                sampled = now
+                self._try("the history", device.sample)
+            if now - collapsed >= QUIET_SECONDS and self._try("making huge pages", partial(self._collapse, collapser)):
+                collapsed = now
+            if device.sync_failed:
+                say_in_passing(f"has ended, for a sync failed: {self.problem or device.path}")
                 return
+
+    def _collapse(self, collapser: hugepages.Collapser) -> bool:
+        with host.host_errors(self._device.path / "media"):
+            return collapser.turn(COLLAPSE_SECONDS)
+
+    def _try(self, what: str, task: Callable[[], bool | None]) -> bool:
+        """Do a task; False where it failed or says that there was nothing to do, or not all of it is done."""
+        before = self._problems.get(what)
+        try:
+            done = task()
+        except Exception as error:
+            self._problems[what] = text = _in_words(error)
+            if text != before and not self._device.sync_failed:
+                say_in_passing(f"{what} fails, and is tried again: {text}")
+            return False
+        if before is not None and done is not False:
+            del self._problems[what]
+            say_in_passing(f"{what} works again")
+        return done is not False
+
+
+def _in_words(error: Exception) -> str:
+    return str(error) if isinstance(error, PmemError) else f"{error!r}: a bug in pmem-nbd"

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from pmem_core import launch, listen, runtime
+from pmem_core import launch, listen, runtime, serverlog
 from pmem_core.errors import HostError, ImageBusy, NotAnImage, ServerError, UsageError
 
 START_S_MAX = 180  # the first start compiles
@@ -275,7 +275,7 @@ def stop(server: Server, timeout_s: float = STOP_S_MAX) -> None:
     _reap(server.pid)
     with contextlib.suppress(OSError), Path(server.log).open(errors="replace") as log:
         log.seek(told)
-        said = [line for line in log if line.startswith("pmem-nbd: ")]
+        said = [line for line in log if line.startswith(serverlog.OURS) and not line.startswith(serverlog.IN_PASSING)]
     _forget(server)
     if said:
         raise launch.failure(server.image, said[-1], None)

@@ -406,6 +406,11 @@ def test_stop_tells_what_the_plugin_could_not_close(start, folder):
     assert not list(folder.iterdir())
 
 
+def test_what_housekeeping_says_while_a_server_stops_is_no_failure(start, folder):
+    server.stop(start(parameters={"fail": "passing"}))
+    assert not list(folder.iterdir())
+
+
 def test_signals_between_the_start_of_a_server_and_its_record_wait(start, folder, monkeypatch):
     """Who has no record is found by nobody, and would hold the image for ever."""
     real = launch.spawn
