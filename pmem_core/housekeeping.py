@@ -6,10 +6,9 @@ import time
 from collections.abc import Callable
 from functools import partial
 
-from . import host, hugepages
+from . import host, hugepages, serverlog
 from .device import Device
 from .errors import PmemError
-from .serverlog import say_in_passing
 
 TURN_SECONDS = 0.5
 QUIET_SECONDS = 5.0  # a section not written for this long loses its dirty mark
@@ -45,7 +44,7 @@ class Housekeeper:
         try:
             self._take_turns()
         except Exception as error:
-            say_in_passing(f"has ended: {_in_words(error)}")
+            serverlog.say_in_passing(f"has ended: {_in_words(error)}")
 
     def _take_turns(self) -> None:
         device = self._device
@@ -54,6 +53,7 @@ class Housekeeper:
         while not self._stopping:
             self._wake.wait(TURN_SECONDS)
             self._wake.clear()
+            serverlog.bound()
             now = time.monotonic()
             if now - settled >= QUIET_SECONDS:
                 settled = now
@@ -70,7 +70,7 @@ class Housekeeper:
             if now - collapsed >= QUIET_SECONDS and self._try("making huge pages", partial(self._collapse, collapser)):
                 collapsed = now
             if device.sync_failed:
-                say_in_passing(f"has ended, for a sync failed: {self.problem or device.path}")
+                serverlog.say_in_passing(f"has ended, for a sync failed: {self.problem or device.path}")
                 return
 
     def _collapse(self, collapser: hugepages.Collapser) -> bool:
@@ -85,11 +85,11 @@ class Housekeeper:
         except Exception as error:
             self._problems[what] = text = _in_words(error)
             if text != before and not self._device.sync_failed:
-                say_in_passing(f"{what} fails, and is tried again: {text}")
+                serverlog.say_in_passing(f"{what} fails, and is tried again: {text}")
             return False
         if before is not None and done is not False:
             del self._problems[what]
-            say_in_passing(f"{what} works again")
+            serverlog.say_in_passing(f"{what} works again")
         return done is not False
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pmem_core
-from pmem_core import errors, runtime
+from pmem_core import errors, runtime, serverlog
 from pmem_core.errors import HostError, MissingProgram, PmemError, ServerError
 
 PROJECT = Path(pmem_core.__file__).resolve().parent.parent
@@ -150,11 +150,12 @@ def spawn(command: Sequence[str], log: Path, *, outlive: bool) -> int:
     It runs in a session of its own: Ctrl-C on the terminal is for whoever started it, who will want a checkpoint.  No
     signal is blocked in it, whatever is in this process.
     """
+    environment = nbdkit_environment() | {serverlog.VARIABLE: str(log.absolute())}
     if outlive:
-        with log.open("wb") as output:
+        with os.fdopen(os.open(log, serverlog.FLAGS, serverlog.MODE), "wb") as output:
             launcher = subprocess.run(
                 [sys.executable, "-I", "-S", "-c", _ORPHAN, *command],
-                env=nbdkit_environment(),
+                env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=output,
@@ -164,10 +165,9 @@ def spawn(command: Sequence[str], log: Path, *, outlive: bool) -> int:
         return int(launcher.stdout)
     files = [
         (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
-        (os.POSIX_SPAWN_OPEN, 1, str(log), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600),
+        (os.POSIX_SPAWN_OPEN, 1, str(log), serverlog.FLAGS, serverlog.MODE),
         (os.POSIX_SPAWN_DUP2, 1, 2),
     ]
-    environment = nbdkit_environment()
     return os.posix_spawn(command[0], list(command), environment, file_actions=files, setsid=True, setsigmask=[])
 
 
@@ -186,6 +186,7 @@ def failure(image: str, said: str, status: int | None) -> PmemError:
         return ServerError(image, f"nbdkit was killed by {signal.Signals(-status).name}", "a bug report")
     # The words of nbdkit and of our plugin; what they say on the way to being ready ends in dots.
     words = [line for line in lines if re.match(r"((\S*/)?nbdkit|pmem-nbd): ", line) and not line.endswith("...")]
+    words = [line for line in words if not line.startswith(serverlog.IN_PASSING)]
     if not words:
         last = f"its last words: {lines[-1]}" if lines else "it said nothing"
         return ServerError(image, "nbdkit ended" if status is None else f"nbdkit ended with status {status}", last)

@@ -234,8 +234,11 @@ def _all_of(log: TextIO) -> str:
 def follow(server: Server, tell: Tell) -> None:
     """Relay what a server says until it ends; raises ServerError where it ended by anything but a stop."""
     with Path(server.log).open(errors="replace") as log:
-        log.seek(server.log_told)
+        size = log.seek(server.log_told)
         while server.alive:
+            before, size = size, os.fstat(log.fileno()).st_size
+            if size < before:
+                log.seek(0)  # the server has cut it back
             for line in log.readlines():
                 tell(launch.clean(line))
             time.sleep(0.1)
@@ -253,9 +256,7 @@ def stop(server: Server, timeout_s: float = STOP_S_MAX) -> None:
     Raises ServerError where it has not ended after ``timeout_s``, HostError where it is another user's, and what it
     says when it is not closed well: then not all of it may be durable.
     """
-    told, said = 0, []
-    with contextlib.suppress(OSError):
-        told = Path(server.log).stat().st_size
+    told = len(serverlog.read(server.log))
     with contextlib.suppress(ProcessLookupError):
         # A pidfd stays with the process: no other one can get its signal, whatever becomes of the number.
         handle = os.pidfd_open(server.pid)
@@ -273,9 +274,7 @@ def stop(server: Server, timeout_s: float = STOP_S_MAX) -> None:
         finally:
             os.close(handle)
     _reap(server.pid)
-    with contextlib.suppress(OSError), Path(server.log).open(errors="replace") as log:
-        log.seek(told)
-        said = [line for line in log if line.startswith(serverlog.OURS) and not line.startswith(serverlog.IN_PASSING)]
+    said = serverlog.read(server.log)[told:]
     _forget(server)
     if said:
         raise launch.failure(server.image, said[-1], None)

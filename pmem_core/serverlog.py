@@ -1,11 +1,25 @@
 # SPDX-License-Identifier: MIT
-"""What a server says on its standard error while it serves."""
+"""What a server says on its standard error while it serves, and the file that `serve` makes for it.
+
+nbdkit writes a line for each request that is refused, and cannot be told not to.  A client that repeats a write on a
+full host would have it write a gigabyte an hour, often into memory.  So the server cuts its own file back.
+"""
 
 import contextlib
+import os
 import sys
+import threading
+from pathlib import Path
+from typing import BinaryIO
 
 OURS = "pmem-nbd: "
 IN_PASSING = f"{OURS}housekeeping: "  # a line that begins so does not tell how the server ended
+VARIABLE = "PMEM_NBD_LOG"  # of the environment: the file that `launch` made, and that is the server's to cut
+LOG_BYTES_MAX = 4 << 20
+TAIL_BYTES = 64 << 10  # what is left of it
+# How it is opened: what is cut back while others write would begin with a hole if these did not write at its end.
+FLAGS, MODE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600
+_cutting = threading.Lock()
 
 
 def say_in_passing(text: str) -> None:
@@ -14,3 +28,38 @@ def say_in_passing(text: str) -> None:
         # In one piece, for nbdkit writes there too.
         sys.stderr.write(f"{IN_PASSING}{text}\n")
         sys.stderr.flush()
+
+
+def tells_of_the_image(line: str) -> bool:
+    """Whether it is the plugin's word of how the image was opened or closed."""
+    return line.startswith(OURS) and not line.startswith(IN_PASSING)
+
+
+def read(path: str) -> list[str]:
+    """The lines in a server's log that tell of the image, in order; no cut takes one away."""
+    with contextlib.suppress(OSError), Path(path).open(errors="replace") as log:
+        return list(filter(tells_of_the_image, log))
+    return []
+
+
+def bound() -> None:
+    """Cut standard error back where it is longer than LOG_BYTES_MAX, and a file that is this server's own."""
+    with contextlib.suppress(OSError):
+        if os.fstat(2).st_size > LOG_BYTES_MAX and _cutting.acquire(blocking=False):
+            try:
+                with Path(os.environ.get(VARIABLE, "")).open("r+b") as log:
+                    if os.path.sameopenfile(log.fileno(), 2):
+                        _cut(log)
+            finally:
+                _cutting.release()
+
+
+def _cut(log: BinaryIO) -> None:
+    tail_at, at = os.fstat(log.fileno()).st_size - TAIL_BYTES, 0
+    left = [f"{IN_PASSING}earlier lines of this log were dropped\n".encode()]
+    for line in log:
+        if at >= tail_at or tells_of_the_image(line.decode(errors="replace")):
+            left.append(line)
+        at += len(line)
+    os.ftruncate(log.fileno(), 0)
+    os.write(2, b"".join(left))
