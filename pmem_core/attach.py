@@ -19,8 +19,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from pmem_core import blockdev, launch, runtime
-from pmem_core.errors import HostError, ImageBusy, MissingProgram, PmemError, UsageError
+from pmem_core import blockdev, launch, nbdclient, runtime
+from pmem_core.errors import HostError, ImageBusy, PmemError, UsageError
 
 FILESYSTEMS = {
     "ext4": (["mkfs.ext4", "-q", "-F"], "e2fsprogs"),
@@ -91,17 +91,11 @@ def _record(attachment: Attachment) -> Attachment:
     return attachment
 
 
+def _note(attachment: Attachment, device: str) -> Attachment:
+    return _record(dataclasses.replace(attachment, device=device))
+
+
 # --- attach, detach ---------------------------------------------------------------------------------------------------
-
-
-def has_nbd() -> bool:
-    """Whether this kernel has the nbd driver (loaded now, if it had to be) and nbd-client is there to set it up."""
-    with contextlib.suppress(MissingProgram):
-        runtime.program("nbd-client", "nbd-client")
-        if not Path("/sys/module/nbd").exists():
-            subprocess.run([runtime.program("modprobe", "kmod"), "-q", "nbd"], check=False, stderr=subprocess.DEVNULL)
-        return Path("/sys/block/nbd0").exists()
-    return False
 
 
 def require_root(image: str | Path) -> None:
@@ -123,17 +117,18 @@ def attach(
     with runtime.lock(f"{runtime.key(name)}.attach"):
         if other := find(name):
             raise busy(image, other)
-        way = way or ("nbd" if has_nbd() else "loop")
+        way = way or ("nbd" if nbdclient.is_there() else "loop")
         attachment = Attachment(name, uri, way, read_only, owns_server, boot=runtime.boot())
         try:
             if way == "nbd":
-                device = blockdev.connect_nbd(uri, read_only=read_only, sector_bytes=SECTOR_BYTES)
+                note = partial(_note, attachment)
+                device = nbdclient.connect(uri, read_only=read_only, sector_bytes=SECTOR_BYTES, note=note)
             else:
                 attachment = _mount_fuse(attachment)
                 device = blockdev.make_loop(f"{attachment.fuse}/nbd", read_only=read_only, sector_bytes=SECTOR_BYTES)
-            return _record(dataclasses.replace(attachment, device=device))
+            return _note(attachment, device)
         except BaseException:
-            attempt([lambda: _take_down(attachment)])
+            attempt([lambda: _take_down(find(name) or attachment)])
             raise
 
 
@@ -177,24 +172,24 @@ def detach(attachment: Attachment) -> None:
     the one before it, and HostError names those that failed.
     """
     with runtime.lock(f"{runtime.key(attachment.image)}.attach"):
-        if attachment.device:
+        if attachment.device and (attachment.way == "loop" or nbdclient.is_connected(attachment.device)):
             blockdev.require_unused(attachment.device)
         _take_down(attachment)
 
 
 def _take_down(attachment: Attachment) -> None:
     """Take each part down, in order; keep the record for another try only where a part is left."""
+    nbd = attachment.device if attachment.way == "nbd" else ""
     steps: list[Callable[[], object]] = []
     if attachment.way == "loop" and attachment.fuse:
         # The kernel knows best: whoever made the device may have been killed before it could write that down.
         for device in blockdev.loops_of(f"{attachment.fuse}/nbd"):
             steps += [partial(blockdev.sync, device), partial(blockdev.remove_loop, device)]
         steps.append(partial(_unmount_fuse, attachment))
-    elif attachment.device:
-        steps += [partial(blockdev.sync, attachment.device), partial(blockdev.disconnect_nbd, attachment.device)]
+    elif nbdclient.is_connected(nbd):
+        steps += [partial(blockdev.sync, nbd), partial(nbdclient.disconnect, nbd)]
     failures = attempt(steps)
-    connected = Path("/sys/block", Path(attachment.device).name, "pid").exists() if attachment.way == "nbd" else False
-    if not connected and not (attachment.fuse and blockdev.is_mountpoint(attachment.fuse)):
+    if not nbdclient.is_connected(nbd) and not (attachment.fuse and blockdev.is_mountpoint(attachment.fuse)):
         _forget(attachment)
     if failures:
         raise HostError(attachment.image, "was not detached cleanly", "; ".join(failures))

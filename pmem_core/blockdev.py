@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Block devices of this machine: connect and release nbd and loop devices, and say who uses a device or a mount."""
+"""Block devices of this machine: make and remove loop devices, and say who uses a device or a mount."""
 
 import contextlib
 import os
@@ -8,7 +8,6 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from urllib.parse import parse_qs, urlsplit
 
 from pmem_core import runtime
 from pmem_core.errors import HostError, ImageBusy
@@ -16,6 +15,7 @@ from pmem_core.errors import HostError, ImageBusy
 WAIT_S_MAX = 30
 LOOK_S_MAX = 1
 CONNECTIONS = 2  # to a server that allows it: each is served in order, and one may wait for a flush
+SYSFS = Path("/sys/block")
 BLKID_AMBIVALENT = 8  # the exit status of blkid where it cannot decide
 SIGNATURE_BYTES = 68 << 10  # that of btrfs begins at 64 KiB
 
@@ -45,50 +45,6 @@ def wait(done: Callable[[], object], timeout_s: float = WAIT_S_MAX) -> bool:
     return True
 
 
-# --- nbd --------------------------------------------------------------------------------------------------------------
-
-
-def connect_nbd(uri: str, *, read_only: bool, sector_bytes: int) -> str:
-    """Connect a free nbd device to the server at ``uri`` and return the device.
-
-    No timeout: the kernel then waits for a slow server for ever, as it does for a slow disk.  Two connections, so that
-    reads go on while one of them waits for a flush, or one where the server or the kernel allows no more.
-    """
-    free = [path for path in _by_number("nbd") if not (path / "pid").exists()]
-    if not free:
-        raise HostError("nbd", "no device is free", "one to be detached, or modprobe nbd nbds_max=64")
-    target = urlsplit(uri)
-    socket = parse_qs(target.query, errors="surrogateescape").get("socket")
-    where = ["-unix", socket[0]] if socket else [target.hostname or "", str(target.port or 10809)]
-    options = ["-block-size", str(sector_bytes), *(["-readonly"] if read_only else [])]
-    for index, node in enumerate(free):
-        device = f"/dev/{node.name}"
-        try:
-            try:
-                run(["nbd-client", *where, device, *options, "-connections", str(CONNECTIONS)], "nbd-client")
-            except HostError:
-                run(["nbd-client", *where, device, *options], "nbd-client")
-        except HostError:
-            # Somebody else may have taken it since we looked.
-            if (node / "pid").exists() and index + 1 < len(free):
-                continue
-            raise
-        if not wait(lambda node=node: _number(node / "size")):  # type: ignore[misc]
-            disconnect_nbd(device)
-            raise HostError(device, "did not become ready", "a look at the kernel's log")
-        return device
-    raise AssertionError("the last device either connects or raises")
-
-
-def disconnect_nbd(device: str) -> None:
-    """Disconnect an nbd device, and wait until it is free; no matter if it is."""
-    node = Path("/sys/block") / Path(device).name
-    if (node / "pid").exists():
-        run(["nbd-client", "-d", device], "nbd-client")
-    if not wait(lambda: not (node / "pid").exists()):
-        raise HostError(device, "is still connected", "whoever holds it to let go")
-
-
 # --- loop -------------------------------------------------------------------------------------------------------------
 
 
@@ -104,7 +60,7 @@ def make_loop(file: str, *, read_only: bool, sector_bytes: int) -> str:
 def loops_of(file: str) -> list[str]:
     """Return the loop devices on ``file``."""
     found = []
-    for node in _by_number("loop"):
+    for node in by_number("loop"):
         with contextlib.suppress(OSError):
             if (node / "loop/backing_file").read_text().rstrip("\n") == file:
                 found.append(f"/dev/{node.name}")
@@ -113,7 +69,7 @@ def loops_of(file: str) -> list[str]:
 
 def remove_loop(device: str) -> None:
     """Remove a loop device, and wait until it is gone; losetup itself only promises to, once nobody uses it."""
-    backing = Path("/sys/block") / Path(device).name / "loop/backing_file"
+    backing = SYSFS / Path(device).name / "loop/backing_file"
     if backing.exists():
         run(["losetup", "--detach", device], "mount")
     if not wait(lambda: not backing.exists()):
@@ -245,12 +201,6 @@ def _plain(text: str) -> str:
     return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)
 
 
-def _by_number(kind: str) -> list[Path]:
+def by_number(kind: str) -> list[Path]:
     """Return the nodes in sysfs of all devices of a kind, in the order of their numbers."""
-    return sorted(Path("/sys/block").glob(f"{kind}[0-9]*"), key=lambda path: int(path.name.removeprefix(kind)))
-
-
-def _number(path: Path) -> int:
-    with contextlib.suppress(OSError, ValueError):
-        return int(path.read_text())
-    return 0
+    return sorted(SYSFS.glob(f"{kind}[0-9]*"), key=lambda path: int(path.name.removeprefix(kind)))

@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from conftest import needs
 from serving import runtime_directory, tiny
 
-from pmem_core import __version__, attach, blockdev, cli, launch, runtime, server
+from pmem_core import __version__, attach, blockdev, cli, launch, nbdclient, runtime, server
 from pmem_core.cli._common import SIZE, emit, human_bytes, parse_size
 from pmem_core.errors import ServerError, UsageError
 
@@ -440,7 +440,7 @@ def test_server_that_attach_starts_has_one_thread_for_each_connection(run, image
 def test_kernel_without_nbd_is_told_before_a_server_starts(folder, image, monkeypatch, capsys, verb):
     monkeypatch.setattr(attach, "require_root", lambda _: None)
     monkeypatch.setattr(runtime, "program", lambda name, _: f"/sbin/{name}")
-    monkeypatch.setattr(attach, "has_nbd", lambda: False)
+    monkeypatch.setattr(nbdclient, "is_there", lambda: False)
     monkeypatch.setattr(blockdev, "require_mountable", lambda _: None)
     name, *directory = verb
     assert cli.main([name, str(image), *directory, "--via", "nbd"]) == 1

@@ -69,6 +69,13 @@ def test_harness_tells_a_job_that_fails(server_command):
     assert result.server_status == 0, result.server_output
 
 
+def attaching(server_command, script) -> uml.Result:
+    """Boot without an attached device, and run a script of Python's that is told the server's URI."""
+    settings = f"export PMEM_NBD_RUNTIME_DIR=/run/pn PYTHONPATH={launch.PROJECT}"
+    job = f"{settings}\n{sys.executable} - nbd://$SERVER:$PORT <<'END'\n{script}\nEND\n"
+    return booted(server_command, job, bare=True)
+
+
 def test_attach_uses_the_kernels_driver_where_there_is_one(server_command):
     """pmem_core.attach by itself: finds a free device, connects it, mounts, and undoes it all."""
     script = """
@@ -94,7 +101,35 @@ print(Path("/mnt/made/file").read_text())
 attach.detach(attach.unmount(mounted))
 assert not Path("/sys/block/nbd0/pid").exists() and not attach.attachments()
 """
-    job = f"export PMEM_NBD_RUNTIME_DIR=/run/pn\n{sys.executable} - nbd://$SERVER:$PORT <<'END'\n{script}\nEND\n"
-    result = booted(server_command, job, bare=True)
+    result = attaching(server_command, script)
     assert "/dev/nbd0: is mounted on /mnt/made: unmount it first" in result.output
     assert "kept" in result.output
+
+
+@pytest.mark.slow
+def test_interrupted_attach_leaves_no_device_of_the_kernels(server_command):
+    """Interrupted at any moment, also while nbd-client connects: either all of it is there, or nothing."""
+    script = """
+import signal, subprocess, sys, time
+from pathlib import Path
+from pmem_core import attach
+uri, nothing = sys.argv[1], 0
+connected = Path("/sys/block/nbd0/pid").exists
+code = "import sys; from pmem_core import attach; print(flush=True); attach.attach(sys.argv[1], sys.argv[1])"
+for turn in range(25):
+    with subprocess.Popen([sys.executable, "-c", code, uri], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as one:
+        one.stdout.readline()
+        time.sleep(turn * 0.002)
+        one.send_signal(signal.SIGINT)
+        _, said = one.communicate()
+    made = attach.find(uri)
+    assert made or b"KeyboardInterrupt" in said, said
+    assert bool(made) == connected(), (turn, made, said)
+    nothing += not made
+    if made:
+        attach.detach(made)
+    assert not connected()
+print(f"nothing was left {nothing} times of 25")
+"""
+    result = attaching(server_command, script)
+    assert "nothing was left 0 times" not in result.output and "nothing was left" in result.output

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from pmem_core import attach as attaching
-from pmem_core import blockdev, launch, runtime, server
+from pmem_core import blockdev, launch, nbdclient, runtime, server
 from pmem_core.cli._common import IMAGE, PATH, emit, json_option, policy_file_option, working
 from pmem_core.cli.serve import known_as, say, signals_as_interrupt, signals_ignored, start
 from pmem_core.errors import HostError, MissingProgram, NotAnImage, UsageError
@@ -147,7 +147,7 @@ def _attach(image: Path, running: server.Server | None, read_only: bool, via: st
     """Attach an image, serving it first if nobody does; a server started for nothing is stopped again."""
     if via == "nbd":
         runtime.program("nbd-client", "nbd-client")
-        if not attaching.has_nbd():
+        if not nbdclient.is_there():
             raise MissingProgram("nbd", "this kernel has none", "--via loop")
     started = running is None
     if running is None:

@@ -14,7 +14,7 @@ import click
 
 from benchlib.peers import Peer
 from benchlib.workloads import Rounds, fio, in_turn, put, renew, run_for
-from pmem_core import attach, launch
+from pmem_core import attach, launch, nbdclient
 from pmem_core.errors import PmemError
 
 EXT4 = "randwrite 4k fsync 32 on ext4"
@@ -27,7 +27,7 @@ def missing() -> str:
     """What this cannot be measured without, or ""."""
     if os.geteuid() != 0:
         return "not root"
-    if attach.has_nbd():
+    if nbdclient.is_there():
         return ""
     gone = [program for program in NEEDS if shutil.which(program, path=f"{os.environ['PATH']}:/usr/sbin") is None]
     gone += [path for path in ("/dev/fuse", "/dev/loop-control") if not Path(path).exists()]
