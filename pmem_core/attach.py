@@ -13,6 +13,7 @@ of one that was killed half way.
 import contextlib
 import dataclasses
 import os
+import resource
 import signal
 import subprocess
 from collections.abc import Callable, Sequence
@@ -27,6 +28,7 @@ FILESYSTEMS = {
     "xfs": (["mkfs.xfs", "-q", "-f"], "xfsprogs"),
     "btrfs": (["mkfs.btrfs", "-q", "-f"], "btrfs-progs"),
 }
+LOG_BYTES_MAX = 1 << 20
 SECTOR_BYTES = 512  # a filesystem made with these mounts whichever way the device came about
 
 
@@ -147,8 +149,12 @@ def _mount_fuse(attachment: Attachment) -> Attachment:
                 stdout=output,
                 stderr=output,
                 start_new_session=True,
+                restore_signals=False,  # SIGXFSZ stays ignored
             )
         try:
+            # It writes a line for each request that fails: once the file is full these are lost, and it goes on.
+            with contextlib.suppress(ProcessLookupError):  # why it has ended is said below
+                resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (LOG_BYTES_MAX, LOG_BYTES_MAX))
             born = runtime.birth(process.pid)
             attachment = _record(dataclasses.replace(attachment, fuse_pid=process.pid, fuse_birth=born))
             go_on()

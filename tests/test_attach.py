@@ -226,6 +226,22 @@ def test_unreadable_device_is_not_taken_for_an_empty_one(folder, tmp_path, direc
     attach.detach(attached)
 
 
+def test_failing_requests_do_not_make_the_log_of_nbdfuse_grow(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(attach, "LOG_BYTES_MAX", 4096, raising=False)
+    (tmp_path / "disk.pmem").mkdir()
+    parameters = {"size": str(SIZE), "fail": "read"}
+    running = server.start(tmp_path / "disk.pmem", plugin=tiny(tmp_path), parameters=parameters)
+    attached = attach.attach(running.image, running.uri, way="loop")
+    file = os.open(f"{attached.fuse}/nbd", os.O_RDONLY)
+    for _ in range(500):
+        with pytest.raises(OSError, match="Input/output"):
+            os.pread(file, 4096, 0)
+    os.close(file)
+    (log,) = folder.glob("*.fuselog")
+    assert 0 < log.stat().st_size <= 4096 and runtime.alive(attached.fuse_pid, attached.fuse_birth)
+    attach.detach(attached)
+
+
 def test_two_signatures_are_not_taken_for_none(attached):
     attach.make_filesystem(attached.device, "ext4")
     with Path(attached.device).open("r+b") as device:
