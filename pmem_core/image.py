@@ -53,6 +53,14 @@ def load_geometry(path: Path, *, read_only: bool = True, converting: bool = Fals
         raise UnsupportedImage(media, f"info block: {error.subject}: {error.what}", error.expected) from None
 
 
+def reload_geometry(path: Path, known: Geometry, *, read_only: bool = True, converting: bool = False) -> Geometry:
+    """`known`, as load_geometry has had it before, or the geometry from now on where a conversion has changed it."""
+    media = find(path) / "media"
+    with host_errors(media):
+        info = infoblock.read(media, read_only=read_only, converting=converting)
+    return known if info == known.info else load_geometry(path, read_only=read_only, converting=converting)
+
+
 # ---- creation ----
 
 
