@@ -13,6 +13,7 @@ from unittest import mock
 import pytest
 from conftest import needs
 from independent_reader import Reader
+from test_recovery import lose_cache
 
 from pmem_core import cli, convert, geometry, image, infoblock, layout, reshape
 from pmem_core.check import check
@@ -266,6 +267,24 @@ def test_image_that_was_not_closed_is_refused(tmp_path):
     device.write(b"x" * PAGE, 0)
     device.abandon()
     refused(path, UnsupportedImage, "not closed properly: 'pmem-nbd check --repair", 128)
+
+
+@pytest.mark.parametrize("output", [False, True])
+def test_image_with_suspect_sections_is_refused(tmp_path, output):
+    path, new = tmp_path / "a.pmem", tmp_path / "b.pmem"
+    make(path)
+    device = Device(path)
+    device.write(b"x" * PAGE, 0)
+    device.abandon()
+    lose_cache(path)
+    Device(path).close()
+    left = files(path)
+    with pytest.raises(UnsupportedImage, match="held writes not flushed at a power cut: 'pmem-nbd check --repair"):
+        convert.convert_into(path, new, 128, size=2 << 20) if output else convert.convert(path, 128)
+    assert files(path)["media"] == left["media"]
+    assert not new.exists()
+    check(path, repair=True)
+    convert.convert_into(path, new, 128, size=2 << 20) if output else convert.convert(path, 128)
 
 
 @pytest.mark.parametrize("size", [0, 8, 100, 8192])

@@ -18,7 +18,7 @@ from .. import geometry, host, image, layout
 from ..device import Device
 from ..errors import BadData, DoesNotFit, PmemError, UnsupportedImage, UsageError
 from . import filesystems
-from .steps import shape
+from .steps import require_settled, shape
 
 CHUNK_BYTES = 4 << 20
 
@@ -48,6 +48,7 @@ def convert_into(
             raise UnsupportedImage(
                 path, f"placement {info.placement} has no descriptors on the medium", "interleaved or linear"
             )
+        require_settled(source)
         plan = geometry.plan(
             size or info.size,
             placement_name=info.placement,

@@ -25,8 +25,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from .. import choices, geometry, host, image, infoblock, layout, snapshot
 from ..device import Device
 from ..errors import DamagedImage, ImageBusy, UnsupportedImage, UsageError
@@ -34,7 +32,20 @@ from ..geometry import Geometry
 from ..infoblock import Info
 from ..journal import Journal
 from . import filesystems, saved
-from .steps import PHASES, SHAPED, Conversion, Watch, finish, forget, gather, line_writes, shape, summary, told
+from .steps import (
+    PHASES,
+    SHAPED,
+    Conversion,
+    Watch,
+    finish,
+    forget,
+    gather,
+    line_writes,
+    require_settled,
+    shape,
+    summary,
+    told,
+)
 
 
 def planned(old: Geometry, wanted: dict[str, int]) -> Geometry:
@@ -111,9 +122,7 @@ def _begin(path: Path, size: int | None, of_format: int | None, watch: Watch) ->
                 infoblock.write(path / "media", info)
                 forget(path, device.journal)
             return {"from": shape(info), "to": wanted, "changed": False, "device_bytes": old.device_bytes}
-        if np.any(device.mapping.sections & layout.SECTION_SUSPECT):
-            what = "some of its sections held writes not flushed at a power cut"
-            raise UnsupportedImage(path, what, f"'pmem-nbd check --repair {path}' first")
+        require_settled(device)
         writer = saved.Writer(path, info.uuid, size)
         try:
             gather(device, new, writer, watch)
