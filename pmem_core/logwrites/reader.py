@@ -50,8 +50,9 @@ class Log:
                 raise BadLog(path, "is neither a file nor a block device", "one of these")
             self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             try:
-                self.size = os.lseek(self.fd, 0, os.SEEK_END)
                 self.sector_bytes, self.count = self._superblock()
+                # Not before: what the superblock counts was in the log by then, in one that grows meanwhile too.
+                self.size = os.lseek(self.fd, 0, os.SEEK_END)
             except BaseException:
                 os.close(self.fd)
                 raise
