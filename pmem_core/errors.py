@@ -47,7 +47,7 @@ class ImageBusy(PmemError):
 
 
 class HostFull(PmemError):
-    """The host's filesystem has no room left."""
+    """The host's filesystem has no room left, or the journal none in its own limit."""
 
     errno = errno_.ENOSPC
 
