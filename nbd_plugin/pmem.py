@@ -43,7 +43,7 @@ try:
         placement,
         warmup,
     )
-    from pmem_core.errors import PmemError, UsageError
+    from pmem_core.errors import NOT_CLOSED, PmemError, UsageError
 except ImportError as error:
     _missing = error.name or str(error).strip().partition("\n")[0]
     print(
@@ -169,7 +169,7 @@ def cleanup():
         finally:
             logged.end()
     except PmemError as error:
-        print(f"pmem-nbd: {error}", file=sys.stderr, flush=True)
+        print(f"{NOT_CLOSED}{error}", file=sys.stderr, flush=True)
         os._exit(1)  # nbdkit has no other way to say that what it ended with failed
     # As for commands: nothing that imports left is looked for when Python ends.
     gc.freeze()

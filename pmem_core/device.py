@@ -61,12 +61,15 @@ class Device:
         self.on_wanted: Callable[[], None] = lambda: None
         # Held while compiled code works on the device: of whoever serves it by several threads without the GIL.
         self.turn: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
-        self.plan = image.load_geometry(path, read_only=read_only, converting=converting)
+        # Before the lock: in what is no image of ours no file is made.
+        plan = image.load_geometry(path, read_only=read_only, converting=converting)
         image.require_parts(path)
-        image.require_wear(path, self.plan)
+        image.require_wear(path, plan)
         self._lock = Lock(path, read_only=read_only)
         with contextlib.ExitStack() as undo:
             undo.callback(self._lock.release)
+            # Whoever had the lock until now may have converted the image.
+            self.plan = image.reload_geometry(path, plan, read_only=read_only, converting=converting)
             self.journal = Journal(path / "journal", read_only=read_only)
             undo.callback(self.journal.close)
             self._check_owner()

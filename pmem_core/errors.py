@@ -7,6 +7,9 @@ with status 1.  ``errno`` is what an NBD client is told when the fault happens w
 
 import errno as errno_
 
+# What a server says when it has not closed the image well begins so; its other lines are for people to know.
+NOT_CLOSED = "pmem-nbd: error: "
+
 
 class PmemError(Exception):
     """The base of every error this package raises on purpose."""
@@ -47,7 +50,7 @@ class ImageBusy(PmemError):
 
 
 class HostFull(PmemError):
-    """The host's filesystem has no room left."""
+    """The host's filesystem has no room left, or the journal none in its own limit."""
 
     errno = errno_.ENOSPC
 

@@ -5,6 +5,7 @@
 (LMDB) and `lock`.  The files are sparse where the device was never touched.
 """
 
+import glob
 import os
 import shutil
 from pathlib import Path
@@ -53,6 +54,14 @@ def load_geometry(path: Path, *, read_only: bool = True, converting: bool = Fals
         raise UnsupportedImage(media, f"info block: {error.subject}: {error.what}", error.expected) from None
 
 
+def reload_geometry(path: Path, known: Geometry, *, read_only: bool = True, converting: bool = False) -> Geometry:
+    """`known`, as load_geometry has had it before, or the geometry from now on where a conversion has changed it."""
+    media = find(path) / "media"
+    with host_errors(media):
+        info = infoblock.read(media, read_only=read_only, converting=converting)
+    return known if info == known.info else load_geometry(path, read_only=read_only, converting=converting)
+
+
 # ---- creation ----
 
 
@@ -63,14 +72,11 @@ def create(path: Path, plan: Geometry) -> None:
     """
     if path.exists():
         raise UsageError(path, "exists already", "a new name, or remove it first")
-    work = path.with_name(f".{path.name}.{os.getpid()}")
     with host_errors(path):
-        if not path.parent.is_dir():
-            raise HostError(path.parent, "no such folder", "a folder to make the image in")
-        work.mkdir(mode=0o700)
+        work = work_folder(path, "creating")
         try:
             try:
-                _fill(work, plan)
+                fill(work, plan)
             except HostFull as error:
                 raise HostFull(path, error.what, error.expected) from None  # nobody knows the folder it is made in
             work.rename(path)
@@ -80,7 +86,25 @@ def create(path: Path, plan: Geometry) -> None:
             raise
 
 
-def _fill(work: Path, plan: Geometry) -> None:
+def work_folder(path: Path, doing: str) -> Path:
+    """Make the folder that `path` is made in, of this process alone; what a kill left of an earlier try is removed.
+
+    doing: how its name ends, so that no image of somebody's is taken for one.  HostError, OSError.
+    """
+    if not path.parent.is_dir():
+        raise HostError(path.parent, "no such folder", "a folder to make the image in")
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.{doing}"):
+        pid = left.name.removeprefix(f".{path.name}.").removesuffix(f".{doing}")
+        # One that has our own number is of a process before us.
+        if pid.isdecimal() and (int(pid) == os.getpid() or not Path(f"/proc/{pid}").exists()):
+            shutil.rmtree(left, ignore_errors=True)
+    work = path.with_name(f".{path.name}.{os.getpid()}.{doing}")
+    work.mkdir(mode=0o700)
+    return work
+
+
+def fill(work: Path, plan: Geometry) -> None:
+    """Make the image planned in `plan` of the empty folder `work`, durably.  HostFull, OSError."""
     info = plan.info
     for name, size in (("media", info.size), ("wear", 4 * plan.line_count)):
         with (work / name).open("xb") as file:

@@ -79,8 +79,8 @@ class Journal:
                 self._env.close()
                 raise
         except lmdb.Error as error:
-            if _says_full(error, path):
-                raise _full(path) from error
+            if full := _full(error, path):
+                raise full from error
             raise DamagedImage(
                 path, f"the journal cannot be opened ({error})", "a readable LMDB environment"
             ) from error
@@ -106,7 +106,7 @@ class Journal:
                 os.close(fd)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise _full(self.path) from error
+                raise _no_room(self.path) from error
             raise HostError(self.path / "lock.mdb", (error.strerror or str(error)).lower()) from error
 
     def _look_over(self) -> None:
@@ -372,18 +372,21 @@ class _Transaction:
             raise self._translated(failure) from failure
 
     def _translated(self, error: Exception) -> Exception:
-        if _says_full(error, self._path):
-            return _full(self._path)
+        if full := _full(error, self._path):
+            return full
         return HostError(self._path, f"the journal could not be written ({error})", "a healthy disk")
 
 
-def _says_full(error: Exception, path: Path) -> bool:
-    full = isinstance(error, lmdb.MapFullError | lmdb.DiskError)
+def _full(error: Exception, path: Path) -> HostFull | None:
+    """Who has no room for the journal, the host or its own map; None where neither is what `error` says."""
+    if isinstance(error, lmdb.MapFullError):
+        return HostFull(path, f"has reached its limit of {MAP_BYTES >> 20} MiB", "a leveling with a smaller table")
+    full = isinstance(error, lmdb.DiskError)
     if "Input/output error" in str(error):
         # LMDB's word for a write that ended early too, as one does where the room ends within it.
         full = full or os.statvfs(path).f_bavail == 0
-    return full or "No space left" in str(error) or errno.ENOSPC in error.args
+    return _no_room(path) if full or "No space left" in str(error) or errno.ENOSPC in error.args else None
 
 
-def _full(path: Path) -> HostFull:
+def _no_room(path: Path) -> HostFull:
     return HostFull(path, "no room for the journal", "free space on the host")

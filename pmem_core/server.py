@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from pmem_core import launch, listen, runtime, serverlog
-from pmem_core.errors import HostError, ImageBusy, NotAnImage, ServerError, UsageError
+from pmem_core.errors import NOT_CLOSED, HostError, ImageBusy, NotAnImage, ServerError, UsageError
 
 START_S_MAX = 180  # the first start compiles
 STOP_S_MAX = 60  # a stop takes a checkpoint
@@ -254,7 +254,7 @@ def stop(server: Server, timeout_s: float = STOP_S_MAX) -> None:
 
     Clients are answered what they have asked, and then hung up on.
     Raises ServerError where it has not ended after ``timeout_s``, HostError where it is another user's, and what it
-    says when it is not closed well: then not all of it may be durable.
+    says behind NOT_CLOSED when it is not closed well: then not all of it may be durable.
     """
     told = len(serverlog.read(server.log))
     with contextlib.suppress(ProcessLookupError):
@@ -274,7 +274,7 @@ def stop(server: Server, timeout_s: float = STOP_S_MAX) -> None:
         finally:
             os.close(handle)
     _reap(server.pid)
-    said = serverlog.read(server.log)[told:]
+    said = [line for line in serverlog.read(server.log)[told:] if line.startswith(NOT_CLOSED)]
     _forget(server)
     if said:
         raise launch.failure(server.image, said[-1], None)

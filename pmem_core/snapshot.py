@@ -124,6 +124,15 @@ def look(path: Path) -> Look:
     """
     plan = image.load_geometry(path)
     image.require_parts(path)
+    while True:
+        found = _look(path, plan)
+        # A conversion that ended meanwhile has made other files; and what is served is not locked.
+        plan = image.reload_geometry(path, found.plan)
+        if plan is found.plan:
+            return found
+
+
+def _look(path: Path, plan: Geometry) -> Look:
     with host.host_errors(path), _reading(path) as holder:
         whole = statefile.state_is_whole(path / "state", plan)
         with (path / "state").open("rb") as file:

@@ -95,8 +95,10 @@ def cleanup():
         time.sleep(float(settings.get("stop_sleep", 0)))
         with __builtins__.open(settings["stopped"], "w") as file:
             file.write("clean")
+    if settings.get("fail") in ("notice", "close"):
+        print("pmem-nbd: tiny: there is room again: nothing is missing", file=sys.stderr, flush=True)
     if settings.get("fail") == "close":
-        print("pmem-nbd: tiny: an earlier sync failed: stop the server", file=sys.stderr, flush=True)
+        print("pmem-nbd: error: tiny: an earlier sync failed: stop the server", file=sys.stderr, flush=True)
         os._exit(1)
 """
 

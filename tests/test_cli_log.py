@@ -145,6 +145,49 @@ def test_entry_of_zeros_is_refused(run, tmp_path):
     assert "entry 1 at byte 1024 is empty" in run("log", path)[2]
 
 
+@pytest.mark.parametrize(
+    ("sector", "sectors", "size", "flags"),
+    [
+        (2**60, 1, 512, DISCARD),
+        (2**60, 1, 512, 0),
+        (2**54 - 1, 1, 512, DISCARD | FUA),  # ends at 2**63, which no offset reaches
+        (2**54 - 1, 1, 512, 0),
+        (2**64 - 1, 8, 512, DISCARD),
+        (2**64 - 1, 8, 512, FUA),
+        (0, 2**60, 512, DISCARD),
+        (0, 2**64 - 1, 512, DISCARD),
+        (2**50, 2**50, 8192, DISCARD),
+    ],
+)
+def test_entry_that_no_device_could_have_is_refused(run, tmp_path, sector, sectors, size, flags):
+    data = b"" if flags & DISCARD else b"x" * sectors * size
+    entries = [entry(0, 0, FLUSH, size=size), entry(sector, sectors, flags, data, size)]
+    path = log_of(tmp_path / "log", *entries, size=size)
+    said = (
+        f"{path}: entry 1 at byte {2 * size} ends at byte {(sector + sectors) * size} of the device: one below 2**63\n"
+    )
+    assert run("replay-log", path, "--onto", tmp_path / "target") == (1, "", said)
+    assert not (tmp_path / "target").exists()
+    status, _, err = run("log", path)
+    assert (status, err) == (1, said)
+    assert run("replay-log", path, "--onto", tmp_path / "target", "--to", 0)[0] == 0
+
+
+def test_sector_of_what_changes_nothing_does_not_matter(run, tmp_path):
+    path = log_of(tmp_path / "log", entry(2**64 - 1, 0, FLUSH), entry(1, 1, DISCARD))
+    assert run("replay-log", path, "--onto", tmp_path / "target")[0] == 0
+
+
+@pytest.mark.parametrize("told", [str(2**63), "9" * 400, "9" * 5000])
+def test_device_that_is_larger_than_any_is_refused(run, tmp_path, told):
+    size = 8192
+    text = f"pmem-nbd-start device_bytes={told}".encode()
+    path = log_of(tmp_path / "log", entry(0, 0, MARK, text, size), entry(0, 1, 0, b"x" * size, size), size=size)
+    status, out, err = run("replay-log", path, "--onto", tmp_path / "target")
+    assert (status, out) == (1, "") and "tells of a larger device than there can be: " in err
+    assert not (tmp_path / "target").exists()
+
+
 # ---- replay-log ----
 
 

@@ -13,12 +13,13 @@ from unittest import mock
 import pytest
 from conftest import needs
 from independent_reader import Reader
+from test_recovery import killed_in, lose_cache
 
 from pmem_core import cli, convert, geometry, image, infoblock, layout, reshape
 from pmem_core.check import check
 from pmem_core.convert import copy, filesystems, saved
 from pmem_core.device import Device
-from pmem_core.errors import BadData, DoesNotFit, HostFull, ImageBusy, UnsupportedImage, UsageError
+from pmem_core.errors import BadData, DoesNotFit, HostError, HostFull, ImageBusy, UnsupportedImage, UsageError
 
 HERE = Path(__file__).resolve().parent
 SEED = os.environ.get("PMEM_NBD_SEED", "20150507")
@@ -181,6 +182,24 @@ def test_output_leaves_another_s_work_alone_and_removes_what_a_dead_one_left(tmp
     assert [other.is_dir() for other in others] == [True, False]
 
 
+def test_output_wants_a_folder(tmp_path):
+    make(tmp_path / "disk.pmem", pages=4)
+    with pytest.raises(HostError, match=f"^{tmp_path / 'none'}: no such folder: a folder to make the image in"):
+        convert.convert_into(tmp_path / "disk.pmem", tmp_path / "none" / "new.pmem", 128)
+
+
+@pytest.mark.parametrize("same", [False, True])
+def test_output_removes_what_was_left_of_one_killed_at_its_beginning(tmp_path, monkeypatch, same):
+    path, new = tmp_path / "disk.pmem", tmp_path / "new.pmem"
+    make(path, pages=4)
+    pid = killed_in(convert.convert_into, path, new, 128)
+    assert [one for one in tmp_path.iterdir() if str(pid) in one.name]
+    if same:
+        monkeypatch.setattr(os, "getpid", lambda: pid)
+    convert.convert_into(path, new, 128)
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["disk.pmem", "new.pmem"]
+
+
 def test_output_that_another_has_made_meanwhile_is_left_alone(tmp_path):
     path, new = tmp_path / "disk.pmem", tmp_path / "new.pmem"
     make(path, pages=4)
@@ -266,6 +285,24 @@ def test_image_that_was_not_closed_is_refused(tmp_path):
     device.write(b"x" * PAGE, 0)
     device.abandon()
     refused(path, UnsupportedImage, "not closed properly: 'pmem-nbd check --repair", 128)
+
+
+@pytest.mark.parametrize("output", [False, True])
+def test_image_with_suspect_sections_is_refused(tmp_path, output):
+    path, new = tmp_path / "a.pmem", tmp_path / "b.pmem"
+    make(path)
+    device = Device(path)
+    device.write(b"x" * PAGE, 0)
+    device.abandon()
+    lose_cache(path)
+    Device(path).close()
+    left = files(path)
+    with pytest.raises(UnsupportedImage, match="held writes not flushed at a power cut: 'pmem-nbd check --repair"):
+        convert.convert_into(path, new, 128, size=2 << 20) if output else convert.convert(path, 128)
+    assert files(path)["media"] == left["media"]
+    assert not new.exists()
+    check(path, repair=True)
+    convert.convert_into(path, new, 128, size=2 << 20) if output else convert.convert(path, 128)
 
 
 @pytest.mark.parametrize("size", [0, 8, 100, 8192])

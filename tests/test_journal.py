@@ -3,13 +3,14 @@
 
 import os
 import random
+import subprocess
 
 import pytest
 
 from pmem_core import geometry, image, journalscan
 from pmem_core.check import Kind, check
 from pmem_core.device import Device
-from pmem_core.errors import DamagedImage
+from pmem_core.errors import DamagedImage, HostFull
 from pmem_core.journal import SEAL_BYTES, UNSEALED, Journal
 
 MIB = 1 << 20
@@ -62,6 +63,37 @@ def test_journal_of_the_schema_before_is_read_and_given_checksums(path):
     with Device(path) as device:
         assert device.recovery == "" and device.read(4096, 0) == b"x" * 4096
     assert not check(path).findings
+
+
+def fill(journal):
+    """Commit a row more each time until there is no room for it; the error."""
+    for row in range(4096):
+        try:
+            journal.checkpoint(b"core", {row: b"x" * 4096}, {})
+        except HostFull as error:
+            return error
+    raise AssertionError("there was room")
+
+
+def test_journal_that_has_reached_its_limit_says_so(path, monkeypatch):
+    monkeypatch.setattr("pmem_core.journal.MAP_BYTES", 2 * MIB)
+    journal = Journal(path / "journal")
+    error = fill(journal)
+    journal.close()
+    assert str(error) == f"{path / 'journal'}: has reached its limit of 2 MiB: a leveling with a smaller table"
+
+
+@pytest.mark.kernel
+def test_journal_on_a_full_host_says_so(tmp_path):
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1M", "tmpfs", tmp_path], check=True)
+    try:
+        journal = Journal(tmp_path / "journal", create=True)
+        journal.initialise("00000000-0000-0000-0000-000000000000")
+        error = fill(journal)
+        journal.close()
+    finally:
+        subprocess.run(["umount", "--lazy", tmp_path], check=True)
+    assert str(error) == f"{tmp_path / 'journal'}: no room for the journal: free space on the host"
 
 
 @pytest.mark.parametrize("name", NAMES)

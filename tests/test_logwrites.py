@@ -15,7 +15,7 @@ import pytest
 from log_reader import DISCARD, FLUSH, FUA, MARK, shape
 
 from pmem_core.errors import HostError, HostFull, UsageError
-from pmem_core.logwrites import record, spool
+from pmem_core.logwrites import reader, record, spool
 from pmem_core.logwrites.logged import LoggedDevice
 from pmem_core.logwrites.writer import Writer
 
@@ -360,6 +360,23 @@ def test_log_is_what_is_durable_after_every_request(logged):
     assert log_reader.apply(logged.found, SIZE) == durable
     logged.close()
     assert log_reader.apply(logged.found, SIZE) == logged.memory.data
+
+
+@pytest.mark.parametrize("call", ["pread", "lseek"])
+def test_log_that_grows_while_it_is_opened_is_not_torn(logged, monkeypatch, call):
+    real = getattr(os, call)
+
+    def grows(*arguments):
+        found = real(*arguments)
+        monkeypatch.setattr(os, call, real)
+        logged.write(b"a" * 512, 0)
+        logged.flush()
+        return found
+
+    monkeypatch.setattr(os, call, grows)
+    with reader.Log(logged.path) as log:
+        assert len(list(log.entries())) == log.count
+    assert getattr(os, call) is real
 
 
 def test_connections_at_once_are_logged_in_the_order_of_the_device(logged):

@@ -9,7 +9,7 @@ import numba
 import numpy as np
 import pytest
 
-from pmem_core import binding, geometry, layout, leveling, media, placement, reservations
+from pmem_core import binding, choices, geometry, layout, leveling, media, placement, reservations
 from pmem_core.errors import UsageError
 
 pytestmark = pytest.mark.contract
@@ -451,6 +451,28 @@ def test_randomized_is_a_permutation_of_its_own_for_each_image(frames):
 def test_region_that_is_no_power_of_two_is_a_usage_error():
     with pytest.raises(UsageError, match="power of two"):
         geometry.plan(1 << 20, leveling_name="start_gap", parameters={"region_frames": 6})
+
+
+@pytest.mark.parametrize(
+    ("size", "frame_bytes", "given", "least"),
+    [
+        (400 << 30, 4096, {"region_frames": 2, "gap_frames": 1}, 8),
+        (400 << 30, 4096, {"region_frames": 1, "gap_frames": 4}, 4),
+        (choices.SIZE_MAX, 256, {"region_frames": 1}, 16384),
+    ],
+)
+def test_regions_whose_table_the_journal_does_not_hold_are_refused(size, frame_bytes, given, least):
+    options = {"placement_name": "none", "leveling_name": "start_gap", "frame_bytes": frame_bytes}
+    wanted = f"region_frames={given['region_frames']}: {least} at least, for a table of at most 16777216 regions"
+    with pytest.raises(UsageError, match=wanted):
+        geometry.plan(size, **options, parameters=given)
+    assert len(geometry.plan(size, **options, parameters=given | {"region_frames": least}).table) <= 1 << 24
+
+
+def test_start_gap_fits_the_largest_medium():
+    for frame_bytes in (256, 4096):
+        plan = geometry.plan(choices.SIZE_MAX, leveling_name="start_gap", frame_bytes=frame_bytes)
+        assert len(plan.table) <= 1 << 24 and plan.placed_bytes > choices.SIZE_MAX * 0.98
 
 
 def test_state_fits_its_zone_for_every_pair():

@@ -259,3 +259,31 @@ def test_recording_is_shown_while_it_grows(run, tmp_path):
     server.stop(server.servers()[0])
     status, out, _ = run("trace", tmp_path / "rec")
     assert status == 0 and "without a clean end" not in out and "interleaved, start_gap" in out
+
+
+@needs("libnbd", "root")
+@pytest.mark.parametrize("room", [True, False])
+def test_stop_fails_where_the_recording_does_and_not_where_there_was_room_again(tmp_path, run, room):
+    import nbd
+
+    disk, small = make(tmp_path / "disk.pmem"), tmp_path / "small"
+    small.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", small], check=True)
+    try:
+        status, uri, _ = run("serve", disk, "-b", "--record", small / "rec")
+        assert status == 0
+        client = nbd.NBD()
+        client.connect_uri(uri.strip())
+        (small / "ballast").write_bytes(bytes(56 << 10))
+        for offset in range(0, 3000 * 512, 512):
+            client.pwrite(b"x", offset)
+        client.flush()
+        if room:
+            (small / "ballast").unlink()
+        status, _, err = run("stop", disk)
+        assert status == (0 if room else 1)
+        assert err == (
+            "" if room else f"{small / 'rec'}: no room left on the host: free space, or another filesystem\n"
+        )
+    finally:
+        subprocess.run(["umount", "--lazy", small], check=True)

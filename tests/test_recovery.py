@@ -806,6 +806,37 @@ def test_no_room_to_create_names_the_image(tmp_path):
     assert [one for one in told if "disk.pmem: no room" not in one] == []
 
 
+def killed_in(function, *arguments):
+    """Call `function` in a process that is killed when it writes a state file."""
+    pid = os.fork()
+    if not pid:
+        image.write_state = lambda *_, **__: os._exit(9)
+        function(*arguments)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 9
+    return pid
+
+
+@pytest.mark.parametrize("same", [False, True])
+def test_create_removes_what_a_killed_one_left(path, monkeypatch, same):
+    plan = geometry.plan(16 * MIB)
+    pid = killed_in(image.create, path, plan)
+    assert [one for one in path.parent.iterdir() if str(pid) in one.name]
+    if same:
+        monkeypatch.setattr(os, "getpid", lambda: pid)
+    image.create(path, plan)
+    assert [one.name for one in path.parent.iterdir()] == [path.name]
+    assert check(path).clean
+
+
+def test_create_leaves_alone_what_others_make_and_what_only_looks_so(path):
+    names = [f".{path.name}.{os.getppid()}.creating", f".{path.name}.999999999", f".{path.name}.old.creating"]
+    for name in names:
+        path.with_name(name).mkdir()
+    image.create(path, geometry.plan(16 * MIB))
+    assert sorted(one.name for one in path.parent.iterdir()) == sorted([*names, path.name])
+
+
 def test_name_that_is_no_text_is_as_good_as_any(tmp_path):
     path = tmp_path / os.fsdecode(b"bad\xff.pmem")
     image.create(path, geometry.plan(16 * MIB))

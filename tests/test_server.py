@@ -411,6 +411,12 @@ def test_what_housekeeping_says_while_a_server_stops_is_no_failure(start, folder
     assert not list(folder.iterdir())
 
 
+def test_stop_takes_no_notice_for_a_failure(start, folder):
+    running = start(parameters={"fail": "notice"})
+    server.stop(running)
+    assert not list(folder.iterdir())
+
+
 def test_signals_between_the_start_of_a_server_and_its_record_wait(start, folder, monkeypatch):
     """Who has no record is found by nobody, and would hold the image for ever."""
     real = launch.spawn

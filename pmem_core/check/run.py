@@ -272,11 +272,11 @@ def _mend(found: _Image, report: Report, watch: Watch) -> None:
         mender = mend.Mender(device, report)
         mender.info_blocks()
         media, mapping = found.path / "media", device.mapping
-        blocks = pages.blocks_in_use(media, found.plan.info.size)
-        table = mapping.table[: len(found.plan.table)]
-        _, held = trust.survey(found.plan, device.handle, table, blocks, lambda share: None)
+        blocks = pages.blocks_in_use(media, device.plan.info.size)
+        table = mapping.table[: len(device.plan.table)]
+        _, held = trust.survey(device.plan, device.handle, table, blocks, lambda share: None)
         ordered = _totals_only_grew(found)
-        scan = pages.Scan(report, media, found.plan, device.handle, mapping.sections, held, ordered, mark=mender.mark)
+        scan = pages.Scan(report, media, device.plan, device.handle, mapping.sections, held, ordered, mark=mender.mark)
         scan.run(lambda share: watch(MAP_SHARE + 0.8 * share))
         mender.pages(scan.todo, lambda share: watch(0.9 + 0.1 * share))
         if groups.can_be_told(device.plan):

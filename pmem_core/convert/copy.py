@@ -6,7 +6,6 @@ for, another size; its wear begins with these writes.  It appears whole or not a
 """
 
 import contextlib
-import glob
 import os
 import shutil
 import time
@@ -18,7 +17,7 @@ from .. import geometry, host, image, layout
 from ..device import Device
 from ..errors import BadData, DoesNotFit, PmemError, UnsupportedImage, UsageError
 from . import filesystems
-from .steps import shape
+from .steps import require_settled, shape
 
 CHUNK_BYTES = 4 << 20
 
@@ -48,6 +47,7 @@ def convert_into(
             raise UnsupportedImage(
                 path, f"placement {info.placement} has no descriptors on the medium", "interleaved or linear"
             )
+        require_settled(source)
         plan = geometry.plan(
             size or info.size,
             placement_name=info.placement,
@@ -62,10 +62,12 @@ def convert_into(
             initialise=info.initialise,
         )
         filesystems.require_room(source, plan.device_bytes)
-        work = _work(output)
+        with host.host_errors(output):
+            work = image.work_folder(output, "converting")
         try:
             with _named(output, work):
-                image.create(work, plan)
+                with host.host_errors(work):
+                    image.fill(work, plan)
                 with Device(work) as target:
                     held = _copy(source, target, watch)
             _require_new(output)  # another may have made it meanwhile
@@ -92,15 +94,6 @@ def convert_into(
 def _require_new(output: Path) -> None:
     if os.path.lexists(output):
         raise UsageError(output, "exists already", "a new name, or remove it first")
-
-
-def _work(output: Path) -> Path:
-    """The folder that `output` is made in, of this process alone; what a kill left of an earlier try is removed."""
-    for left in output.parent.glob(f".{glob.escape(output.name)}.*.converting"):
-        pid = left.name.removesuffix(".converting").rpartition(".")[2]
-        if pid.isdecimal() and not Path(f"/proc/{pid}").exists():
-            shutil.rmtree(left, ignore_errors=True)
-    return output.with_name(f".{output.name}.{os.getpid()}.converting")
 
 
 @contextlib.contextmanager

@@ -25,16 +25,27 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from .. import choices, geometry, host, image, infoblock, layout, snapshot
 from ..device import Device
-from ..errors import DamagedImage, UnsupportedImage, UsageError
+from ..errors import DamagedImage, ImageBusy, UnsupportedImage, UsageError
 from ..geometry import Geometry
 from ..infoblock import Info
 from ..journal import Journal
 from . import filesystems, saved
-from .steps import PHASES, SHAPED, Conversion, Watch, finish, forget, gather, line_writes, shape, summary, told
+from .steps import (
+    PHASES,
+    SHAPED,
+    Conversion,
+    Watch,
+    finish,
+    forget,
+    gather,
+    line_writes,
+    require_settled,
+    shape,
+    summary,
+    told,
+)
 
 
 def planned(old: Geometry, wanted: dict[str, int]) -> Geometry:
@@ -68,9 +79,8 @@ def convert(
     started, media = time.monotonic(), image.find(path) / "media"
     with host.host_errors(media):
         info = infoblock.read(media, read_only=False, converting=True)
-    if info.converting:
-        done = _go_on(path, descriptor_bytes, descriptor_format, watch)
-    else:
+    done = _go_on(path, descriptor_bytes, descriptor_format, watch) if info.converting else None
+    if done is None:
         done = _begin(path, descriptor_bytes, descriptor_format, watch)
     watch(1.0)
     return {"path": str(path), **done, "seconds": round(time.monotonic() - started, 3)}
@@ -87,8 +97,8 @@ def wanted_shape(info: Info, size: int, of_format: int | None) -> dict[str, int]
 
 def _begin(path: Path, size: int | None, of_format: int | None, watch: Watch) -> dict[str, Any]:
     found = snapshot.look(path)
-    old, info = found.plan, found.plan.info
-    if not old.has_descriptors:
+    info = found.plan.info
+    if not found.plan.has_descriptors:
         raise UnsupportedImage(
             path, f"placement {info.placement} has no descriptors on the medium", "interleaved or linear"
         )
@@ -100,20 +110,19 @@ def _begin(path: Path, size: int | None, of_format: int | None, watch: Watch) ->
     wanted = wanted_shape(info, size, of_format)
     if found.session in ("killed", "power cut"):
         raise UnsupportedImage(path, "it was not closed properly", f"'pmem-nbd check --repair {path}' first")
-    new = planned(old, wanted)
     with Device(path, read_only=True) as device:  # so that no total of the image counts it
-        filesystems.require_room(device, new.device_bytes)
+        filesystems.require_room(device, planned(device.plan, wanted).device_bytes)
     device = Device(path)
+    old, info = device.plan, device.plan.info  # another conversion may have ended meanwhile
     try:
+        new = planned(old, wanted)
         record = device.journal.conversion
         if wanted == shape(info):
             if record:  # a crash cut the end of one off: the image is as it should be, but for the other info block
                 infoblock.write(path / "media", info)
                 forget(path, device.journal)
             return {"from": shape(info), "to": wanted, "changed": False, "device_bytes": old.device_bytes}
-        if np.any(device.mapping.sections & layout.SECTION_SUSPECT):
-            what = "some of its sections held writes not flushed at a power cut"
-            raise UnsupportedImage(path, what, f"'pmem-nbd check --repair {path}' first")
+        require_settled(device)
         writer = saved.Writer(path, info.uuid, size)
         try:
             gather(device, new, writer, watch)
@@ -146,10 +155,13 @@ def _let_go(device: Device) -> None:
             device.abandon()
 
 
-def _go_on(path: Path, size: int | None, of_format: int | None, watch: Watch) -> dict[str, Any]:
-    old = image.load_geometry(path, read_only=False, converting=True)
+def _go_on(path: Path, size: int | None, of_format: int | None, watch: Watch) -> dict[str, Any] | None:
+    """None: another process has ended it."""
     lock = host.Lock(path, read_only=False)
     try:
+        old = image.load_geometry(path, read_only=False, converting=True)
+        if not old.info.converting:
+            return None
         journal = Journal(path / "journal")
         try:
             record = journal.conversion
@@ -169,6 +181,8 @@ def _go_on(path: Path, size: int | None, of_format: int | None, watch: Watch) ->
         lock.release()
     device = Device(path, converting=True)
     try:
+        if device.plan.info != old.info or device.journal.conversion != record:
+            raise ImageBusy(path, "another process has gone on with its conversion", "the same command again")
         return {**Conversion(device, new, record, watch, line_writes(device)).run(), "resumed": True}
     except BaseException:
         _let_go(device)

@@ -12,7 +12,7 @@ from ..binding import Handle, bind
 from ..check import pages as check_pages
 from ..check import trust
 from ..device import Device
-from ..errors import BadData, DamagedImage, DoesNotFit
+from ..errors import BadData, DamagedImage, DoesNotFit, UnsupportedImage
 from ..geometry import Geometry
 from ..infoblock import Info
 from ..journal import Journal
@@ -39,6 +39,13 @@ def summary(record: dict[str, Any], old: Geometry, new: Geometry) -> dict[str, A
     """What every conversion says of itself when it is done; sizes in bytes."""
     sizes = {"device_bytes_before": old.device_bytes, "device_bytes": new.device_bytes}
     return {"from": record["from"], "to": record["to"], "changed": True, **sizes}
+
+
+def require_settled(device: Device) -> None:
+    """UnsupportedImage where checksums are not compared in all sections: what is damaged there would get good ones."""
+    if np.any(device.mapping.sections & layout.SECTION_SUSPECT):
+        what = "some of its sections held writes not flushed at a power cut"
+        raise UnsupportedImage(device.path, what, f"'pmem-nbd check --repair {device.path}' first")
 
 
 def target_of(device: Device, new: Geometry) -> Handle:

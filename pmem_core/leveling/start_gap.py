@@ -18,7 +18,7 @@ since its last move was due.
 
 import numpy as np
 
-from .. import media
+from .. import frametable, media
 from ..jit import hot, publish
 from ..layout import CHECKPOINT, OK
 
@@ -37,6 +37,7 @@ PARAMETERS = {
     "randomize": (0, 0, 1, "1: a keyed Feistel permutation of all frames in front"),
 }
 ROUNDS = 3
+REGIONS_MAX = frametable.BLOCKS_MAX  # a word of the table each, as a block of that has
 LOW = (1 << 32) - 1
 STATE = np.dtype(
     [
@@ -57,11 +58,19 @@ def suited(medium_frames, given):
     """Defaults that depend on the medium and on the parameters given: a gap of a 64th of a region, and a whole region.
 
     Rings of 65 parts agree with the stride of 65 pages (docs/leveling.md).
+    Regions are larger where there would be too many of them.
     """
-    region = given.get("region_frames", PARAMETERS["region_frames"][0])
+    region = given.get("region_frames", _least_region(medium_frames, 0, PARAMETERS["region_frames"][0]))
     while "region_frames" not in given and region > 64 and region + region // 64 > medium_frames:
         region //= 2
     return {"region_frames": region, "gap_frames": max(1, region // 64)}
+
+
+def _least_region(medium_frames, gap, least):
+    """`least` region_frames, or as many as it takes for REGIONS_MAX regions."""
+    while -(-medium_frames // (least + gap)) > REGIONS_MAX:
+        least *= 2
+    return least
 
 
 def plan(medium_frames, parameters, seed):
@@ -72,6 +81,10 @@ def plan(medium_frames, parameters, seed):
     region, gap = parameters["region_frames"], parameters["gap_frames"]
     if region & (region - 1):
         raise ValueError(f"region_frames={region}: a power of two")
+    least = _least_region(medium_frames, gap, region)
+    if least > region:
+        what = f"region_frames={region}: {least} at least"
+        raise ValueError(f"{what}, for a table of at most {REGIONS_MAX} regions")
     whole, rest = divmod(medium_frames, region + gap)
     last = max(rest - gap, 0)
     frames = whole * region + last

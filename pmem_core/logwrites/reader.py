@@ -50,8 +50,9 @@ class Log:
                 raise BadLog(path, "is neither a file nor a block device", "one of these")
             self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             try:
-                self.size = os.lseek(self.fd, 0, os.SEEK_END)
                 self.sector_bytes, self.count = self._superblock()
+                # Not before: what the superblock counts was in the log by then, in one that grows meanwhile too.
+                self.size = os.lseek(self.fd, 0, os.SEEK_END)
             except BaseException:
                 os.close(self.fd)
                 raise
@@ -105,6 +106,9 @@ class Log:
         )
         if entry.end > self.size:
             raise self._torn(number, at, entry.end)
+        if entry.count and entry.offset + entry.count > record.DEVICE_BYTES_MAX:
+            what = f"entry {number} at byte {at} ends at byte {entry.offset + entry.count} of the device"
+            raise BadLog(self.path, what, "one below 2**63")
         return entry
 
     def _torn(self, number: int, at: int, needed: int) -> BadLog:
@@ -121,10 +125,17 @@ class Log:
 
     @property
     def device_bytes(self) -> int:
-        """The size of the device, where our own start mark tells it; else 0."""
+        """The size of the device, where our own start mark tells it; else 0.  BadLog."""
         for entry in self.entries():
             name, _, size = entry.mark.partition(" device_bytes=")
-            return int(size) if name == record.MARK_START and size.isdecimal() else 0
+            if name != record.MARK_START or not size.isdecimal():
+                return 0
+            # Of thousands of digits Python makes no number.
+            if len(size) > len(str(record.DEVICE_BYTES_MAX)) or int(size) > record.DEVICE_BYTES_MAX:
+                raise BadLog(
+                    self.path, "its first mark tells of a larger device than there can be", "less than 2**63 bytes"
+                )
+            return int(size)
         return 0
 
     def close(self) -> None:

@@ -17,6 +17,7 @@ FLAGS = {FLUSH: "flush", FUA: "fua", DISCARD: "discard", MARK: "mark", METADATA:
 
 SUPER = struct.Struct("<QQQI")
 HEADER = struct.Struct("<QQQQ")
+DEVICE_BYTES_MAX = 2**63 - 1  # no offset in a file or a block device is larger
 MARK_BYTES_MAX = SECTOR_BYTES - HEADER.size - 1  # readers want a zero behind it
 
 # replay-log skips a discard of more than 128 MiB where the target cannot discard, and it takes the data of a write
