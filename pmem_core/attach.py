@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: MIT
+# long: attach and detach are one table of steps, forth and back, and a failure in one is undone by the other
 """Make a served image a block device of this machine, put a filesystem on it, and undo all of it.
 
 Two ways lead to a device: ``nbd``, the kernel's own driver set up by nbd-client, and, where the kernel has none,
