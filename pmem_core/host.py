@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: MIT
+# long: all that is asked of the host's kernel and filesystem beyond files is asked here, and nowhere else
 """What an image asks of the host: room, durability, a lock, and whether its page cache was lost."""
 
 import contextlib

@@ -44,7 +44,7 @@ def terminate(process):
     children = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGTERM)
     said = process.communicate(timeout=60)[1]
-    assert process.returncode == 130 and not said.strip()
+    assert process.returncode == 130 and "Traceback" not in said
     _, alive = psutil.wait_procs(children, 10)
     for one in alive:
         one.kill()
@@ -67,7 +67,7 @@ def test_policy_test_leaves_no_process_and_no_folder(begin, tmp_path, monkeypatc
 
 
 def test_create_leaves_no_half_image(begin, tmp_path):
-    process = begin("create", "large.pmem", "--size", "64T", "--initialise", "eager")
+    process = begin("create", "large.pmem", "--size", "4T", "--initialise", "eager")
     wait_for(lambda: list(tmp_path.glob(".large.pmem.*")), "the image that is being made")
     terminate(process)
     assert not list(tmp_path.iterdir())

@@ -11,9 +11,11 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import log_reader
+import psutil
 import pytest
 from conftest import needs
 from log_reader import DISCARD, FLUSH, FUA, MARK
@@ -22,6 +24,8 @@ from test_plugin import make, refused, serving
 
 from pmem_core import cli, server
 from pmem_core.device import Device
+from pmem_core.errors import HostFull
+from pmem_core.logwrites.writer import Writer
 
 SEED = int(os.environ.get("PMEM_NBD_SEED", "20150507"))
 SIZE = 1 << 20
@@ -500,3 +504,39 @@ def test_server_without_a_log_has_the_callbacks_it_always_had():
     source = (Path(cli.__file__).parent.parent.parent / "nbd_plugin" / "pmem.py").read_text()
     hot = source[source.index("# ---- requests ----") :]
     assert "log" not in hot
+
+
+def test_log_that_has_no_room_to_begin_leaves_no_file(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    for name in ("pwrite", "pwritev"):
+        monkeypatch.setattr(os, name, full)
+    with pytest.raises(HostFull):
+        Writer(tmp_path / "log", device_bytes=SIZE)
+    assert not list(tmp_path.iterdir())
+
+
+def test_interrupted_check_ends_with_what_it_has_started(log, tmp_path):
+    pid = tmp_path / "pid"
+    check = f"sleep 60 & echo $! > {pid}; kill $PPID; wait"
+    command = [sys.executable, "-c", "import sys; from pmem_core import cli; sys.exit(cli.main())"]
+    words = ["replay-log", log, "--onto", tmp_path / "target", "--fsck", check]
+    assert subprocess.run([*command, *words], check=False, timeout=60).returncode == 130
+    end = time.monotonic() + 10
+    while psutil.pid_exists(int(pid.read_text())) and time.monotonic() < end:
+        time.sleep(0.01)
+    assert not psutil.pid_exists(int(pid.read_text()))
+
+
+def test_study_and_pagemaps_write_into_no_image(tmp_path, run):
+    disk = make(tmp_path / "disk.pmem", 16 << 20)
+    state = (disk / "state").read_bytes()
+    for words in (
+        ["study", "-o", disk],
+        ["study", "-o", tmp_path / "study", "--markdown", disk / "state", "--force"],
+        ["pagemaps", "-o", disk],
+    ):
+        code, _, said = run(*words)
+        assert code == 2 and "lies within the image" in said, words
+    assert (disk / "state").read_bytes() == state

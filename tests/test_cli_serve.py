@@ -10,6 +10,7 @@ import select
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -220,12 +221,16 @@ def test_path_that_looks_like_markup_is_drawn_as_it_is(command, tmp_path, verb):
     main, other = pty.openpty()
     try:
         words, environment = [*command, verb, str(image), *options], os.environ | {"TERM": "xterm", "COLUMNS": "500"}
-        done = subprocess.run(words, stdout=subprocess.PIPE, stderr=other, text=True, check=False, env=environment)
-        drawn = os.read(main, 65536).decode(errors="replace")  # what is read may end within a letter
+        process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=other, env=environment)
+        os.close(other)
+        drawn = b""
+        with contextlib.suppress(OSError):  # nobody has the other end any more
+            while more := os.read(main, 65536):
+                drawn += more
+        assert process.wait() == 0
     finally:
         os.close(main)
-        os.close(other)
-    assert done.returncode == 0
+    drawn = drawn.decode(errors="replace")
     assert str(image) in re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", drawn)
 
 
@@ -633,3 +638,56 @@ def test_server_record_of_another_version_is_passed_over(folder):
     runtime.write_record("x.server.json", {"image": "/x", "strange": 1})
     assert server.servers() == []
     runtime.remove("x.server.json")
+
+
+# ---- what nobody comes to know of ----
+
+
+@needs("nbdkit")
+def test_server_whose_address_cannot_be_printed_is_stopped(command, folder, image):
+    with Path("/dev/full").open("w") as full:
+        words = [*command, "serve", str(image), "-b"]
+        done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert done.returncode == 1 and "no space left on device" in done.stderr
+    assert not server.servers() and not list(folder.glob("*.json"))
+
+
+@needs("root", "nbdkit", "nbdfuse", "fuse", "loop")
+def test_detach_leaves_a_server_alone_that_was_started_since(run, folder, image):
+    assert run("attach", image).returncode == 0
+    first = server.find(image)
+    os.kill(first.pid, signal.SIGKILL)
+    while server.find(image) is not None:
+        time.sleep(0.01)
+    assert run("serve", image, "-b").returncode == 0
+    second = server.find(image)
+    done = run("detach", image)
+    assert "its server is gone: what the kernel had not written yet is lost" in done.stderr
+    assert server.find(image) == second and not attach.attachments()
+    server.stop(second)
+
+
+# ---- words that are odd ----
+
+
+@pytest.mark.parametrize("text", ["9" * 5000, "0." + "1" * 5000, "9" * 5000 + "M"])
+def test_size_of_thousands_of_digits_is_a_usage_error(text):
+    with pytest.raises(UsageError, match="a size: has 500"):
+        parse_size(text)
+
+
+@needs("nbdkit")
+def test_name_that_is_no_utf8_is_refused_in_one_line(run, tmp_path):
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.pmem"))
+    path.mkdir()
+    done = run("serve", path, "-b")
+    assert done.returncode == 2 and "is no UTF-8" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_name_that_is_no_text_is_printed_escaped(tmp_path):
+    name = os.fsdecode(b"\xff.pmem")
+    code = "import sys; from pmem_core import cli; sys.exit(cli.main())"
+    words = [sys.executable, "-c", code, "create", name, "--size", "4M"]
+    strict = os.environ | {"PYTHONIOENCODING": "utf-8:strict"}
+    done = subprocess.run(words, cwd=tmp_path, env=strict, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "") and "\\udcff.pmem" in done.stdout
