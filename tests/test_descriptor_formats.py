@@ -196,7 +196,7 @@ def test_info_shows_the_descriptor_of_a_page(path, capsys):
     use(path)
     assert cli.main(["info", str(path), "--page", "0"]) == 0
     out = capsys.readouterr().out
-    assert "page 0: holds data" in out and "  data_lines      18\n" in out and "128 bytes, format 2" in out
+    assert "page 0: holds data" in out and "  data_lines        18\n" in out and "128 bytes, format 2" in out
     assert cli.main(["info", str(path), "--page", "5", "-j"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["status"] == "free" and found["descriptor"] == Reader(path).descriptor(5)

@@ -41,7 +41,7 @@ def test_every_step_from_a_file_to_a_served_device(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     told = done.stdout
     assert re.search(r"^random_pairs.py: keeps the contract: \d+ writes in \d+ drives, \d+ moves, \d+ kills, in", told)
-    lives = re.findall(r"^normalised life +([\d.]+%)", told, re.MULTILINE)
+    lives = re.findall(r"^normalised life +([\d.]+%), data alone", told, re.MULTILINE)
     assert len(lives) == 2 and all(f" {life} " in DOCUMENT for life in lives), lives
     assert re.search(r"leveling +random_pairs \(interval=50, spare_blocks=16\)", told)
     # 4096 pages and their descriptors, a store each: an exchange moves two frames every 50 of them.

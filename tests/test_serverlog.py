@@ -57,7 +57,7 @@ def cleanup():
         os.write(2, b"x" * 30000 + b"\\n")
         serverlog.bound()
     if fail == "close":
-        print("pmem-nbd: disk.pmem: an earlier sync failed: stop the server", file=sys.stderr, flush=True)
+        print("pmem-nbd: error: disk.pmem: an earlier sync failed: stop the server", file=sys.stderr, flush=True)
         os._exit(1)
 """
 
