@@ -26,7 +26,7 @@ JOURNAL_ROOM = 1 << 20
 
 
 def find(path: Path) -> Path:
-    """The folder of the image at `path`; NotAnImage says what is missing."""
+    """The folder of the image at `path`; NotAnImage says what is missing, DamagedImage what is no file."""
     with host_errors(path):
         if not path.exists():
             raise NotAnImage(path, "does not exist", "an image made by 'pmem-nbd create'")
@@ -34,6 +34,9 @@ def find(path: Path) -> Path:
             raise NotAnImage(path, "is a file", "the folder that 'pmem-nbd create' made")
         if not (path / "media").is_file():
             raise NotAnImage(path, "holds no file 'media'", "the folder that 'pmem-nbd create' made")
+        for part in (path / "wear", path / "state"):
+            if part.exists() and not part.is_file():  # to open a pipe may wait for ever
+                raise DamagedImage(part, "is no regular file", "one of the image's own")
     return path
 
 

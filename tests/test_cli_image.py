@@ -383,3 +383,12 @@ def test_watch_goes_on_until_told(tmp_path, as_json):
         watching.send_signal(signal.SIGINT)
         _, err = watching.communicate(timeout=30)
     assert (seen, watching.returncode, err) == (3, 0, "")
+
+
+@pytest.mark.parametrize("verb", ["info", "stats", "check", "report", "convert"])
+@pytest.mark.parametrize("part", ["state", "wear"])
+def test_part_that_is_a_pipe_is_not_waited_for(run, disk, verb, part):
+    (disk / part).unlink()
+    os.mkfifo(disk / part)
+    options = {"report": ["-o", "disk.html"], "convert": ["--descriptor-bytes", "128"]}.get(verb, [])
+    assert run(verb, disk, *options) == (1, "", f"disk.pmem/{part}: is no regular file: one of the image's own\n")
