@@ -314,8 +314,8 @@ class Device:
 
     @property
     def sync_failed(self) -> bool:
-        """True where a sync failed: until the image is opened again nothing can be made durable."""
-        return self._durability._sync_failed is not None
+        """See durability.Durability.sync_failed."""
+        return self._durability.sync_failed
 
     # ---- closing ----
 

@@ -84,11 +84,18 @@ class Durability:
             raise HostError(self._path, "an earlier sync failed", "stop the server and check the disk")
         try:
             yield
+            if self._sync_failed:
+                raise self._sync_failed  # of one beside ours, which may have been told what is ours too
         except OSError as error:
             self._sync_failed = error
             self._say_that_sync_failed()
             with host.host_errors(self._path):
                 raise
+
+    @property
+    def sync_failed(self) -> bool:
+        """True where a sync failed: until the image is opened again nothing can be made durable."""
+        return self._sync_failed is not None
 
     def _say_that_sync_failed(self) -> None:
         """To the next open, which would believe the page cache after a kill: not all of it is on the disk any more."""

@@ -27,6 +27,15 @@ THREADS = 3
 THREADS_ATTACHED = 1
 
 
+def is_text(word: str) -> bool:
+    """Whether a word of the command line was UTF-8, as nbdkit's Python plugin wants it; others have surrogates."""
+    try:
+        word.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def nbdkit_command(
     image: str | Path,
     *,
@@ -46,7 +55,7 @@ def nbdkit_command(
     filters, which nbdkit wants behind it.
     """
     for name in (image, *(parameters or {}).values()):
-        if any("\ud800" <= letter <= "\udfff" for letter in str(name)):
+        if not is_text(str(name)):
             raise UsageError(str(name), "is no UTF-8, and nbdkit gives Python nothing else", "another name")
     options = list(nbdkit_args)
     filters: list[str] = []

@@ -112,15 +112,6 @@ def policy_file_option(function: Function) -> Function:
     )(function)
 
 
-def is_text(text: str) -> bool:
-    """Whether an argument was UTF-8; others have surrogates in them."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def human_bytes(count: float) -> str:
     """Write a number of bytes as people read it: ``0 B``, ``4 KiB``, ``1.5 GiB``."""
     value, unit = float(count), "B"

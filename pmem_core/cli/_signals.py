@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""What signals do to a verb: SIGTERM and SIGHUP what Ctrl-C does, so that it cleans up behind itself."""
+"""A verb cleans up behind itself: SIGTERM and SIGHUP do what Ctrl-C does, and what nobody can be told of is undone."""
 
 import contextlib
 import signal
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 
@@ -24,6 +25,23 @@ def signals_ignored() -> Iterator[None]:
     """Let nothing but SIGKILL cut short what is done in here."""
     with _handling([signal.SIGINT, signal.SIGTERM, signal.SIGHUP], signal.SIG_IGN):
         yield
+
+
+@contextlib.contextmanager
+def or_undone(undo: Callable[[], object]) -> Iterator[None]:
+    """What was made is told in here; where it cannot be, nobody knows of it, and it is undone.
+
+    A reader that has left is no such failure.
+    """
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError:
+        with signals_ignored():
+            undo()
+        raise
 
 
 @contextlib.contextmanager

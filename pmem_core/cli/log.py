@@ -13,7 +13,7 @@ import click
 import psutil
 
 from pmem_core import host, launch, listen, runtime, server
-from pmem_core.cli._common import PATH, emit, human_bytes, is_text, json_option, progress
+from pmem_core.cli._common import PATH, emit, human_bytes, json_option, progress
 from pmem_core.errors import CheckFailed, ServerError, UsageError
 from pmem_core.logwrites import record, replay
 from pmem_core.logwrites.reader import Entry, Log
@@ -123,7 +123,7 @@ def _put_mark(log: Path, mark: str) -> int:
     size = len(mark.encode(errors="surrogateescape"))
     if not 0 < size <= record.MARK_BYTES_MAX:
         raise UsageError("--mark", f"{size} bytes", f"1 to {record.MARK_BYTES_MAX}")
-    if not is_text(mark):
+    if not launch.is_text(mark):
         raise UsageError("--mark", "is not UTF-8", "a name that is")
     with Log(log) as opened:
         before = opened.count

@@ -3,7 +3,6 @@
 
 import contextlib
 import dataclasses
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import click
 from pmem_core import attach as attaching
 from pmem_core import blockdev, launch, nbdclient, runtime, server
 from pmem_core.cli._common import IMAGE, PATH, emit, json_option, policy_file_option, working
-from pmem_core.cli._signals import signals_ignored
+from pmem_core.cli._signals import or_undone, signals_ignored
 from pmem_core.cli.serve import known_as, say, start
 from pmem_core.errors import HostError, MissingProgram, NotAnImage, UsageError
 
@@ -43,14 +42,8 @@ def attach(image: Path, read_only: bool, via: str | None, as_json: bool) -> None
     """
     with attaching.alone(known_as(image)):
         attached = _attach(image, _free(image), read_only, via)
-        try:
+        with or_undone(lambda: attaching.attempt([lambda: _detach(attached)])):
             emit(dataclasses.asdict(attached)) if as_json else click.echo(attached.device)
-            sys.stdout.flush()
-        except OSError as error:
-            if not isinstance(error, BrokenPipeError):  # nobody knows of the device
-                with signals_ignored():
-                    attaching.attempt([lambda: _detach(attached)])
-            raise
 
 
 @click.command()

@@ -107,7 +107,6 @@ def _rows_of(folder: Path) -> list[dict[str, Any]] | None:
 def _checked(path: Path, force: bool, is_made: bool = False) -> Path:
     """Refuse a file that cannot be written or must not be; the path without symlinks.  is_made: its parent will be."""
     require_free(path, force)
-    require_outside_images(path)
     if not is_made:
         require_parent(path)
     return path.resolve()

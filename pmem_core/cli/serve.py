@@ -4,7 +4,7 @@
 import datetime
 import os
 import re
-import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from pmem_core.cli._common import (
     policy_file_option,
     working,
 )
-from pmem_core.cli._signals import signals_ignored
+from pmem_core.cli._signals import or_undone, signals_ignored
 from pmem_core.errors import ServerError, UsageError
 
 # What is served, and where: of a server that was told otherwise the records would be wrong.
@@ -133,16 +133,12 @@ def serve(
         exit_with_parent=not background,
     )
     try:
-        say(f"serving {image} on {running.uri} (process {running.pid})")
-        if background:
-            click.echo(running.uri)
-            sys.stdout.flush()
-        else:
-            server.follow(running, say)
-    except OSError as error:
-        if not isinstance(error, BrokenPipeError):  # nobody knows of the server
-            server.stop(running)
-        raise
+        with or_undone(partial(server.stop, running)):
+            say(f"serving {image} on {running.uri} (process {running.pid})")
+            if background:
+                click.echo(running.uri)
+            else:
+                server.follow(running, say)
     except KeyboardInterrupt:
         # The next Ctrl-C must not cut the checkpoint short.
         with signals_ignored(), working(f"stopping the server of {image}"):
