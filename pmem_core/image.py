@@ -17,6 +17,7 @@ from .binding import bind
 from .errors import DamagedImage, HostError, HostFull, NotAnImage, UnsupportedImage, UsageError
 from .geometry import Geometry
 from .host import LOCK_BYTES, fallocate, host_errors, sync_folder
+from .infoblock import Info
 from .journal import Journal
 from .mapping import map_image
 from .statefile import fresh_core, section_rows, table_chunks, write_state
@@ -40,14 +41,20 @@ def find(path: Path) -> Path:
     return path
 
 
+def read_info(path: Path, *, read_only: bool, converting: bool = False) -> Info:
+    """The newest info block of the image at `path`; see infoblock.read."""
+    media = find(path) / "media"
+    with host_errors(media):
+        return infoblock.read(media, read_only=read_only, converting=converting)
+
+
 def load_geometry(path: Path, *, read_only: bool = True, converting: bool = False) -> Geometry:
     """The geometry of the image at `path`, from its info block and checked against the files' sizes.
 
     converting: also where a conversion is under way, and then as it was before.
     """
-    media = find(path) / "media"
+    info, media = read_info(path, read_only=read_only, converting=converting), path / "media"
     with host_errors(media):
-        info = infoblock.read(media, read_only=read_only, converting=converting)
         found = media.stat().st_size
     if found < info.size:
         raise DamagedImage(media, f"truncated to {found} bytes", f"{info.size} bytes")
@@ -59,9 +66,7 @@ def load_geometry(path: Path, *, read_only: bool = True, converting: bool = Fals
 
 def reload_geometry(path: Path, known: Geometry, *, read_only: bool = True, converting: bool = False) -> Geometry:
     """`known`, as load_geometry has had it before, or the geometry from now on where a conversion has changed it."""
-    media = find(path) / "media"
-    with host_errors(media):
-        info = infoblock.read(media, read_only=read_only, converting=converting)
+    info = read_info(path, read_only=read_only, converting=converting)
     return known if info == known.info else load_geometry(path, read_only=read_only, converting=converting)
 
 

@@ -697,3 +697,13 @@ def test_name_that_is_no_text_is_printed_escaped(tmp_path):
     strict = os.environ | {"PYTHONIOENCODING": "utf-8:strict"}
     done = subprocess.run(words, cwd=tmp_path, env=strict, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "") and "\\udcff.pmem" in done.stdout
+
+
+@needs("root", "nbdkit", "nbdfuse", "fuse", "loop")
+def test_device_that_cannot_be_printed_is_detached_and_its_server_stopped(command, folder, image):
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [*command, "attach", str(image)], stdout=full, stderr=subprocess.PIPE, text=True, timeout=60
+        )
+    assert done.returncode == 1 and "no space left on device" in done.stderr
+    assert not attach.attachments() and not server.servers()

@@ -76,9 +76,7 @@ def convert(
     Errors: UsageError (what is asked for cannot be, or is not what was begun), DoesNotFit, BadData, ImageBusy,
     UnsupportedImage (no descriptors, not closed), NotAnImage, DamagedImage, HostFull, HostError.
     """
-    started, media = time.monotonic(), image.find(path) / "media"
-    with host.host_errors(media):
-        info = infoblock.read(media, read_only=False, converting=True)
+    started, info = time.monotonic(), image.read_info(path, read_only=False, converting=True)
     done = _go_on(path, descriptor_bytes, descriptor_format, watch) if info.converting else None
     if done is None:
         done = _begin(path, descriptor_bytes, descriptor_format, watch)
