@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from pmem_core import cli, errors
-from pmem_core.errors import DamagedImage, UsageError
+from pmem_core.errors import DamagedImage, HostError, UsageError
 from pmem_core.study import answer, cells, run, write
 
 QUICK = {"size": 8192 + 4096 * 1040, "endurance": 60}  # linear begins behind 2 MiB
@@ -151,6 +151,15 @@ def test_interrupted_study_leaves_no_process(tmp_path):
     while multiprocessing.active_children():
         assert time.monotonic() < until, multiprocessing.active_children()
         time.sleep(0.05)
+
+
+def test_killed_process_is_an_error_that_says_how_to_go_on(tmp_path):
+    def kill(done, of, row):
+        for process in multiprocessing.active_children():
+            process.kill()
+
+    with pytest.raises(HostError, match=r"^study: a process of it was killed: .*the same command goes on$"):
+        run.study(tmp_path, quick(loads=("uniform", "zipf", "sequential")), jobs=1, watch=kill)
 
 
 @pytest.mark.parametrize(("seconds", "jobs"), [(0, 2), (0.3, 2), (5, 2), (0, 40)])

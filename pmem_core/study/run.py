@@ -12,10 +12,11 @@ import queue
 import signal
 import zlib
 from collections.abc import Callable, Generator, Iterator
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any, TextIO
 
-from ..errors import DamagedImage, ImageBusy
+from ..errors import DamagedImage, HostError, ImageBusy
 from ..host import host_errors
 from ..replay import lives
 from ..replay.endurance import Endurance
@@ -177,6 +178,10 @@ def _run(todo: list[Cell], jobs: int) -> Generator[Row, None, None]:
                 for one in running:
                     if one.done() and arriving.empty():
                         one.result()  # says why there are fewer rows than cells
+    except BrokenProcessPool:
+        raise HostError(
+            "study", "a process of it was killed", "more memory, or fewer --jobs: the same command goes on"
+        ) from None
     finally:
         # They have nothing to lose, for rows are written here; and whoever compiles would be busy for a long time.
         for process in set(multiprocessing.active_children()) - others:
