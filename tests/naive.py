@@ -260,7 +260,7 @@ class TableSwap(Exchanging):
 
 
 class SampledSwap(Exchanging):
-    """Of the stores sampled, one to a much-worn block lets this and the least worn block drawn so far change places."""
+    """Of the stores sampled, one to a much-worn frame moves its block where that frame meets little wear."""
 
     def __init__(self, medium_frames, interval, sample, block_frames, spare_blocks, key):
         super().__init__(medium_frames, block_frames, spare_blocks, key)
@@ -280,9 +280,13 @@ class SampledSwap(Exchanging):
             return
         self.looked = self.stores
         block, drawn = frame // self.size, draw(self.key, self.stores, self.blocks)
-        self.standing = min(drawn, self.standing, key=self.wear)
-        least, most = self.wear(self.standing), self.device.hottest()
-        above = self.wear(block) - least
+
+        def met(there):
+            return self.device.frame_wear(self.place[there] * self.size + frame % self.size)
+
+        self.standing = min(drawn, self.standing, key=met)
+        least, most = met(self.standing), self.device.hottest()
+        above = met(block) - least
         price = self.interval * self.size * self.device.frame_bytes // self.device.line_bytes
         if self.credit >= price and above > 0 and above >= self.interval / 4 and above >= (most - least) * 7 / 8:
             yield from self.exchange(block, self.standing)

@@ -3,6 +3,7 @@
 
 import itertools
 import random
+import uuid
 
 import numpy as np
 import pytest
@@ -285,3 +286,17 @@ def test_table_swap_spreads_one_hot_page_over_the_device():
     life = lives.live(plan, source, Endurance(20_000))
     # 20 visits of 1000 writes to one frame of 2000 take thousands of visits.
     assert life.memory.page_writes > 2_000_000
+
+
+def test_hot_frames_of_large_blocks_are_moved_too():
+    """A place that a hot frame has left stays worn; that alone is no reason to move what lies there now."""
+    parameters = {"interval": 20, "block_frames": 16}
+    plan = geometry.plan(
+        8192 + 4096 * 1056,
+        leveling_name="sampled_swap",
+        parameters=parameters,
+        line_bytes=4096,
+        uuid=str(uuid.UUID(int=1)),
+    )
+    source, survives = lives.Synthetic("uniform", {}, plan, 1), Endurance(10_000)
+    assert lives.figures(lives.live(plan, source, survives), source, survives)["normalized_life"] > 0.8

@@ -5,19 +5,25 @@ Source: ours.  The table and its exchanges are Zhou et al.'s (ISCA 2009, section
 old as flash, and that a hot frame is met by sampling stores is folklore of caches.
 
 One of `sample` stores is looked at.  Its frame x is met in proportion to its writes, with no counter a frame, and one
-more candidate y is drawn at random; the least worn candidate so far stands.  They change places where
+more block is drawn at random as a candidate; the one in which x would meet the least wear, y, stands.  x's block and
+that one change places where
 
-1. the stores since have paid for it: lines written >= interval * lines of a frame, for an exchange of two moves;
+1. the stores since have paid for it: lines written >= interval * lines of a block, for an exchange of two moves;
 2. x lies on the upper eighth of what lies between y and the most worn line of the medium, and
 3. a quarter of `interval` above y at least.
 
-Why that is enough (docs/leveling.md has figures).  Let r be the most worn line less the standing candidate.  By 1 the
-extra writes are at most 2 / interval, whatever is written.  By 2 a frame that was moved must wear 7/8 r before it may
-be moved again, and each of these writes pays: where r >= 8/7 interval there is credit for every frame that was moved
-down, so r grows only by the writes before a sample, a run of k * sample of which is met with probability 1 - exp(-k),
-and by what is hot and took x's place by chance.  So the most worn frame stays within about 2 * interval of the least
-worn candidates, a width that depends neither on the endurance, nor on the size, nor on how the writes are spread; what
-is lost of the ideal life is half of it over the endurance, and 2 / interval.
+Wear is that of the frame that x lies on or would, not of the block: where a hot frame has been, the place of its block
+keeps a much-worn frame, and whatever lies there now would be moved for nothing.
+
+Why that is enough, with blocks of a frame (docs/leveling.md has figures, and what larger blocks cost).  Let r be the
+most worn line less the standing candidate.  By 1 the extra writes are at most 2 / interval, whatever is written.  By 2
+a frame that was moved must wear 7/8 r before it may be moved again, and each of these writes pays: where r >= 8/7
+interval there is credit for every frame that was moved down, so r grows only by the writes before a sample, a run of
+k * sample of which is met with probability 1 - exp(-k), and by what is hot and took x's place by chance.  So the most
+worn frame stays within about 2 * interval of the least worn candidates, a width that depends neither on the endurance,
+nor on the size, nor on how the writes are spread; what is lost of the ideal life is half of it over the endurance, and
+2 / interval.  An exchange of larger blocks costs as many times more and cools one frame, or few: the width is that of
+blocks of a frame times their frames.
 
 Draws are keyed by the image's uuid, the store's number and the frame, so there is no period that a stride or the turn
 of data and descriptor could agree with, and who knows all but the key cannot tell where a frame will be.
@@ -84,13 +90,13 @@ def settle(state, run, core, frame):
         return OK
     block, standing = frame >> state["block_shift"], ticks[STANDING]
     other = frametable.draw(state["sample_key"], standing, state["blocks"])
-    least = frametable.block_wear(state, run, other)
+    least = _wear_within(state, run, other, frame)
     found = frametable.draw(state["sample_key"], stores, state["blocks"])
-    wear = frametable.block_wear(state, run, found)
+    wear = _wear_within(state, run, found, frame)
     if wear <= least:
         standing, other, least = stores, found, wear
     price = state["interval"] << (state["block_shift"] + run["frame_shift"] - run["line_shift"])
-    if ticks[CREDIT] >= price and _is_due(state, core, frametable.block_wear(state, run, block) - least, least):
+    if ticks[CREDIT] >= price and _is_due(state, core, _wear_within(state, run, block, frame) - least, least):
         code = frametable.exchange(state, run, core, block, other, -1, 0)
         if code:
             return code
@@ -102,6 +108,13 @@ def settle(state, run, core, frame):
 
 
 @hot
+def _wear_within(state, run, block, frame):
+    """The most worn line of the medium frame that in `block` has the place of `frame` in its own."""
+    there = block << state["block_shift"] | frame & ((1 << state["block_shift"]) - 1)
+    return media.frame_wear(run, frametable.translate(state, run, there))
+
+
+@hot
 def _is_due(state, core, above, least):
-    """Is a block that lies `above` the candidate's wear, `least`, worth an exchange?"""
+    """Is a frame that lies `above` the candidate's wear, `least`, worth an exchange?"""
     return above > 0 and 4 * above >= state["interval"] and 8 * above >= 7 * (core["tally"]["hottest"] - least)
