@@ -25,14 +25,15 @@ QUICK = {"size": 8192 + 4096 * 1040, "endurance": 60}  # linear begins behind 2 
 
 QUICK_ARGUMENTS = [
     *("--placement", "interleaved", "--leveling", "none", "--workload", "uniform", "--line-bytes", "4096"),
-    *("--descriptor-writes", "each", "-s", str(QUICK["size"]), "-e", "40"),
+    *("--descriptor-writes", "each", "-s", str(QUICK["size"]), "-e", "40", "--seeds", "1"),
 ]
 
 
 def quick(**chosen):
     """A few cells that take a moment each."""
     return cells.cells(
-        **{"placements": ("interleaved",), "levelings": ("none",), "units": (4096,), "writes": ("each",)} | chosen,
+        **{"placements": ("interleaved",), "levelings": ("none",), "units": (4096,), "writes": ("each",), "seeds": 1}
+        | chosen,
         **QUICK,
     )
 
@@ -43,7 +44,8 @@ def quick(**chosen):
 def test_default_set_has_every_combination_once():
     found = cells.cells()
     assert len({cell.key for cell in found}) == len(found)
-    of_interleaved = [c for c in found if c.placement == "interleaved" and c.endurance == cells.ENDURANCE]
+    first = [cell for cell in found if cell.endurance == cells.ENDURANCE and cell.seed == cells.SEED]
+    of_interleaved = [cell for cell in first if cell.placement == "interleaved"]
     loads = len(cells.WORKLOADS) + len(cells.RECORDINGS)
     assert len(of_interleaved) == len(cells.LEVELINGS) * len(cells.UNITS) * len(cells.WRITES) * loads
     assert {cell.placement for cell in found} == {"interleaved", "linear", "none"}
@@ -78,10 +80,32 @@ def test_leveling_that_is_none_is_refused(text):
 def test_every_default_label_can_be_planned_and_lives_longer_too():
     for label in cells.LEVELINGS:
         found = cells.cells(
-            placements=("interleaved",), levelings=(label,), units=(256,), writes=("each",), loads=("uniform",)
+            placements=("interleaved",), levelings=(label,), units=(256,), writes=("each",), loads=("uniform",), seeds=1
         )
         assert [cell.endurance for cell in found] == [cells.ENDURANCE, *cells.ENDURANCES]
         assert found[0].plan().placed_frames > 1900
+
+
+def test_synthetic_workloads_in_the_largest_unit_are_run_with_several_seeds():
+    found = cells.cells(levelings=("none",), loads=("uniform", "ext4-fio"), seed=7, seeds=3, endurance=60)
+    seeds = {}
+    for cell in found:
+        seeds.setdefault((cell.placement, cell.line_bytes, cell.descriptor_writes, cell.workload), []).append(cell.seed)
+    several = {kind for kind, drawn in seeds.items() if drawn == [7, 8, 9]}
+    assert several == {(where, 4096, "each", "uniform") for where in ("interleaved", "linear", "none")}
+    assert all(drawn == [7] for kind, drawn in seeds.items() if kind not in several)
+
+
+def test_security_refresh_has_a_power_of_two_of_blocks_and_start_gap_a_ring_of_stripes():
+    def plans(label, load):
+        chosen = {"placements": ("interleaved",), "units": (4096,), "writes": ("each",), "loads": (load,)}
+        return cells.cells(levelings=(label,), **chosen)[0].plan()
+
+    for load in ("uniform", "ext4-fio"):
+        for label in ("security_refresh", "security_refresh 2"):
+            blocks = int(plans(label, load).leveling_state["blocks"])
+            assert blocks & (blocks - 1) == 0
+        assert plans("start_gap", load).medium_frames % 65 == 0
 
 
 @pytest.mark.parametrize("seed", [1, 1 << 48, 1 << 200])
@@ -207,6 +231,7 @@ def rows():
         levelings=("none", "start_gap:interval=4", "start_gap:interval=4,randomize=1"),
         units=(256, 4096),
         loads=("uniform", "zipf"),
+        seeds=2,
         **QUICK,
     )
     return [run.row_of(cell) for cell in chosen]
@@ -229,16 +254,31 @@ def test_page_opens_with_the_question_and_closes_with_the_answer(rows):
 def test_words_follow_from_the_rows(rows):
     """Every share in the answer is that of a row, rounded down; other rows give other words."""
     told = " ".join(answer.paragraphs(rows))
-    lives = {answer.percent(row["normalized_life"]) for row in rows}
-    kept = {
-        answer.percent(answer.kept(rows, row["leveling"], row["line_bytes"], "each", row["workload"])) for row in rows
+    lives = {answer.percent(row[name]) for row in rows for name in ("normalized_life", "data_life")}
+    beside = {
+        answer.percent(share(answer.typical(rows), row["leveling"], row["line_bytes"], "each", row["workload"]))
+        for row in rows
+        for share in (answer.kept, answer.pages_kept)
     }
     shares = set(re.findall(r"\d[\d.]* %", told))
-    assert shares <= lives | kept | {answer.percent(answer.PROPERLY)}
+    assert shares <= lives | beside | {answer.percent(answer.PROPERLY)}
     without_descriptors = [{**row, "normalized_life": 1.0} for row in rows]
     assert "Yes" in " ".join(answer.paragraphs(without_descriptors))
     hot = [{**row, "normalized_life": 0.1 if row["placement"] == "interleaved" else 1.0} for row in rows]
     assert "No, not with any" in " ".join(answer.paragraphs(hot))
+
+
+def test_typical_row_is_the_median_of_its_seeds_and_never_the_better_one_of_two():
+    def drawn(*lives):
+        common = dict.fromkeys(("placement", "leveling", "line_bytes", "descriptor_writes", "workload"), "x")
+        return [{**common, "endurance": 1, "frames": 1, "seed": at, "normalized_life": x} for at, x in enumerate(lives)]
+
+    (one,) = answer.typical(drawn(0.5, 0.1, 0.9, 0.3, 0.35))
+    assert (one["normalized_life"], one["seed"], one["seeds"], answer.lived(one)) == (0.35, 4, 5, "35 % (10–90)")
+    (one,) = answer.typical(drawn(0.5, 0.4))
+    assert (one["normalized_life"], answer.lived(one)) == (0.4, "40 % (40–50)")
+    assert answer.lived(answer.typical(drawn(0.5))[0]) == "50 %"
+    assert answer.typical([one]) == [one]
 
 
 @pytest.mark.parametrize(
@@ -262,7 +302,7 @@ def test_command_writes_tables_figures_and_a_report(tmp_path, monkeypatch, capsy
     ]
     assert cli.main(["study", "-o", "out", *arguments, "-e", "40", "--markdown", "page.md"]) == 0
     out = capsys.readouterr().out
-    assert "**Without leveling" in out and "6 lives" in out
+    assert "**Without leveling" in out and "10 lives" in out
     for name in ("rows.jsonl", "study.csv", "study.json", "study.md"):
         assert (tmp_path / "out" / name).stat().st_size
     page = Path("page.md").read_text()

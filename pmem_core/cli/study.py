@@ -41,9 +41,16 @@ PAGE = "study.md"
     "--descriptor-writes", "writes", multiple=True, type=click.Choice(["each", "coalesced"]), help="Only these."
 )
 @click.option("--workload", "loads", multiple=True, help="Only these: synthetic ones, or recordings that come with it.")
-@click.option("-s", "--size", type=SIZE, help="Size of the medium.  [default: 8328K; 33288K for recordings]")
+@click.option(
+    "-s", "--size", type=SIZE, help="Size of the medium.  [default: 8 MiB, 32 MiB for recordings, and spare frames]"
+)
 @click.option("-e", "--endurance", type=click.IntRange(1), help="Writes that a line survives, W.  [default: 10000]")
 @click.option("--seed", type=click.IntRange(0), help="[default: 1]")
+@click.option(
+    "--seeds",
+    type=click.IntRange(1),
+    help="Seeds of synthetic workloads, in the largest unit, with a descriptor at each write.  [default: 5]",
+)
 @click.option("--jobs", type=click.IntRange(1), help="Processes.  [default: one a core]")
 @click.option("--markdown", metavar="FILE", type=PATH, help="Write the page here too, and its figures beside it.")
 @click.option("--force", is_flag=True, help="Overwrite files that exist and are not of the study that goes on.")
@@ -66,7 +73,7 @@ def study(output: Path, as_json: bool, jobs: int | None, markdown: Path | None, 
     """
     from pmem_core.study import answer, cells, run, write
 
-    common = {key: options.pop(key) for key in ("size", "endurance", "seed")}
+    common = {key: options.pop(key) for key in ("size", "endurance", "seed", "seeds")}
     chosen = cells.cells(**options, **{key: value for key, value in common.items() if value is not None})
     _prepare(output, markdown, force)
     try:

@@ -24,7 +24,7 @@ def _lives(rows: list[Row]) -> tuple[list[str], list[str], list[list[float | Non
 
 def drawings(rows: list[Row]) -> list[Drawing]:
     """The figures; those whose rows were not run are left out."""
-    rows, found = answer.of_first_endurance(rows), []
+    rows, found = answer.of_first_endurance(answer.typical(rows)), []
     interleaved = select(rows, placement="interleaved", descriptor_writes="each")
     for unit in sorted(distinct(interleaved, "line_bytes"), reverse=True):
         labels, loads, lives = _lives(select(interleaved, line_bytes=unit))
@@ -33,7 +33,8 @@ def drawings(rows: list[Row]) -> list[Drawing]:
                 f"lives-{unit}",
                 figures.matrix(lives, rows=labels, columns=loads, label="normalised life"),
                 f"normalised life of each leveling under each workload, wear counted in units of {unit} bytes",
-                f"Interleaved, a descriptor at each write, units of {unit} bytes: life by leveling and workload.",
+                f"Interleaved, a descriptor at each write, units of {unit} bytes, W = {rows[0]['endurance']}: life by"
+                " leveling and workload.",
             )
         )
     uniform = select(interleaved, workload="uniform")
@@ -70,6 +71,8 @@ def report(rows: list[Row], name: str) -> Page:
                 str(row["line_bytes"]),
                 row["descriptor_writes"],
                 row["workload"],
+                words.number(row["endurance"]),
+                words.number(row["seed"]),
                 percent(row["normalized_life"]),
                 words.percent(row["extra_writes"], "low"),
                 words.number(row["turns"]),
@@ -77,7 +80,7 @@ def report(rows: list[Row], name: str) -> Page:
             ]
             for row in rows
         ],
-        ["device", "unit", "descriptors", "workload", "life", "extra writes", "W / ψ", "died first"],
+        ["device", "unit", "descriptors", "workload", "W", "seed", "life", "extra writes", "W / ψ", "died first"],
         "Every life.",
     )
     sections = [

@@ -8,8 +8,7 @@ from .run import Row
 
 SENTENCE = "will wear-leveling properly migrate these 'hot' pages around?"
 ASKED_BY = "Ingo Molnar, linux-kernel, 7 May 2015"
-PROPERLY = 0.9  # a device lives as long as one without descriptors would, to a tenth
-COST_LITTLE = 0.05  # extra writes that a device can bear
+PROPERLY = 0.9  # wear is spread as well as without descriptors, to a tenth
 
 
 def select(rows: Iterable[Row], **wanted: object) -> list[Row]:
@@ -20,6 +19,23 @@ def select(rows: Iterable[Row], **wanted: object) -> list[Row]:
 def distinct(rows: Iterable[Row], column: str) -> list[Any]:
     """The values of a column, each once, in order of appearance."""
     return list(dict.fromkeys(row[column] for row in rows))
+
+
+def typical(rows: Iterable[Row]) -> list[Row]:
+    """Of rows that differ in their seed only, the one with the median life, the lower one of two.
+
+    It has the `life_least` and `life_most` of all, and how many there are, `seeds`.
+    """
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        parts = ("placement", "leveling", "line_bytes", "descriptor_writes", "workload", "endurance", "frames")
+        groups.setdefault(tuple(row[name] for name in parts), []).append(row)
+    found = []
+    for group in groups.values():
+        group.sort(key=lambda row: row["normalized_life"] or 0)
+        ends = {"life_least": group[0]["normalized_life"], "life_most": group[-1]["normalized_life"]}
+        found.append({"seeds": len(group), **ends, **group[(len(group) - 1) // 2]})
+    return found
 
 
 def life(rows: Iterable[Row], **wanted: object) -> float | None:
@@ -38,6 +54,13 @@ def percent(share: float | None) -> str:
     return f"{int(value * scale) / scale:.{digits}f} %"
 
 
+def lived(row: Row) -> str:
+    """The life of a typical row, and in brackets the least and the most of its seeds where they differ."""
+    least, most = (percent(row[name]) for name in ("life_least", "life_most"))
+    told = percent(row["normalized_life"])
+    return told if least == most else f"{told} ({least.removesuffix(' %')}–{most.removesuffix(' %')})"
+
+
 def hottest_over_mean(row: Row, kind: str = "all") -> float | None:
     """Of the lines of a kind, against the mean of all lines."""
     if row[f"hottest_{kind}"] is None or not row["mean_all"]:
@@ -46,11 +69,22 @@ def hottest_over_mean(row: Row, kind: str = "all") -> float | None:
 
 
 def kept(rows: list[Row], label: str, unit: int, writes: str, workload: str) -> float | None:
-    """What descriptors on the medium leave of life: that of interleaved / that without descriptors, same leveling."""
+    """How evenly wear is spread beside a device without descriptors: the normalised lives' ratio, same leveling."""
+    return _beside(rows, "normalized_life", label, unit, writes, workload)
+
+
+def pages_kept(rows: list[Row], label: str, unit: int, writes: str, workload: str) -> float | None:
+    """Pages written until the first line is dead, a frame, beside those of a device without descriptors."""
+    return _beside(rows, "data_life", label, unit, writes, workload)
+
+
+def _beside(rows: list[Row], column: str, label: str, unit: int, writes: str, workload: str) -> float | None:
     common = {"leveling": label, "workload": workload}
-    there = life(rows, placement="interleaved", line_bytes=unit, descriptor_writes=writes, **common)
-    without = [row["normalized_life"] for row in select(rows, placement="none", **common)]
-    return there / without[0] if there is not None and without and without[0] else None
+    there = select(rows, placement="interleaved", line_bytes=unit, descriptor_writes=writes, **common)
+    without = select(rows, placement="none", **common)
+    if not there or not without or there[0][column] is None or not without[0][column]:
+        return None
+    return float(there[0][column] / without[0][column])
 
 
 def _listed(names: list[str]) -> str:
@@ -64,7 +98,8 @@ def of_first_endurance(rows: list[Row]) -> list[Row]:
 
 def paragraphs(rows: list[Row]) -> list[str]:
     """The answer.  Empty where the rows that it is made from were not run."""
-    every, rows = rows, of_first_endurance(rows)
+    every = typical(rows)
+    rows = of_first_endurance(every)
     units = sorted({row["line_bytes"] for row in rows if row["placement"] == "interleaved"})
     labels = distinct(rows, "leveling")
     loads = distinct(rows, "workload")
@@ -115,48 +150,63 @@ def _with(rows: list[Row], labels: list[str], unit: int) -> str:
     told = ", ".join(f"`{label}` {percent(share)}" for share, label in sorted(good + poor, reverse=True))
     verdict = "Yes, with the right leveling." if good else "No, not with any of these levelings."
     return (
-        f"**{verdict}** Under uniform writes, counted in units of {unit} bytes, a device with descriptors on the medium"
-        f" lives this share of the life of one without them, under the same leveling: {told}."
-        f" By {_listed([label for _, label in good])} they are migrated properly (at least {percent(PROPERLY)})."
+        f"**{verdict}** Under uniform writes, counted in units of {unit} bytes, at W = {rows[0]['endurance']}, the"
+        " normalised life of a device with descriptors on the medium is this share of that of one without them, under"
+        f" the same leveling: {told}. By {_listed([label for _, label in good])} they are migrated properly (at least"
+        f" {percent(PROPERLY)}). How much there is to be spread is another matter, see below."
     )
 
 
 def _longer(rows: list[Row]) -> str:
-    told = []
-    for label in distinct(rows, "leveling"):
-        of_label = select(rows, leveling=label, placement="interleaved", descriptor_writes="each", workload="uniform")
-        unit = max((row["line_bytes"] for row in of_label), default=0)
-        lives = sorted((row["endurance"], row["normalized_life"]) for row in select(of_label, line_bytes=unit))
-        if len(lives) > 1 and lives[0][1] < PROPERLY:
-            told.append(f"`{label}` {', '.join(percent(value) for _, value in lives)}")
-    if not told:
+    every = select(rows, placement="interleaved", descriptor_writes="each")
+    endurances = sorted(distinct(every, "endurance"))
+    if len(endurances) < 2:
         return ""
-    endurances = ", ".join(str(value) for value in sorted({row["endurance"] for row in rows}))
+    unit = max(row["line_bytes"] for row in select(every, endurance=endurances[-1]))
+    parts = []
+    for load in distinct(select(every, endurance=endurances[-1]), "workload"):
+        told = []
+        for label in distinct(every, "leveling"):
+            of_label = select(every, leveling=label, workload=load, line_bytes=unit)
+            lives = sorted((row["endurance"], row["normalized_life"]) for row in of_label)
+            if len(lives) == len(endurances) and lives[0][1] < PROPERLY:
+                told.append(f"`{label}` {', '.join(percent(value) for _, value in lives)}")
+        if told:
+            parts.append(f"under {load} writes {'; '.join(told)}")
+    if not parts:
+        return ""
     return (
-        f"**What decides is W / ψ**, how often a policy turns in a life. With W = {endurances} and the same intervals"
-        f" the lives are: {'; '.join(told)}. A device that endures more is levelled better by the same policy."
+        "**A life is a life at one W**: W / ψ is how often a policy turns in it. In units of"
+        f" {unit} bytes, with W = {', '.join(map(str, endurances))} and the same intervals, the lives are,"
+        f" {'; '.join(parts)}. It need not grow with W: what goes round comes back to the same frame after the same"
+        " number of turns, and it matters which turn the first death falls into."
     )
 
 
 def _data(rows: list[Row], units: list[int]) -> str:
-    told = []
+    told, pages = [], []
     for unit in units:
         wanted = {"placement": "interleaved", "descriptor_writes": "each", "workload": "uniform", "line_bytes": unit}
         best = max(select(rows, **wanted), key=lambda row: row["data_life"] or 0, default=None)
         if best and best["data_life"]:
             told.append(f"{percent(best['data_life'])} in units of {unit} bytes (`{best['leveling']}`)")
+            share = pages_kept(rows, best["leveling"], unit, "each", "uniform")
+            pages += [percent(share)] if share else []
     if not told:
         return ""
-    return (
+    text = (
         "**What descriptors cost in wear is not undone by leveling**: each write of a page is two. Of the ideal life"
         f" data alone get at most {', '.join(told)}."
     )
+    if len(pages) == len(told):
+        text += f" That many more pages can be written without descriptors: of these it is {', '.join(pages)}."
+    return text
 
 
 def _everywhere(rows: list[Row], labels: list[str], loads: list[str], units: list[int]) -> str:
     worst: dict[str, tuple[float, Row]] = {}
     for row in select(rows, placement="interleaved"):
-        value = row["normalized_life"]
+        value = row["life_least"]
         if value is not None and (row["leveling"] not in worst or value < worst[row["leveling"]][0]):
             worst[row["leveling"]] = (value, row)
     if not worst:
@@ -194,19 +244,28 @@ def _written(rows: list[Row], unit: int) -> list[str]:
 def _placed(rows: list[Row], labels: list[str], loads: list[str], unit: int) -> list[str]:
     better: list[tuple[float, str, str]] = []
     worse: list[tuple[float, str, str]] = []
+    unclear = 0
     for label in labels:
         for load in loads:
             common = {"leveling": label, "line_bytes": unit, "descriptor_writes": "each", "workload": load}
-            one, other = life(rows, placement="interleaved", **common), life(rows, placement="linear", **common)
-            if one and other:
-                (better if one >= other else worse).append((one / other, label, load))
+            one, other = (select(rows, placement=name, **common) for name in ("interleaved", "linear"))
+            if not one or not other or not one[0]["life_least"] or not other[0]["life_least"]:
+                continue
+            ratio = one[0]["normalized_life"] / other[0]["normalized_life"]
+            if one[0]["life_least"] > other[0]["life_most"]:
+                better.append((ratio, label, load))
+            elif one[0]["life_most"] < other[0]["life_least"]:
+                worse.append((ratio, label, load))
+            else:
+                unclear += 1
     if not better and not worse:
         return []
     pairs = sorted(better + worse)
     low, high = pairs[0], pairs[-1]
     text = (
-        f"**Interleaved or in one array** (`linear`): of {len(pairs)} pairs of lives in units of {unit} bytes the"
-        f" interleaved one is longer or equal in {len(better)}. It is between {low[0]:.2f} (`{low[1]}`, {low[2]}) and"
+        f"**Interleaved or in one array** (`linear`): of {len(pairs) + unclear} pairs of lives in units of {unit} bytes"
+        f" the interleaved one is longer with every seed in {len(better)} and shorter in {len(worse)}; in {unclear} the"
+        f" seeds do not agree or it is equal. Of the clear ones it is between {low[0]:.2f} (`{low[1]}`, {low[2]}) and"
         f" {high[0]:.2f} (`{high[1]}`, {high[2]}) times the linear one."
     )
     return [text]

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import codecache, leveling, placement
+from .. import codecache, layout, leveling, placement
 from ..choices import policy
 from ..errors import UsageError
 from ..geometry import Geometry, plan
@@ -21,15 +21,21 @@ from ..traces import open_trace
 
 RECORDINGS = {path.stem: path for path in sorted((Path(__file__).parent / "workloads").glob("*.rec"))}
 
-# Placed frames of 4096 bytes and Start-Gap's spare ones, a 64th, behind the info blocks.  What matters is W / interval,
-# not the size: synthetic workloads wear out a small device, and recordings need the 28 MiB that they were made on.
-SIZE = 8192 + 4096 * (2048 + 32)
-SIZE_RECORDED = 8192 + 4096 * (8192 + 128)
+# Placed frames of 4096 bytes.  What matters is W / interval, not the size: synthetic workloads wear out a small device,
+# and recordings need the 28 MiB that they were made on.
+FRAMES, FRAMES_RECORDED = 2048, 8192
+# The spare frames behind them are such a share of them that each policy is at its best: Start-Gap's ring is a multiple
+# of the stripe's 65 frames, and Security Refresh has as many blocks as its keys have values, a power of two.
+SPARE_SHARE, SPARE_SHARES = 64, {"security_refresh": 128}
 ENDURANCE = 10_000
-# W / interval decides, so uniform writes are also run at these, interleaved, in the largest unit.
-ENDURANCES = (20_000, 100_000)
+# W / interval decides, so these workloads are also run at these, interleaved, in units of a line and of a frame.
+ENDURANCES = (20_000, 100_000, 1_000_000)
+LONGER_LOADS, LONGER_UNITS = ("uniform", "zipf"), (256, 4096)
 FLUSH_EVERY = 64
 SEED = 1
+# What is drawn at random decides too.  Synthetic workloads are run with so many seeds where units are largest, for
+# hot descriptors are hottest there, and descriptors are written each time.
+SEEDS = 5
 UNITS = (64, 256, 4096)
 WRITES = ("each", "coalesced")
 
@@ -139,9 +145,12 @@ def cells(
     loads: tuple[str, ...] = (),
     size: int = 0,
     endurance: int = 0,
+    seeds: int = SEEDS,
     **common: Any,
 ) -> list[Cell]:
     """Every combination of what is given; of what is not, all there is.  UsageError for a name that is not known.
+
+    seeds: how many, from `seed` on, for the cells that are run with several.
 
     Without descriptors a page's lines are written together, at every unit and whenever descriptors would be: such
     cells would be the same, and one of them is run.  Descriptors in memory wear as much as none, so they are run only
@@ -159,19 +168,35 @@ def cells(
         if not policy(placement.family, "placement", where).ON_MEDIUM:
             of_units, of_writes = (max(of_units),), of_writes[:1]
         for unit, each, load in itertools.product(of_units, of_writes, loads or (*WORKLOADS, *RECORDINGS)):
-            room = size or (SIZE_RECORDED if load in RECORDINGS else SIZE)
+            room = size or suited_size(name, load)
             given = tuple(WORKLOADS.get(load, {}).items())
             survives = endurance or ENDURANCE
             found.append(Cell(where, label, name, parameters, unit, each, load, given, room, survives, **common))
-    return found if endurance else found + _longer(found)
+    return found + _again(found, seeds) + ([] if endurance else _longer(found))
 
 
-def _longer(cells: list[Cell]) -> list[Cell]:
-    units = [cell.line_bytes for cell in cells if cell.placement == "interleaved"]
+def suited_size(policy_name: str, load: str) -> int:
+    """Bytes of the medium for this leveling and workload: the info blocks, FRAMES and the policy's spare frames."""
+    frames = FRAMES_RECORDED if load in RECORDINGS else FRAMES
+    return layout.FRAMES_AT + layout.PAGE_BYTES * (frames + frames // SPARE_SHARES.get(policy_name, SPARE_SHARE))
+
+
+def _again(cells: list[Cell], seeds: int) -> list[Cell]:
+    unit = max((cell.line_bytes for cell in cells), default=0)
     base = [
         cell
         for cell in cells
-        if (cell.placement, cell.descriptor_writes, cell.workload) == ("interleaved", "each", "uniform")
-        and cell.line_bytes == max(units)
+        if (cell.line_bytes, cell.descriptor_writes) == (unit, "each") and cell.workload not in RECORDINGS
+    ]
+    return [dataclasses.replace(cell, seed=cell.seed + further) for further in range(1, seeds) for cell in base]
+
+
+def _longer(cells: list[Cell]) -> list[Cell]:
+    base = [
+        cell
+        for cell in cells
+        if (cell.placement, cell.descriptor_writes) == ("interleaved", "each")
+        and cell.workload in LONGER_LOADS
+        and cell.line_bytes in LONGER_UNITS
     ]
     return [dataclasses.replace(cell, endurance=longer) for longer in ENDURANCES for cell in base]
