@@ -271,6 +271,12 @@ def test_what_is_worked_out_is_what_would_be_run(monkeypatch):
     assert part["bytes"] == whole["bytes"] == 4096 * 64
 
 
+@pytest.mark.parametrize("page_count", [1 << 18, 1 << 22])
+def test_device_that_is_one_group_comes_up_as_one(page_count):
+    found = measure.first_use("buddy", page_count)
+    assert (found["descriptors"], found["pages"]) == (1, page_count)
+
+
 def test_patterns_look_up_pages_of_their_file():
     for name in measure.PATTERNS:
         drawn = measure.pattern(name, 1 << 16, 500, 300, 1)

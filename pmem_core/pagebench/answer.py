@@ -95,7 +95,8 @@ def _initialisation(result: Result) -> str:
             first = rows[name]["initialise"]
             was = first["measured"]
             parts.append(
-                f"`{name}` {measured(number(first['descriptors']), was)} descriptors in"
+                f"`{name}` {measured(number(first['descriptors']), was)}"
+                f" descriptor{'' if first['descriptors'] == 1 else 's'} in"
                 f" {measured(seconds(first['seconds']), was)}"
             )
     lazy = [name for name, row in rows.items() if row["initialise"]["descriptors"] == 0]

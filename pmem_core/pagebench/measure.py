@@ -18,6 +18,7 @@ IO_NS = 20_000_000  # I/Os are timed until they took this long
 IN_FLIGHT = 64  # I/Os on pages far from each other, all at once
 BRING_UP_PAGES = 1 << 20  # at a time, and twice as many as before while that writes little
 BRING_UP_LITTLE = 1 << 20
+BRING_UP_AT_ONCE = 1 << 10  # a first part that writes no more says that all can be brought up together
 BRING_UP_BYTES = 512 << 20  # after so many bytes written the rest is worked out
 
 Figures = dict[str, Any]
@@ -93,11 +94,16 @@ def alone(pages: np.ndarray) -> Figures:
 def first_use(name: str, page_count: int) -> Figures:
     """What has to be done before a device that was just discovered can be used.
 
-    Where that takes too much memory for here, it is worked out from the pages that were brought up.
+    Where that takes too much memory for here, it is worked out from the pages that were brought up.  In parts only
+    where it must be: a group that could be one would be several.
     """
+    subject, pages = Subject(name, page_count), BRING_UP_PAGES
+    subject.perform(maploops.BRING_UP, np.array([pages], np.int64))
+    if subject.counters()["initialised_bytes"] <= BRING_UP_AT_ONCE:
+        pages = page_count
     subject = Subject(name, page_count)
     at_rest = {key: subject.counters()[key] for key in ("medium_bytes", "descriptor_bytes", "structure_bytes")}
-    covered, taken, written, pages = 0, 0, 0, BRING_UP_PAGES
+    covered, taken, written = 0, 0, 0
     while covered < page_count and written < BRING_UP_BYTES:
         covered, more = subject.perform(maploops.BRING_UP, np.array([pages], np.int64))
         before, written = written, subject.counters()["initialised_bytes"]
