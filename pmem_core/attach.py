@@ -37,7 +37,7 @@ SECTOR_BYTES = 512  # a filesystem made with these mounts whichever way the devi
 class Attachment:
     """What has been made of one server, as its record tells it; "" and 0 where a part is not there."""
 
-    image: str  # real path of the image, or the URI where there is none
+    image: str  # real path of the image, as it is by now where attachments() finds it; the URI where there is none
     uri: str
     way: str  # nbd or loop
     read_only: bool
@@ -50,6 +50,8 @@ class Attachment:
     directory: str = ""  # where the filesystem is mounted
     made_directory: bool = False
     server_pid: int = 0  # of the server that is attached; 0: not known
+    server_birth: str = ""
+    name: str = ""  # of its files in the runtime directory
 
 
 def attachments() -> list[Attachment]:
@@ -58,17 +60,25 @@ def attachments() -> list[Attachment]:
     for record in runtime.read_records(".attach.json"):
         with contextlib.suppress(TypeError):  # of another version of this program
             attachment = Attachment(**record)
+            attachment = dataclasses.replace(attachment, name=attachment.name or runtime.key(attachment.image))
             if attachment.boot == runtime.boot():
-                found.append(attachment)
+                found.append(_as_named_now(attachment))
             else:
                 _forget(attachment)
     return found
 
 
+def _as_named_now(attachment: Attachment) -> Attachment:
+    if not runtime.alive(attachment.server_pid, attachment.server_birth):
+        return attachment
+    return dataclasses.replace(attachment, image=runtime.image_now(attachment.server_pid, attachment.image))
+
+
 def find(target: str | Path) -> Attachment | None:
     """Return the attachment of an image (or URI), of a device, or of the directory it is mounted on; None if none."""
     real = str(target) if "://" in str(target) else os.path.realpath(target)
-    return next((one for one in attachments() if real in (one.image, one.device, one.directory)), None)
+    found = (one for one in attachments() if runtime.is_at(one.image, real) or real in (one.device, one.directory))
+    return next(found, None)
 
 
 def alone(image: str | Path) -> contextlib.AbstractContextManager[None]:
@@ -84,14 +94,14 @@ def busy(image: str | Path, attachment: Attachment) -> ImageBusy:
 
 
 def _forget(attachment: Attachment) -> None:
-    name = runtime.key(attachment.image)
+    name = attachment.name
     runtime.remove(f"{name}.attach.json", f"{name}.fuselog")
     with contextlib.suppress(OSError):
         (runtime.directory() / f"{name}.fuse").rmdir()
 
 
 def _record(attachment: Attachment) -> Attachment:
-    runtime.write_record(f"{runtime.key(attachment.image)}.attach.json", dataclasses.asdict(attachment))
+    runtime.write_record(f"{attachment.name}.attach.json", dataclasses.asdict(attachment))
     return attachment
 
 
@@ -128,7 +138,17 @@ def attach(
         if other := find(name):
             raise busy(image, other)
         way = way or ("nbd" if nbdclient.is_there() else "loop")
-        attachment = Attachment(name, uri, way, read_only, owns_server, boot=runtime.boot(), server_pid=server_pid)
+        attachment = Attachment(
+            name,
+            uri,
+            way,
+            read_only,
+            owns_server,
+            boot=runtime.boot(),
+            server_pid=server_pid,
+            server_birth=runtime.birth(server_pid),
+            name=runtime.free_name(name, ".attach.json"),
+        )
         try:
             if way == "nbd":
                 note = partial(_note, attachment)
@@ -144,7 +164,7 @@ def attach(
 
 def _mount_fuse(attachment: Attachment) -> Attachment:
     """Let nbdfuse make a file of the server; returns the attachment with it, recorded."""
-    folder = runtime.directory() / f"{runtime.key(attachment.image)}.fuse"
+    folder = runtime.directory() / f"{attachment.name}.fuse"
     options = ["-C", str(blockdev.CONNECTIONS), *(["-r"] if attachment.read_only else [])]
     folder.mkdir(mode=0o700, exist_ok=True)
     attachment = _record(dataclasses.replace(attachment, fuse=str(folder)))

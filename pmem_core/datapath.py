@@ -194,6 +194,7 @@ def zero(device, offset, end, may_trim, done):
     run, core = device[0][0], device[1][0]
     blank = u8_at(run["scratch"] + PAGE_BYTES, PAGE_BYTES)
     media.begin_write(run, end - offset)
+    left = PAUSE_PAGES
     while offset + done < end:
         page, at = (offset + done) >> PAGE_SHIFT, (offset + done) & (PAGE_BYTES - 1)
         count = min(PAGE_BYTES - at, end - offset - done)
@@ -206,6 +207,9 @@ def zero(device, offset, end, may_trim, done):
             continue
         sections, section = onepage.section_of(run, page)
         if sections[section] & (SECTION_TOUCHED | SECTION_DIRTY) or not may_trim:
+            if left <= 0:
+                return _stopped(done, PAUSE)
+            left -= 1
             clear_bytes(blank, 0, PAGE_BYTES)
             code = _write_page(run, core, page, at, blank, 0, count)
             if code:

@@ -194,34 +194,42 @@ def sync_folder(path: Path) -> None:
         os.close(folder)
 
 
-LOCK_BYTES = 512  # of who holds it, in JSON, and spaces
+LOCK_BYTES = 512  # of who writes an image, in JSON, and spaces
 
 
 class Lock:
-    """An flock on the file `lock`: exclusive for a writer, shared for readers; ImageBusy says who holds it."""
+    """An flock on the file `media`, which every image has: exclusive for a writer, shared for readers.
+
+    The file `lock` has no part in that: a writer says there who it is, and ImageBusy tells it.
+    """
 
     def __init__(self, path: Path, *, read_only: bool) -> None:
-        self._path = path / "lock"
-        with host_errors(self._path):
-            try:
-                self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
-            except OSError as error:
-                if not read_only or error.errno not in (errno.EROFS, errno.EACCES):
-                    raise
-                self._fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        self._path = path
+        with host_errors(path / "media"):
+            # For writing, because over NFS an exclusive lock is granted for that only.
+            self._fd = os.open(path / "media", (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC)
         try:
             self._take(fcntl.LOCK_SH if read_only else fcntl.LOCK_EX)
+            if not read_only:
+                self._sign()
         except OSError as error:
-            holder = self._holder()
             os.close(self._fd)
             if error.errno != errno.EWOULDBLOCK:
-                raise HostError(self._path, str(error.strerror).lower(), "a filesystem with locks") from error
-            raise ImageBusy(path, f"in use by {holder}", "stop it first, or 'pmem-nbd list' to see it") from None
-        if not read_only:
-            who = {"pid": os.getpid(), "program": Path(sys.argv[0] or "nbdkit").name, "since": int(time.time())}
-            # For people only: on a full disk, where a copied image has no block of its own for it, it is not written.
-            with contextlib.suppress(OSError):
-                os.pwrite(self._fd, json.dumps(who).encode().ljust(LOCK_BYTES), 0)
+                raise HostError(path / "media", str(error.strerror).lower(), "a filesystem with locks") from error
+            hint = "stop it first, or 'pmem-nbd list' to see it"
+            raise ImageBusy(path, f"in use by {self._holder()}", hint) from None
+        except BaseException:
+            os.close(self._fd)
+            raise
+
+    def _sign(self) -> None:
+        with host_errors(self._path / "lock"):
+            fd = os.open(self._path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+        who = {"pid": os.getpid(), "program": Path(sys.argv[0] or "nbdkit").name, "since": int(time.time())}
+        # For people only: on a full disk, where a copied image has no block of its own for it, it is not written.
+        with contextlib.suppress(OSError):
+            os.pwrite(fd, json.dumps(who).encode().ljust(LOCK_BYTES), 0)
+        os.close(fd)
 
     def _take(self, how: int) -> None:
         """flock, waiting half a second: `info` and `stats` hold a shared lock for milliseconds."""
@@ -234,7 +242,7 @@ class Lock:
 
     def _holder(self) -> str:
         try:
-            who = json.loads(os.pread(self._fd, 4096, 0))
+            who = writer_of(self._path)
             name = Path(f"/proc/{who['pid']}/comm").read_text().strip()
             return f"pid {who['pid']} ({name})"
         except (ValueError, OSError, KeyError, TypeError):
@@ -243,6 +251,17 @@ class Lock:
     def release(self) -> None:
         """Give the lock up."""
         os.close(self._fd)
+
+
+def writer_of(path: Path) -> dict[str, Any]:
+    """What the last writer of the image at `path` said of itself; {} where that cannot be read."""
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        fd = os.open(path / "lock", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        try:
+            return dict(json.loads(os.pread(fd, 4096, 0)))
+        finally:
+            os.close(fd)
+    return {}
 
 
 _F_GET_RW_HINT, _F_SET_RW_HINT, _MARK, _FAILED = 1035, 1036, 5, 2

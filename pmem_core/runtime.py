@@ -8,6 +8,7 @@ number alone is given to somebody else sooner or later.
 import contextlib
 import fcntl
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -92,6 +93,39 @@ def has_open(pid: int, path: Path) -> bool:
                 if os.path.samestat(link.stat(), wanted):
                     return True
     return False
+
+
+GONE = " (deleted)"  # what /proc puts behind the name of an open file that was removed
+
+
+def image_now(pid: int, image: str) -> str:
+    """Return where the image is by now that was at ``image`` when process ``pid`` began to serve it; GONE behind it.
+
+    Where the process has no medium open yet that is ``image``.
+    """
+    if has_open(pid, Path(image) / "media"):
+        return image
+    links: list[str] = []
+    with contextlib.suppress(OSError):
+        for link in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                links.append(str(link.readlink()))
+    moved = [Path(link) for link in links if link.endswith("/media")]
+    found = [str(path.parent) for path in moved if has_open(pid, path)]
+    found += [link.removesuffix(f"/media{GONE}") + GONE for link in links if link.endswith(f"/media{GONE}")]
+    return found[0] if found else image
+
+
+def is_at(image: str, path: str) -> bool:
+    """Whether ``image``, as image_now tells it, is meant by ``path``: one gone only where no new one is there."""
+    return image == path or (image == path + GONE and not Path(path).exists())
+
+
+def free_name(image: str, suffix: str) -> str:
+    """Return a name for a record of ``image``: its key, with a number where one that was moved away has that."""
+    first = key(image)
+    names = itertools.chain([first], (f"{first}-{number}" for number in itertools.count(2)))
+    return next(name for name in names if not (directory() / f"{name}{suffix}").exists())
 
 
 def write_record(name: str, record: dict[str, Any]) -> None:

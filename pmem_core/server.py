@@ -29,7 +29,7 @@ Tell = Callable[[str], None]
 class Server:
     """A running server, as its record tells it."""
 
-    image: str  # real path
+    image: str  # real path; of one that servers() finds, as it is by now
     pid: int
     birth: str  # of the process, see runtime.birth
     socket: str | None  # of a Unix socket; else address and port
@@ -40,6 +40,7 @@ class Server:
     log: str  # what nbdkit writes on stderr
     tls: bool = False  # clients without TLS are refused
     log_told: int = dataclasses.field(default=0, compare=False)  # bytes of it that start() has relayed
+    name: str = ""  # of its files in the runtime directory
 
     @property
     def uri(self) -> str:
@@ -60,22 +61,21 @@ def servers() -> list[Server]:
     for record in runtime.read_records(".server.json"):
         try:
             server = Server(**record)
+            server = dataclasses.replace(server, name=server.name or runtime.key(server.image))
         except TypeError:
             continue  # of another version of this program
         if server.alive:
-            running.append(server)
+            running.append(dataclasses.replace(server, image=runtime.image_now(server.pid, server.image)))
         else:
             _forget(server)
     return running
 
 
 def find(image: str | Path) -> Server | None:
-    """Return the server of ``image``, or None; it is found by its lock where the image was moved meanwhile."""
-    real, running = os.path.realpath(image), servers()
-    return next(
-        (server for server in running if server.image == real),
-        next((server for server in running if runtime.has_open(server.pid, Path(real) / "lock")), None),
-    )
+    """Return the server of ``image``, or None; the image may have been moved, and its old name be another's."""
+    real = os.path.realpath(image)
+    media = Path(real) / "media"
+    return next((one for one in servers() if runtime.is_at(one.image, real) or runtime.has_open(one.pid, media)), None)
 
 
 def settled(image: str | Path) -> Server | None:
@@ -125,7 +125,7 @@ def usage(running: Sequence[Server], interval_s: float = 0.1) -> list[dict[str, 
 
 def _forget(server: Server, *, recorded: bool = True) -> None:
     """Remove what a server that is gone left behind; recorded: False where it may not have had a record yet."""
-    name = runtime.key(server.image)
+    name = server.name or runtime.key(server.image)
     record = runtime.read_record(f"{name}.server.json")
     if record is None and recorded:
         return  # somebody has done this, and a successor may be about to write its own
@@ -168,10 +168,11 @@ def start(
     if not Path(real).exists():
         raise NotAnImage(image, "does not exist", "an image (pmem-nbd create makes one)")
     launch.require_nbdkit()
-    name, folder = runtime.key(real), runtime.directory()
-    with runtime.lock(name):
+    folder = runtime.directory()
+    with runtime.lock(runtime.key(real)):
         if running := find(real):
             raise ImageBusy(image, f"is served already, by process {running.pid} on {running.uri}", "stop that one")
+        name = runtime.free_name(real, ".server.json")
         path = listen.claim(socket or folder / f"{name}.sock", bind, port)
         command = launch.nbdkit_command(
             real,
@@ -189,7 +190,8 @@ def start(
         address, tls = None if port is None else bind, launch.requires_tls(nbdkit_args)
         with launch.uninterrupted() as go_on:
             pid = launch.spawn(command, log, outlive=not exit_with_parent)
-            server = Server(real, pid, runtime.birth(pid), path, address, port, read_only, time.time(), str(log), tls)
+            born, now = runtime.birth(pid), time.time()
+            server = Server(real, pid, born, path, address, port, read_only, now, str(log), tls, name=name)
             try:
                 with log.open(errors="replace") as said:  # before its record: where it fails, `servers` removes the log
                     runtime.write_record(f"{name}.server.json", dataclasses.asdict(server))

@@ -5,7 +5,6 @@ import contextlib
 import dataclasses
 import fcntl
 import functools
-import json
 import os
 import tempfile
 from collections.abc import Iterator
@@ -74,20 +73,13 @@ class Look:
 
 @contextlib.contextmanager
 def _reading(path: Path) -> Iterator[dict[str, Any] | None]:
-    """Yield None and keep writers out, or, where there is one, what it wrote of itself into the lock."""
-    try:
-        fd = os.open(path / "lock", os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        yield None  # never opened
-        return
+    """Yield None and keep writers out, or, where there is one, what it says of itself."""
+    fd = os.open(path / "media", os.O_RDONLY | os.O_CLOEXEC)
     try:
         try:
             fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
-            holder: dict[str, Any] = {}
-            with contextlib.suppress(ValueError, TypeError):
-                holder = dict(json.loads(os.pread(fd, 4096, 0)))
-            yield holder
+            yield host.writer_of(path)
             return
         yield None
     finally:

@@ -53,8 +53,8 @@ def get_ready():
 def after_fork():
     if settings.get("fail") == "late":
         raise OSError("too late")
-    if "lock" in settings:
-        settings["lock"] = __builtins__.open(settings["lock"], "w")
+    if "media" in settings:
+        settings["media"] = __builtins__.open(settings["media"], "w")
 
 
 def open(readonly):

@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: MIT
 """SIGTERM does what Ctrl-C does, whatever the verb: nothing of it goes on, and nothing half made is left."""
 
+import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
 
-from pmem_core import geometry, image
+from pmem_core import cli, geometry, image
 
 COMMAND = [sys.executable, "-c", "import sys; from pmem_core import cli; sys.exit(cli.main())"]
 
@@ -49,6 +51,38 @@ def terminate(process):
     for one in alive:
         one.kill()
     assert not alive, alive
+
+
+@pytest.mark.parametrize(
+    ("number", "end"), [(signal.SIGINT, "raise AttributeError('half of it is missing')"), (signal.SIGTERM, "pass")]
+)
+def test_interrupt_that_an_import_swallows_is_not_lost(tmp_path, number, end):
+    """As numpy's does now and then: it goes on as half a module, which cannot be imported again."""
+    done = run_with(
+        tmp_path,
+        "lmdb",
+        f"import os\ntry:\n    os.kill(os.getpid(), {int(number)})\n    sum(range(10))\n"
+        f"except KeyboardInterrupt:\n    pass\n{end}\n",
+    )
+    assert done == (130, "", "")
+
+
+def test_import_that_does_not_end_can_be_interrupted(tmp_path):
+    source = (
+        "import os, signal\nfrom pmem_core.cli import _signals\n_signals.IMPORT_S_MAX = 0.05\n"
+        "while True:\n    os.kill(os.getpid(), signal.SIGINT)\n"
+    )
+    assert run_with(tmp_path, "lmdb", source) == (130, "", "")
+
+
+def run_with(folder, module, source):
+    """Status and output of `convert`, with a module of this name and source in place of the installed one."""
+    (folder / f"{module}.py").write_text(source)
+    image.create(folder / "disk.pmem", geometry.plan(1 << 20))
+    environment = {**os.environ, "PYTHONPATH": f"{folder}:{Path(cli.__file__).parents[2]}"}
+    command = [*COMMAND, "convert", folder / "disk.pmem", "--descriptor-bytes", "64"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=30)
+    return done.returncode, done.stdout, done.stderr.strip()
 
 
 def test_study_leaves_no_worker(begin, tmp_path):

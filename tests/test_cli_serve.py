@@ -160,7 +160,7 @@ def test_list_keeps_image_and_use_on_a_narrow_terminal(run, image, tmp_path, mon
 
 @needs("nbdkit")
 def test_moved_image_is_stopped_by_its_new_name(run, image, tmp_path):
-    run("serve", image, "-b", "--", f"lock={image / 'lock'}")
+    run("serve", image, "-b", "--", f"media={image / 'media'}")
     image.rename(tmp_path / "moved.pmem")
     assert run("stop", tmp_path / "moved.pmem").returncode == 0
     assert not server.servers()
@@ -387,13 +387,31 @@ def test_server_that_somebody_else_attached_is_not_stopped(command, folder, imag
 @pytest.mark.kernel
 @kernel
 def test_moved_image_is_unmounted_by_its_new_name(run, image, tmp_path, big):
-    run("serve", image, "-b", "--", f"lock={image / 'lock'}")
+    run("serve", image, "-b", "--", f"media={image / 'media'}")
     assert run("mount", image, tmp_path / "mnt", "--mkfs", "--via", "loop").returncode == 0
     moved = image.rename(tmp_path / "moved.pmem")
     for verb in ("stop", "attach"):
         assert f"is mounted already, on {tmp_path / 'mnt'}" in run(verb, moved).stderr
     assert run("unmount", moved).returncode == 0
     assert not (tmp_path / "mnt").exists()
+
+
+@pytest.mark.kernel
+@kernel
+def test_new_image_is_attached_beside_the_one_whose_name_it_has(run, folder, image, tmp_path, big, monkeypatch):
+    moved, devices = tmp_path / "moved.pmem", []
+    for _ in range(2):
+        run("serve", image, "-b", "--", f"media={image / 'media'}")
+        devices.append(run("attach", image, "--via", "loop").stdout.strip())
+        if not moved.exists():
+            image.rename(moved)
+            image.mkdir()
+    listed = {one["image"]: one["device"] for one in json.loads(run("list", "-j").stdout)}
+    assert listed == {str(moved): devices[0], str(image): devices[1]} and devices[0] != devices[1]
+    assert run("detach", image).returncode == run("stop", image).returncode == 0
+    assert [one.device for one in attach.attachments()] == devices[:1]
+    assert run("detach", moved).returncode == run("stop", moved).returncode == 0
+    assert not list(folder.iterdir())
 
 
 @pytest.mark.kernel

@@ -88,6 +88,27 @@ def test_what_is_no_image_gets_no_lock(tmp_path):
     assert [one.name for one in path.iterdir()] == ["media"]
 
 
+@pytest.mark.parametrize("read_only", [False, True])
+def test_second_user_is_refused_where_the_file_lock_was_removed(path, read_only):
+    with Device(path):
+        (path / "lock").unlink()
+        with pytest.raises(ImageBusy, match="in use by another process"):
+            Device(path, read_only=read_only)
+        with pytest.raises(ImageBusy):
+            check(path, repair=not read_only)
+        assert snapshot.look(path).session == "served"
+
+
+def test_who_reads_an_image_without_a_file_lock_keeps_writers_out_and_makes_none(path):
+    (path / "lock").unlink()
+    with Device(path, read_only=True):
+        host.Lock(path, read_only=True).release()
+        with pytest.raises(ImageBusy):
+            Device(path)
+    assert snapshot.look(path).session == "closed" and check(path).clean
+    assert not (path / "lock").exists()
+
+
 def test_repair_during_a_conversion_is_of_the_new_shape(tmp_path, meanwhile):
     path = tmp_path / "disk.pmem"
     wanted = make(path)

@@ -232,7 +232,10 @@ def test_image_that_was_never_opened_is_served_on_a_full_disk(path, host):
         assert server.connect().pread(PAGE, 0) == bytes(PAGE)
 
 
-def test_image_that_was_never_opened_is_read_from_a_filesystem_that_is_read_only(path, host):
+@pytest.mark.parametrize("part", ["lock", "none"])
+def test_image_that_was_never_opened_is_read_from_a_filesystem_that_is_read_only(path, host, part):
+    """Also a copy of it without the file `lock`."""
+    (path / part).unlink(missing_ok=True)
     subprocess.run(["mount", "-o", "remount,ro", host], check=True)
     with Device(path, read_only=True) as device:
         assert device.read(PAGE, 0) == bytes(PAGE)

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: MIT
 """Servers: started, found, refused and stopped, with a tiny plugin in place of the real one."""
 
+import dataclasses
 import os
+import shutil
 import signal
 import socket
 import stat
@@ -155,14 +157,37 @@ def test_two_starts_at_once_make_one_server(start):
     assert sorted(type(outcome).__name__ for outcome in outcomes) == ["ImageBusy", "ImageBusy", "Server"]
 
 
-def test_moved_image_is_found_by_its_lock(start, image, tmp_path):
-    running = start(parameters={"lock": str(image / "lock")})
-    image.rename(tmp_path / "moved.pmem")
+def test_moved_image_is_found_by_its_medium(start, image, tmp_path):
+    running = start(parameters={"media": str(image / "media")})
+    moved = image.rename(tmp_path / "moved.pmem")
     image.mkdir()
-    assert server.find(tmp_path / "moved.pmem") == running
+    assert server.find(moved) == dataclasses.replace(running, image=str(moved))
     (tmp_path / "other.pmem").mkdir()
     (tmp_path / "other.pmem" / "lock").write_text(f'{{"pid": {running.pid}}}')  # of an earlier process of that number
     assert server.find(tmp_path / "other.pmem") is None
+
+
+@pytest.mark.parametrize("gone", ["moved", "removed"])
+def test_new_image_is_not_taken_for_the_one_whose_name_it_has(start, image, tmp_path, gone):
+    parameters = {"media": str(image / "media")}
+    old, moved = start(parameters=parameters), tmp_path / "moved.pmem"
+    image.rename(moved) if gone == "moved" else shutil.rmtree(image)
+    assert server.find(image) is None if gone == "moved" else server.find(image).pid == old.pid
+    image.mkdir()
+    assert server.find(image) is None
+    new = start(parameters=parameters)
+    known_as = str(moved) if gone == "moved" else f"{image} (deleted)"
+    assert {one.image: one.pid for one in server.servers()} == {known_as: old.pid, str(image): new.pid}
+    server.stop(server.find(image))
+    assert old.alive and not new.alive
+    server.stop(server.find(known_as))
+    assert not old.alive
+
+
+def test_image_that_is_about_to_be_served_is_found(start, image, folder):
+    (image / "media").touch()
+    running = start()  # the tiny server has no file open, as ours has none before it answers
+    assert server.find(image) == running
 
 
 @pytest.mark.parametrize("words", [["--tls=require"], ["--tls", "require"]])

@@ -5,19 +5,54 @@ import contextlib
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import Any
+
+IMPORT_S_MAX = 3
+_IMPORTLIB = "<frozen importlib._bootstrap>"
 
 
 @contextlib.contextmanager
 def signals_as_interrupt() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP do what Ctrl-C does."""
+    """Let SIGTERM and SIGHUP do what Ctrl-C does: raise KeyboardInterrupt, but while a module is imported at its end.
 
-    def interrupt(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
+    A module that is cut off may swallow it and be half of one; as a module in C, numpy's say, it cannot be imported
+    again either.  Whoever asks again after IMPORT_S_MAX is not made to wait.
+    """
+    asked = 0.0
 
-    with _handling([signal.SIGTERM, signal.SIGHUP], interrupt):
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        asked = asked or time.monotonic()
+        importing = _outermost_import(frame)
+        if importing is None or time.monotonic() > asked + IMPORT_S_MAX:
+            asked = 0.0
+            sys.setprofile(None)
+            raise KeyboardInterrupt
+
+        def profile(returning: FrameType, event: str, argument: object) -> None:
+            nonlocal asked
+            if event == "return" and returning is importing:
+                asked = 0.0
+                sys.setprofile(None)
+                raise KeyboardInterrupt
+
+        sys.setprofile(profile)
+
+    with _handling([signal.SIGINT, signal.SIGTERM, signal.SIGHUP], interrupt):
         yield
+
+
+def _outermost_import(frame: FrameType | None) -> FrameType | None:
+    """The frame of importlib that returns when all is imported that is being imported in `frame`; None: nothing is."""
+    found = None
+    while frame is not None:
+        if frame.f_code.co_filename == _IMPORTLIB:
+            found = frame
+        frame = frame.f_back
+    return found
 
 
 @contextlib.contextmanager
