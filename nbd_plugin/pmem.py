@@ -4,9 +4,9 @@
 nbdkit calls, in this order: config (each key=value), config_complete, get_ready (still on the terminal: everything is
 compiled here), after_fork (the image is opened: neither LMDB nor threads survive a fork), open (each connection).
 
-Requests come on several threads a connection (THREAD_MODEL_PARALLEL; threads.py, pace.py).  One at a time has its turn
-in the compiled code (turn.py), without the GIL, and disk waits are outside of it: while one thread works, another has
-the next request read from the socket.  launch.THREADS says how many.
+Requests come on a thread for each connection, or several (THREAD_MODEL_PARALLEL; threads.py, pace.py).  One at a time
+has its turn in the compiled code (turn.py), without the GIL, and disk waits are outside of it.  launch.THREADS says how
+many; nbdkit itself would make 16 a connection: before 1.34 it wants -t 1, for its clients' sake.
 """
 
 import contextlib

@@ -20,11 +20,11 @@ from pmem_core.errors import HostError, MissingProgram, PmemError, ServerError, 
 
 PROJECT = Path(pmem_core.__file__).resolve().parent.parent
 PLUGIN = PROJECT / "nbd_plugin" / "pmem.py"
-# Threads a connection (docs/performance.md): one at work, one that reads the next request, and one to wake.  With more
-# they only wait for each other; with one, nobody reads the socket meanwhile.
-THREADS = 3
-# Where attach or mount starts the server: while a thread of one connection works, that of the other reads.
-THREADS_ATTACHED = 1
+# Threads a connection (docs/performance.md).  With more, an nbdkit before NBDKIT_MENDED is ended, for all its clients,
+# by one that hangs up before it has its answers: one thread closes the socket that another is about to send by.
+THREADS = 1
+NBDKIT_MENDED = (1, 34)
+_HELPS = "one thread a connection, or nbdkit {}.{}".format(*NBDKIT_MENDED)
 
 
 def is_text(word: str) -> bool:
@@ -77,6 +77,20 @@ def nbdkit_command(
         *(f"{name}={value}" for name, value in (parameters or {}).items()),
         *filters,
     ]
+
+
+def threads_warning(threads: int, nbdkit_args: Sequence[str] = ()) -> str | None:
+    """Return what can happen to a server with so many threads a connection, and what helps; None where nothing can."""
+    told = re.findall(r"(?<=\0)(?:-t|--th\w*)[\0=]?(\d+)(?=\0)", "\0".join(["", *nbdkit_args, ""]))
+    if (int(told[-1]) if told else threads) == 1:
+        return None
+    command = [runtime.program("nbdkit", "nbdkit"), "--version"]
+    said = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False).stdout
+    version = re.search(r"(\d+)\.(\d+)\S*", said)
+    if version is None or (int(version[1]), int(version[2])) >= NBDKIT_MENDED:
+        return None
+    what = "with several threads a connection it ends, for all clients, when one hangs up before it has its answers"
+    return f"nbdkit {version[0]}: {what}: {_HELPS}"
 
 
 def requires_tls(nbdkit_args: Sequence[str]) -> bool:
@@ -195,7 +209,11 @@ def failure(image: str, said: str, status: int | None) -> PmemError:
         # A page of a mapped file could not be read, or had no block on the disk.
         return ServerError(image, "nbdkit was killed by SIGBUS: the disk that the image lies on failed", "see dmesg")
     if status is not None and status < 0:
-        return ServerError(image, f"nbdkit was killed by {signal.Signals(-status).name}", "a bug report")
+        killed = f"nbdkit was killed by {signal.Signals(-status).name}"
+        assertion = next((clean(line) for line in reversed(lines) if "Assertion" in line), "")
+        if "raw_send_socket: Assertion `sock >= 0'" in assertion:
+            return ServerError(image, f"{killed}: a client hung up before it had its answers", _HELPS)
+        return ServerError(image, f"{killed}: {assertion}" if assertion else killed, "a bug report")
     # The words of nbdkit and of our plugin; what they say on the way to being ready ends in dots.
     words = [line for line in lines if re.match(r"((\S*/)?nbdkit|pmem-nbd): ", line) and not line.endswith("...")]
     words = [line for line in words if not line.startswith(serverlog.IN_PASSING)]

@@ -25,7 +25,7 @@ def config(name, value):
 
 
 def thread_model():
-    return nbdkit.THREAD_MODEL_SERIALIZE_ALL_REQUESTS
+    return nbdkit.THREAD_MODEL_PARALLEL if "parallel" in settings else nbdkit.THREAD_MODEL_SERIALIZE_ALL_REQUESTS
 
 
 def get_ready():

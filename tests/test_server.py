@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: MIT
 """Servers: started, found, refused and stopped, with a tiny plugin in place of the real one."""
 
+import contextlib
 import os
 import signal
 import socket
 import stat
+import struct
 import subprocess
 import sys
 import threading
@@ -337,6 +339,67 @@ def test_arguments_of_nbdkit_reach_it(start, tmp_path):
 def test_threads_are_passed_on(start):
     running = start(threads=3)
     assert b"-t\0003\0" in Path(f"/proc/{running.pid}/cmdline").read_bytes()
+
+
+def leaves_early(running: server.Server, times: int) -> bool:
+    """Ask for fifty reads at once and hang up, again and again; whether the server is still there."""
+    read = struct.pack(">IHHQQI", 0x25609513, 0, 0, 1, 0, 4096)
+    for _ in range(times):
+        if not running.alive:
+            return False
+        with socket.socket(socket.AF_UNIX) as client, contextlib.suppress(OSError):
+            client.connect(running.socket)
+            client.recv(18, socket.MSG_WAITALL)
+            client.sendall(struct.pack(">I8sII", 3, b"IHAVEOPT", 1, 0))  # NBD_OPT_EXPORT_NAME, no zeros
+            client.recv(10, socket.MSG_WAITALL)
+            client.sendall(read * 50)
+    time.sleep(0.1)
+    return running.alive
+
+
+def test_client_that_hangs_up_before_its_answers_ends_no_server(start):
+    assert leaves_early(start(parameters={"parallel": "1"}), 300)
+
+
+def test_with_several_threads_such_a_client_ends_an_older_nbdkit_and_why_is_told(start):
+    running = start(parameters={"parallel": "1"}, threads=3, exit_with_parent=True)
+    mended = launch.threads_warning(3) is None
+    assert leaves_early(running, 300 if mended else 3000) == mended
+    if mended:
+        return
+    with pytest.raises(ServerError, match="a client hung up before it had its answers: one thread a connection, or"):
+        server.follow(running, lambda line: None)
+
+
+@pytest.mark.parametrize(
+    ("threads", "words", "version", "warned"),
+    [
+        (1, [], "1.32.5", False),
+        (3, [], "1.32.5", True),
+        (3, [], "1.33.12", True),
+        (3, [], "1.34.0", False),
+        (3, [], "2.0.1", False),
+        (3, ["-t", "1"], "1.32.5", False),
+        (1, ["-t", "2"], "1.32.5", True),
+        (1, ["--threads=16", "-f"], "1.32.5", True),
+        (1, ["-t0"], "1.32.5", True),
+        (1, ["-t4", "-t", "1"], "1.32.5", False),
+    ],
+)
+def test_several_threads_are_warned_of_where_nbdkit_is_older(monkeypatch, tmp_path, threads, words, version, warned):
+    nbdkit = tmp_path / "nbdkit"
+    nbdkit.write_text(f"#!/bin/sh\necho nbdkit {version}\n")
+    nbdkit.chmod(0o755)
+    monkeypatch.setattr(runtime, "program", lambda name, package: str(nbdkit))
+    told = launch.threads_warning(threads, words)
+    assert (told is not None) == warned
+    assert not warned or told.startswith(f"nbdkit {version}: ")
+
+
+def test_words_of_an_assertion_are_told():
+    said = "nbdkit: server.c:1: f: Assertion `x' failed.\nnbdkit: debug: bye\n"
+    error = launch.failure("i", said, -signal.SIGABRT)
+    assert str(error) == "i: nbdkit was killed by SIGABRT: server.c:1: f: Assertion `x' failed.: a bug report"
 
 
 def test_embedded_python_gets_our_packages_and_no_pythonhome(monkeypatch):
