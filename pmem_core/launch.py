@@ -199,7 +199,7 @@ def spawn(command: Sequence[str], log: Path, *, outlive: bool) -> int:
 
 def failure(image: str, said: str, status: int | None) -> PmemError:
     """Turn the last words of an nbdkit that ended into the error to raise; ``status`` is None where nobody knows it."""
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    lines, helps = [line.strip() for line in said.splitlines() if line.strip()], "a bug report"
     for line in reversed(lines):
         match = re.match(r"(?:[\w.]+\.)?(\w+): (.+)", line)
         kind = getattr(errors, match[1], None) if match else None
@@ -208,12 +208,13 @@ def failure(image: str, said: str, status: int | None) -> PmemError:
     if status == -signal.SIGBUS:
         # A page of a mapped file could not be read, or had no block on the disk.
         return ServerError(image, "nbdkit was killed by SIGBUS: the disk that the image lies on failed", "see dmesg")
+    assertion = next((clean(line) for line in reversed(lines) if serverlog.ASSERTION in line), "")
+    if assertion and status in (None, -signal.SIGABRT):
+        if "raw_send_socket" in assertion and "sock >= 0" in assertion:
+            assertion, helps = "a client hung up before it had its answers", _HELPS
+        return ServerError(image, f"nbdkit was killed by SIGABRT: {assertion}", helps)
     if status is not None and status < 0:
-        killed = f"nbdkit was killed by {signal.Signals(-status).name}"
-        assertion = next((clean(line) for line in reversed(lines) if "Assertion" in line), "")
-        if "raw_send_socket: Assertion `sock >= 0'" in assertion:
-            return ServerError(image, f"{killed}: a client hung up before it had its answers", _HELPS)
-        return ServerError(image, f"{killed}: {assertion}" if assertion else killed, "a bug report")
+        return ServerError(image, f"nbdkit was killed by {signal.Signals(-status).name}", helps)
     # The words of nbdkit and of our plugin; what they say on the way to being ready ends in dots.
     words = [line for line in lines if re.match(r"((\S*/)?nbdkit|pmem-nbd): ", line) and not line.endswith("...")]
     words = [line for line in words if not line.startswith(serverlog.IN_PASSING)]

@@ -341,6 +341,13 @@ def test_threads_are_passed_on(start):
     assert b"-t\0003\0" in Path(f"/proc/{running.pid}/cmdline").read_bytes()
 
 
+def entered(client: socket.socket) -> None:
+    """Be a client of the default export."""
+    client.recv(18, socket.MSG_WAITALL)
+    client.sendall(struct.pack(">I8sII", 3, b"IHAVEOPT", 1, 0))  # NBD_OPT_EXPORT_NAME, no zeros
+    client.recv(10, socket.MSG_WAITALL)
+
+
 def leaves_early(running: server.Server, times: int) -> bool:
     """Ask for fifty reads at once and hang up, again and again; whether the server is still there."""
     read = struct.pack(">IHHQQI", 0x25609513, 0, 0, 1, 0, 4096)
@@ -349,9 +356,7 @@ def leaves_early(running: server.Server, times: int) -> bool:
             return False
         with socket.socket(socket.AF_UNIX) as client, contextlib.suppress(OSError):
             client.connect(running.socket)
-            client.recv(18, socket.MSG_WAITALL)
-            client.sendall(struct.pack(">I8sII", 3, b"IHAVEOPT", 1, 0))  # NBD_OPT_EXPORT_NAME, no zeros
-            client.recv(10, socket.MSG_WAITALL)
+            entered(client)
             client.sendall(read * 50)
     time.sleep(0.1)
     return running.alive
@@ -398,8 +403,8 @@ def test_several_threads_are_warned_of_where_nbdkit_is_older(monkeypatch, tmp_pa
 
 def test_words_of_an_assertion_are_told():
     said = "nbdkit: server.c:1: f: Assertion `x' failed.\nnbdkit: debug: bye\n"
-    error = launch.failure("i", said, -signal.SIGABRT)
-    assert str(error) == "i: nbdkit was killed by SIGABRT: server.c:1: f: Assertion `x' failed.: a bug report"
+    expected = "i: nbdkit was killed by SIGABRT: server.c:1: f: Assertion `x' failed.: a bug report"
+    assert {str(launch.failure("i", said, status)) for status in (None, -signal.SIGABRT)} == {expected}
 
 
 def test_embedded_python_gets_our_packages_and_no_pythonhome(monkeypatch):
@@ -462,9 +467,32 @@ def test_stop_hangs_up_on_idle_clients(start, free_port, tmp_path, place):
         server.stop(running, timeout_s=10)
 
 
+@pytest.mark.parametrize("place", ["socket", "port"])
+def test_stop_waits_for_no_client_that_leaves_its_answers_unread(start, free_port, tmp_path, monkeypatch, place):
+    monkeypatch.setattr(server, "UNREAD_S_MAX", 0.5)
+    stopped = tmp_path / "stopped"
+    where = ("127.0.0.1", free_port) if place == "port" else str(tmp_path / "s")
+    running = start(**{place: where[1] if place == "port" else where}, parameters={"stopped": str(stopped)})
+    with socket.socket(socket.AF_INET if place == "port" else socket.AF_UNIX) as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(where)
+        entered(client)
+        client.sendall(struct.pack(">IHHQQI", 0x25609513, 0, 0, 1, 0, 1 << 20) * 32)  # NBD_CMD_READ
+        client.recv(1)  # it answers
+        server.stop(running, timeout_s=10)
+    assert stopped.read_text() == "clean"
+
+
 def test_stop_tells_what_the_plugin_could_not_close(start, folder):
     running = start(parameters={"fail": "close"})
     with pytest.raises(ServerError, match="tiny: an earlier sync failed: stop the server"):
+        server.stop(running)
+    assert not list(folder.iterdir())
+
+
+def test_stop_tells_that_nbdkit_aborted(start, folder):
+    running = start(parameters={"fail": "assertion"})
+    with pytest.raises(ServerError, match="killed by SIGABRT: file:1: f: Assertion `x' failed"):
         server.stop(running)
     assert not list(folder.iterdir())
 
