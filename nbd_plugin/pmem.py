@@ -46,9 +46,10 @@ try:
     from pmem_core.errors import NOT_CLOSED, PmemError, UsageError
 except ImportError as error:
     _missing = error.name or str(error).strip().partition("\n")[0]
+    _venv = f" or in {_ROOT / '.venv'} (scripts/setup makes it)" if (_ROOT / "scripts" / "setup").exists() else ""
     print(
         f"pmem-nbd: nbdkit's {_PYTHON}: cannot import {_missing}: expected pmem-nbd and what it needs, installed for "
-        f"{_PYTHON}, on PYTHONPATH or in {_ROOT / '.venv'} (scripts/setup makes it)",
+        f"{_PYTHON}, on PYTHONPATH{_venv}",
         file=sys.stderr,
         flush=True,
     )

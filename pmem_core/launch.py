@@ -113,6 +113,10 @@ def nbdkit_environment() -> dict[str, str]:
     return environment | {"PYTHONPATH": os.pathsep.join(dict.fromkeys(folders)), "PYTHONUNBUFFERED": "1"}
 
 
+# In a checkout; an installed package has no scripts.
+_MADE = " (scripts/setup makes one)" if (PROJECT / "scripts" / "setup").exists() else ""
+
+
 def require_nbdkit() -> None:
     """Raise MissingProgram unless nbdkit is there, with a Python plugin that embeds this very minor version."""
     nbdkit = runtime.program("nbdkit", "nbdkit")
@@ -126,7 +130,7 @@ def require_nbdkit() -> None:
         raise MissingProgram(
             "nbdkit",
             f"its Python plugin embeds Python {version[1]}, and this is Python {ours}",
-            f"a virtual environment made with python{version[1]} (scripts/setup makes one)",
+            f"a virtual environment made with python{version[1]}{_MADE}",
         )
 
 
@@ -213,6 +217,9 @@ def failure(image: str, said: str, status: int | None) -> PmemError:
         if "raw_send_socket" in assertion and "sock >= 0" in assertion:
             assertion, helps = "a client hung up before it had its answers", _HELPS
         return ServerError(image, f"nbdkit was killed by SIGABRT: {assertion}", helps)
+    # It ends with status 0 where it was about to listen, and by the signal where it was not that far.
+    if status == -signal.SIGTERM or (status == 0 and all(line.endswith("...") for line in lines)):
+        return ServerError(image, "its server was stopped while it started")
     if status is not None and status < 0:
         return ServerError(image, f"nbdkit was killed by {signal.Signals(-status).name}", helps)
     # The words of nbdkit and of our plugin; what they say on the way to being ready ends in dots.

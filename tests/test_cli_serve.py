@@ -181,6 +181,12 @@ def test_words_behind_two_dashes_reach_nbdkit(run, image, tmp_path):
 
 
 @needs("nbdkit")
+def test_image_behind_two_dashes_is_told_to_be_words_for_nbdkit(run):
+    said = run("serve", "-b", "--", "-dash.pmem")
+    assert said.returncode == 2 and "'IMAGE' before `--`: what follows is nbdkit's" in said.stderr
+    assert "missing argument 'IMAGE'" in run("serve", "-b").stderr
+
+
 def test_several_threads_are_warned_of_on_standard_error(run, image):
     served = run("serve", image, "-b", "--threads", "3")
     assert served.returncode == 0 and served.stdout.count("\n") == 1

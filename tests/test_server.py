@@ -296,6 +296,19 @@ def test_end_of_a_child_is_told_by_its_status(start, fail, text):
         start(parameters={"fail": fail}, exit_with_parent=True)
 
 
+@pytest.mark.parametrize("early", [True, False])
+def test_stop_while_a_server_starts_is_told_as_that(start, image, monkeypatch, early):
+    """`early`: in get_ready(); else when its socket is there and nobody has been greeted."""
+
+    def end(*_):
+        os.kill(server.find(image).pid, signal.SIGTERM)
+
+    if not early:
+        monkeypatch.setattr(listen.Greeting, "received", lambda self, seconds: end() or time.sleep(seconds))
+    with pytest.raises(ServerError, match="its server was stopped while it started"):
+        start(parameters={"sleep": "0.5"} if early else {}, tell=end if early else print, exit_with_parent=True)
+
+
 def test_failure_is_told_though_it_was_cleared_away_meanwhile(start, monkeypatch):
     """By `pmem-nbd list`, say: it forgets servers that are gone, and their logs."""
 

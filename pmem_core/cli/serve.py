@@ -51,7 +51,12 @@ class WithNbdkitArgs(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         end = args.index("--") if "--" in args else len(args)
-        rest = super().parse_args(ctx, args[:end])
+        try:
+            rest = super().parse_args(ctx, args[:end])
+        except click.MissingParameter:
+            if end == len(args):
+                raise
+            ctx.fail("Missing argument 'IMAGE' before `--`: what follows is nbdkit's; ./-a.pmem is a name with a dash")
         if (extra := ctx.params["nbdkit_args"]) and not ctx.resilient_parsing:
             ctx.fail(f"Got unexpected extra argument ({' '.join(extra)})")
         ctx.params["nbdkit_args"] = tuple(args[end + 1 :])
