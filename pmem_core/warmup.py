@@ -48,7 +48,7 @@ def _needed(plan: Geometry, handle: binding.Handle) -> list[Part]:
         partial(jit.compile_for, upkeep.take_moves, handle, numbers, numbers),
         partial(jit.compile_for, upkeep.clear_dirty, handle, False, numbers),
         partial(jit.compile_for, upkeep.restore_dirty, handle, numbers),
-        partial(jit.compile_for, upkeep.page_address, handle, 0),
+        partial(jit.compile_for, upkeep.places, handle, 0, numbers),
         partial(jit.compile_for, upkeep.medium_address, handle, 0),
     ]
     if plan.info.initialise != "zeros":
