@@ -111,7 +111,7 @@ def get_ready():
     plan = image.load_geometry(path, read_only=_read_only())
     host.Lock(path, read_only=_read_only()).release()
     started = time.monotonic()
-    if not codecache.is_warm():
+    if not codecache.is_warm("datapath"):
         gc.enable()  # compiling makes much that is garbage
         print("pmem-nbd: compiling for the first start, about 20 seconds ...", file=sys.stderr, flush=True)
     warmup.warm_up(plan)

@@ -25,7 +25,7 @@ def warm_up(plan: Geometry) -> None:
     """Compile (or load from the cache) everything a request may need, for a device of this plan."""
     run, core = np.zeros(1, layout.RUN), statefile.fresh_core(plan)
     needed = _needed(plan, (run, layout.common(core)))
-    if not codecache.is_warm():
+    if not codecache.is_warm("datapath"):
         _share_out([*_inner(plan, run, core), *needed])
     binding.bind_requests(binding.bind(run, core, plan))
     for compile_it in needed:
