@@ -4,9 +4,9 @@
 nbdkit calls, in this order: config (each key=value), config_complete, get_ready (still on the terminal: everything is
 compiled here), after_fork (the image is opened: neither LMDB nor threads survive a fork), open (each connection).
 
-Requests come on several threads a connection (THREAD_MODEL_PARALLEL; threads.py, pace.py).  One at a time has its turn
-in the compiled code (turn.py), without the GIL, and disk waits are outside of it: while one thread works, another has
-the next request read from the socket.  launch.THREADS says how many.
+Requests come on a thread for each connection, or several (THREAD_MODEL_PARALLEL; threads.py, pace.py).  One at a time
+has its turn in the compiled code (turn.py), without the GIL, and disk waits are outside of it.  launch.THREADS says how
+many; nbdkit itself would make 16 a connection: before 1.34 it wants -t 1, for its clients' sake.
 """
 
 import contextlib
@@ -46,9 +46,10 @@ try:
     from pmem_core.errors import NOT_CLOSED, PmemError, UsageError
 except ImportError as error:
     _missing = error.name or str(error).strip().partition("\n")[0]
+    _venv = f" or in {_ROOT / '.venv'} (scripts/setup makes it)" if (_ROOT / "scripts" / "setup").exists() else ""
     print(
         f"pmem-nbd: nbdkit's {_PYTHON}: cannot import {_missing}: expected pmem-nbd and what it needs, installed for "
-        f"{_PYTHON}, on PYTHONPATH or in {_ROOT / '.venv'} (scripts/setup makes it)",
+        f"{_PYTHON}, on PYTHONPATH{_venv}",
         file=sys.stderr,
         flush=True,
     )
@@ -110,7 +111,7 @@ def get_ready():
     plan = image.load_geometry(path, read_only=_read_only())
     host.Lock(path, read_only=_read_only()).release()
     started = time.monotonic()
-    if not codecache.is_warm():
+    if not codecache.is_warm("datapath"):
         gc.enable()  # compiling makes much that is garbage
         print("pmem-nbd: compiling for the first start, about 20 seconds ...", file=sys.stderr, flush=True)
     warmup.warm_up(plan)
@@ -210,7 +211,7 @@ def can_zero(h):
 
 
 def can_fast_zero(h):
-    return _served.plan.has_descriptors
+    return True  # zero() refuses what is not: nbdkit would abort at a client that asks without having been offered it
 
 
 def can_fua(h):
@@ -273,10 +274,10 @@ def trim(h, count, offset, flags):
 
 def zero(h, count, offset, flags):
     may_trim = bool(flags & nbdkit.FLAG_MAY_TRIM)
-    if flags & nbdkit.FLAG_FAST_ZERO and not may_trim:
+    if flags & nbdkit.FLAG_FAST_ZERO and not (may_trim and _served.plan.has_descriptors):
         # Zeros that must be stored are no faster than a write.
         nbdkit.set_error(errno.EOPNOTSUPP)
-        raise Refused("zero: not fast without permission to trim")
+        raise Refused("zero: not fast without permission to trim and descriptors on the medium")
     _zero(count, offset, may_trim, flags)
 
 

@@ -93,9 +93,9 @@ def folder_of(function: Any) -> Path:
     return FILES_FOLDER if inlines or source in policyfile.paths() else FOLDER
 
 
-def is_warm() -> bool:
-    """True where an earlier run left compiled code for these very sources, or none is wanted."""
-    return bool(config.DISABLE_JIT) or any(folder_of(is_warm).glob("**/*.nbi"))
+def is_warm(module: str) -> bool:
+    """True where an earlier run left compiled code of `module` for these very sources, or none is wanted."""
+    return bool(config.DISABLE_JIT) or any(folder_of(is_warm).glob(f"**/{module}.*.nbi"))
 
 
 def prune(keep_days: float = 30.0) -> None:

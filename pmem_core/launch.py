@@ -20,11 +20,11 @@ from pmem_core.errors import HostError, MissingProgram, PmemError, ServerError, 
 
 PROJECT = Path(pmem_core.__file__).resolve().parent.parent
 PLUGIN = PROJECT / "nbd_plugin" / "pmem.py"
-# Threads a connection (docs/performance.md): one at work, one that reads the next request, and one to wake.  With more
-# they only wait for each other; with one, nobody reads the socket meanwhile.
-THREADS = 3
-# Where attach or mount starts the server: while a thread of one connection works, that of the other reads.
-THREADS_ATTACHED = 1
+# Threads a connection (docs/performance.md).  With more, an nbdkit before NBDKIT_MENDED is ended, for all its clients,
+# by one that hangs up before it has its answers: one thread closes the socket that another is about to send by.
+THREADS = 1
+NBDKIT_MENDED = (1, 34)
+_HELPS = "one thread a connection, or nbdkit {}.{}".format(*NBDKIT_MENDED)
 
 
 def is_text(word: str) -> bool:
@@ -79,6 +79,20 @@ def nbdkit_command(
     ]
 
 
+def threads_warning(threads: int, nbdkit_args: Sequence[str] = ()) -> str | None:
+    """Return what can happen to a server with so many threads a connection, and what helps; None where nothing can."""
+    told = re.findall(r"(?<=\0)(?:-t|--th\w*)[\0=]?(\d+)(?=\0)", "\0".join(["", *nbdkit_args, ""]))
+    if (int(told[-1]) if told else threads) == 1:
+        return None
+    command = [runtime.program("nbdkit", "nbdkit"), "--version"]
+    said = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False).stdout
+    version = re.search(r"(\d+)\.(\d+)\S*", said)
+    if version is None or (int(version[1]), int(version[2])) >= NBDKIT_MENDED:
+        return None
+    what = "with several threads a connection it ends, for all clients, when one hangs up before it has its answers"
+    return f"nbdkit {version[0]}: {what}: {_HELPS}"
+
+
 def requires_tls(nbdkit_args: Sequence[str]) -> bool:
     """Whether these arguments make nbdkit refuse clients without TLS."""
     return "--tls=require" in nbdkit_args or ("--tls", "require") in itertools.pairwise(nbdkit_args)
@@ -99,6 +113,10 @@ def nbdkit_environment() -> dict[str, str]:
     return environment | {"PYTHONPATH": os.pathsep.join(dict.fromkeys(folders)), "PYTHONUNBUFFERED": "1"}
 
 
+# In a checkout; an installed package has no scripts.
+_MADE = " (scripts/setup makes one)" if (PROJECT / "scripts" / "setup").exists() else ""
+
+
 def require_nbdkit() -> None:
     """Raise MissingProgram unless nbdkit is there, with a Python plugin that embeds this very minor version."""
     nbdkit = runtime.program("nbdkit", "nbdkit")
@@ -112,7 +130,7 @@ def require_nbdkit() -> None:
         raise MissingProgram(
             "nbdkit",
             f"its Python plugin embeds Python {version[1]}, and this is Python {ours}",
-            f"a virtual environment made with python{version[1]} (scripts/setup makes one)",
+            f"a virtual environment made with python{version[1]}{_MADE}",
         )
 
 
@@ -185,7 +203,7 @@ def spawn(command: Sequence[str], log: Path, *, outlive: bool) -> int:
 
 def failure(image: str, said: str, status: int | None) -> PmemError:
     """Turn the last words of an nbdkit that ended into the error to raise; ``status`` is None where nobody knows it."""
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    lines, helps = [line.strip() for line in said.splitlines() if line.strip()], "a bug report"
     for line in reversed(lines):
         match = re.match(r"(?:[\w.]+\.)?(\w+): (.+)", line)
         kind = getattr(errors, match[1], None) if match else None
@@ -194,8 +212,16 @@ def failure(image: str, said: str, status: int | None) -> PmemError:
     if status == -signal.SIGBUS:
         # A page of a mapped file could not be read, or had no block on the disk.
         return ServerError(image, "nbdkit was killed by SIGBUS: the disk that the image lies on failed", "see dmesg")
+    assertion = next((clean(line) for line in reversed(lines) if serverlog.ASSERTION in line), "")
+    if assertion and status in (None, -signal.SIGABRT):
+        if "raw_send_socket" in assertion and "sock >= 0" in assertion:
+            assertion, helps = "a client hung up before it had its answers", _HELPS
+        return ServerError(image, f"nbdkit was killed by SIGABRT: {assertion}", helps)
+    # It ends with status 0 where it was about to listen, and by the signal where it was not that far.
+    if status == -signal.SIGTERM or (status == 0 and all(line.endswith("...") for line in lines)):
+        return ServerError(image, "its server was stopped while it started")
     if status is not None and status < 0:
-        return ServerError(image, f"nbdkit was killed by {signal.Signals(-status).name}", "a bug report")
+        return ServerError(image, f"nbdkit was killed by {signal.Signals(-status).name}", helps)
     # The words of nbdkit and of our plugin; what they say on the way to being ready ends in dots.
     words = [line for line in lines if re.match(r"((\S*/)?nbdkit|pmem-nbd): ", line) and not line.endswith("...")]
     words = [line for line in words if not line.startswith(serverlog.IN_PASSING)]

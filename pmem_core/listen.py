@@ -5,6 +5,7 @@ import contextlib
 import ctypes
 import errno
 import os
+import select
 import socket
 import stat
 import struct
@@ -105,8 +106,10 @@ def _holder(port: int) -> str:
     return ""
 
 
-def hang_up(pid: int, pidfd: int) -> None:
+def hang_up(pid: int, pidfd: int, *, unread: bool = False) -> None:
     """Let the server ``pid`` see the end of what each of its clients sends; replies still reach them.
+
+    With ``unread`` they do not where a client has left so many unread that no more fit: the server would wait as long.
 
     nbdkit ends on SIGTERM, but not before its last client has left, and an idle client has no reason to.  The kernel
     lends us the server's sockets (pidfd_getfd, Linux 5.6); where it may not, nothing happens.
@@ -121,7 +124,8 @@ def hang_up(pid: int, pidfd: int) -> None:
                 if copy >= 0:
                     with socket.socket(fileno=copy) as lent:
                         if not lent.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-                            lent.shutdown(socket.SHUT_RD)
+                            stuck = unread and not select.select([], [lent], [], 0)[1]
+                            lent.shutdown(socket.SHUT_RDWR if stuck else socket.SHUT_RD)
 
 
 class Greeting:

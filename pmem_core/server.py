@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from pmem_core import launch, listen, runtime, serverlog
-from pmem_core.errors import NOT_CLOSED, HostError, ImageBusy, NotAnImage, ServerError, UsageError
+from pmem_core.errors import HostError, ImageBusy, NotAnImage, ServerError, UsageError
 
 START_S_MAX = 180  # the first start compiles
 STOP_S_MAX = 60  # a stop takes a checkpoint
+UNREAD_S_MAX = 8  # for clients to read what they were answered before it
 
 Tell = Callable[[str], None]
 
@@ -254,9 +255,9 @@ def follow(server: Server, tell: Tell) -> None:
 def stop(server: Server, timeout_s: float = STOP_S_MAX) -> None:
     """Stop a server and wait until its checkpoint is taken and it is gone; no matter if it is gone already.
 
-    Clients are answered what they have asked, and then hung up on.
+    Clients are answered what they have asked, and then hung up on; after UNREAD_S_MAX also those that read no answers.
     Raises ServerError where it has not ended after ``timeout_s``, HostError where it is another user's, and what it
-    says behind NOT_CLOSED when it is not closed well: then not all of it may be durable.
+    says when the image is not closed well (behind NOT_CLOSED: not all of it may be durable).
     """
     told = len(serverlog.read(server.log))
     with contextlib.suppress(ProcessLookupError):
@@ -265,18 +266,18 @@ def stop(server: Server, timeout_s: float = STOP_S_MAX) -> None:
         try:
             if server.alive:
                 signal.pidfd_send_signal(handle, signal.SIGTERM)
-                deadline = time.monotonic() + timeout_s
+                begun = time.monotonic()
                 while not select.select([handle], [], [], 0.3)[0]:
-                    if time.monotonic() > deadline:
+                    if (waited := time.monotonic() - begun) > timeout_s:
                         what = f"its server, process {server.pid}, has not ended after {timeout_s:.0f} s"
                         raise ServerError(server.image, what, f"see {server.log}")
-                    listen.hang_up(server.pid, handle)
+                    listen.hang_up(server.pid, handle, unread=waited > UNREAD_S_MAX)
         except PermissionError as error:
             raise HostError(server.image, f"process {server.pid} is another user's", "that user, or root") from error
         finally:
             os.close(handle)
     _reap(server.pid)
-    said = [line for line in serverlog.read(server.log)[told:] if line.startswith(NOT_CLOSED)]
+    said = [line for line in serverlog.read(server.log)[told:] if serverlog.tells_of_a_bad_end(line)]
     _forget(server)
     if said:
         raise launch.failure(server.image, said[-1], None)

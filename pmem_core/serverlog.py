@@ -12,8 +12,11 @@ import threading
 from pathlib import Path
 from typing import BinaryIO
 
+from pmem_core.errors import NOT_CLOSED
+
 OURS = "pmem-nbd: "
 IN_PASSING = f"{OURS}housekeeping: "  # a line that begins so does not tell how the server ended
+ASSERTION = "Assertion"  # in the last line of an nbdkit that aborts
 VARIABLE = "PMEM_NBD_LOG"  # of the environment: the file that `launch` made, and that is the server's to cut
 LOG_BYTES_MAX = 4 << 20
 TAIL_BYTES = 64 << 10  # what is left of it
@@ -31,8 +34,13 @@ def say_in_passing(text: str) -> None:
 
 
 def tells_of_the_image(line: str) -> bool:
-    """Whether it is the plugin's word of how the image was opened or closed."""
-    return line.startswith(OURS) and not line.startswith(IN_PASSING)
+    """Whether it is the plugin's word of how the image was opened or closed, or nbdkit's of why it was not closed."""
+    return ASSERTION in line or (line.startswith(OURS) and not line.startswith(IN_PASSING))
+
+
+def tells_of_a_bad_end(line: str) -> bool:
+    """Whether it says that the image was not closed well."""
+    return ASSERTION in line or line.startswith(NOT_CLOSED)
 
 
 def read(path: str) -> list[str]:

@@ -184,6 +184,14 @@ def medium_address(device, placed):
 
 
 @hot
+def places(device, page, found):
+    """Fill `found`, int64[n], with the addresses on the medium of `page` and those after it."""
+    run = device[0][0]
+    for i in range(found.size):
+        found[i] = onepage.medium_at(run, policies.page_at(run, page + i))
+
+
+@hot
 def page_address(device, page):
     """The placed address of `page`."""
     return policies.page_at(device[0][0], page)

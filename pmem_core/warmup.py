@@ -25,7 +25,7 @@ def warm_up(plan: Geometry) -> None:
     """Compile (or load from the cache) everything a request may need, for a device of this plan."""
     run, core = np.zeros(1, layout.RUN), statefile.fresh_core(plan)
     needed = _needed(plan, (run, layout.common(core)))
-    if not codecache.is_warm():
+    if not codecache.is_warm("datapath"):
         _share_out([*_inner(plan, run, core), *needed])
     binding.bind_requests(binding.bind(run, core, plan))
     for compile_it in needed:
@@ -48,7 +48,7 @@ def _needed(plan: Geometry, handle: binding.Handle) -> list[Part]:
         partial(jit.compile_for, upkeep.take_moves, handle, numbers, numbers),
         partial(jit.compile_for, upkeep.clear_dirty, handle, False, numbers),
         partial(jit.compile_for, upkeep.restore_dirty, handle, numbers),
-        partial(jit.compile_for, upkeep.page_address, handle, 0),
+        partial(jit.compile_for, upkeep.places, handle, 0, numbers),
         partial(jit.compile_for, upkeep.medium_address, handle, 0),
     ]
     if plan.info.initialise != "zeros":

@@ -11,7 +11,8 @@ processor time that a server spends on a request is the steadier figure.
 
 A peer is NAME[:KEY=VALUE ...][@PLACE], several separated by commas.  A KEY of pmem is an option of `pmem-nbd create` or
 a policy's parameter (pmem:leveling=start_gap:interval=50), or rev, another commit of this repository; one that begins
-with - is an option of the server (memory:-t=4).  PLACE is where its files lie: tmpfs, or a folder; the disk unless it
+with - is an option of the server (memory:-t=4): pmem has one thread a connection, as `serve`, unless it is told, and
+nbdkit's other plugins have its 16.  PLACE is where its files lie: tmpfs, or a folder; the disk unless it
 is given.  The memory and bytearray plugins keep nothing, so pmem@tmpfs is what compares with them, and pmem with file
 and qemu; each is held to every bar.
 

@@ -25,7 +25,7 @@ def config(name, value):
 
 
 def thread_model():
-    return nbdkit.THREAD_MODEL_SERIALIZE_ALL_REQUESTS
+    return nbdkit.THREAD_MODEL_PARALLEL if "parallel" in settings else nbdkit.THREAD_MODEL_SERIALIZE_ALL_REQUESTS
 
 
 def get_ready():
@@ -97,6 +97,9 @@ def cleanup():
             file.write("clean")
     if settings.get("fail") in ("notice", "close"):
         print("pmem-nbd: tiny: there is room again: nothing is missing", file=sys.stderr, flush=True)
+    if settings.get("fail") == "assertion":
+        print("nbdkit: file:1: f: Assertion `x' failed.", file=sys.stderr, flush=True)
+        os.abort()
     if settings.get("fail") == "close":
         print("pmem-nbd: error: tiny: an earlier sync failed: stop the server", file=sys.stderr, flush=True)
         os._exit(1)

@@ -204,3 +204,19 @@ def test_call_that_writes_less_loses_nothing(tmp_path, beyond):
             device.write(data, 1030 * PAGE)
         assert device.read(len(data), 1030 * PAGE) == data
     assert check(device.path).clean
+
+
+def test_what_a_cache_request_covers_is_asked_of_the_host_where_it_lies_adjacent_pages_at_once(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("pmem_core.device.PREFETCH_PAGES", 100)
+    with made(tmp_path / "disk.pmem", **PLANS["interleaved"]) as device:
+        for page in random.Random(SEED).choices(range(256), k=200):
+            device.write(bytes(PAGE), page * PAGE)  # frames move
+        monkeypatch.setattr(os, "posix_fadvise", lambda fd, at, size, advice: asked.append((fd, at, size, advice)))
+        device.prefetch(256 * PAGE, 3 * PAGE + 1)
+        expected = {medium_at(device, page) for page in range(3, 260)}
+        assert {fd for fd, _, _, _ in asked} == {device.mapping.files["media"]}
+    assert {advice for _, _, _, advice in asked} == {os.POSIX_FADV_WILLNEED}
+    pages = [place for _, at, size, _ in asked for place in range(at, at + size, PAGE)]
+    assert len(pages) == 257 and set(pages) == expected
+    assert len(asked) < 257 // 2

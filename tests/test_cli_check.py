@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pmem_core import checkscan, geometry, host, image
+from pmem_core import checkscan, cli, codecache, geometry, host, image
 from pmem_core.device import Device
 from pmem_core.journal import Journal
 
@@ -18,10 +18,13 @@ COMMAND = Path(sys.executable).parent / "pmem-nbd"
 PAGE = 4096
 
 
+COMPILING = "pmem-nbd: compiling for the first check, less than a minute ...\n"
+
+
 def run(*arguments):
-    """Run pmem-nbd check; its status, stdout and stderr."""
+    """Run pmem-nbd check; its status, stdout and stderr, less what the first one ever says."""
     told = subprocess.run([COMMAND, "check", *arguments], capture_output=True, text=True, check=False, timeout=120)
-    return told.returncode, told.stdout, told.stderr
+    return told.returncode, told.stdout, told.stderr.removeprefix(COMPILING)
 
 
 @pytest.fixture
@@ -51,6 +54,14 @@ def test_clean_image(made):
     assert lines[0] == f"{made}: last session: closed properly"
     assert lines[1].startswith(f"{made}: checked ") and ", 100 with data, in 1 of 1 sections" in lines[1]
     assert lines[2:] == [f"{made}: clean"]
+
+
+@pytest.mark.parametrize("warm", [False, True])
+def test_first_check_says_that_it_compiles_on_standard_error(made, monkeypatch, capsys, warm):
+    monkeypatch.setattr(codecache, "is_warm", lambda module: warm)
+    assert cli.main(["check", str(made)]) == 0
+    out, error = capsys.readouterr()
+    assert out.endswith(f"{made}: clean\n") and error == ("" if warm else COMPILING)
 
 
 def test_clean_image_as_json(made):

@@ -231,9 +231,38 @@ def test_client_is_told_what_it_is_not(client):
     assert not client.is_rotational()
 
 
-def test_without_descriptors_zeroing_is_not_fast(tmp_path):
-    with serving(make(tmp_path / "disk.pmem", placement_name="none")) as running:
-        assert not running.connect().can_fast_zero()
+@pytest.mark.parametrize(("placement", "words"), [("none", []), ("ram", ["logwrites=writes"])], ids=str)
+def test_without_descriptors_on_the_medium_fast_zero_is_refused_and_does_nothing(tmp_path, placement, words):
+    import nbd
+
+    with serving(make(tmp_path / "disk.pmem", placement_name=placement), *words) as running:
+        client = running.connect()
+        client.pwrite(b"k" * PAGE, 0)
+        assert refused(client.zero, PAGE, 0, nbd.CMD_FLAG_FAST_ZERO) == errno.EOPNOTSUPP
+        assert client.pread(PAGE, 0) == b"k" * PAGE
+        client.zero(PAGE, 0)
+        assert client.pread(PAGE, 0) == bytes(PAGE)
+
+
+@pytest.mark.parametrize("words", [[], ["readonly=true"]], ids=str)
+def test_no_flag_of_any_request_ends_a_server(tmp_path, words):
+    import nbd
+
+    with serving(make(tmp_path / "disk.pmem", placement_name="none"), *words) as running:
+        client = running.connect()
+        requests = [
+            lambda flags: client.pread(PAGE, 0, flags),
+            lambda flags: client.pwrite(bytes(PAGE), 0, flags),
+            lambda flags: client.trim(PAGE, 0, flags),
+            lambda flags: client.zero(PAGE, 0, flags),
+            lambda flags: client.cache(PAGE, 0, flags),
+            lambda flags: client.flush(flags),
+            lambda flags: client.block_status(PAGE, 0, lambda *_: 0, flags),
+        ]
+        for request, flags in itertools.product(requests, range(32)):
+            with contextlib.suppress(nbd.Error):
+                request(flags)
+        assert client.pread(PAGE, 0) == bytes(PAGE)
 
 
 # ---- requests ----

@@ -632,3 +632,12 @@ def test_other_verbs_do_not_wait_for_the_libraries(worn):
     )
     done = subprocess.run([sys.executable, "-c", code, worn], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "set()"
+
+
+def test_examples_can_be_run_one_after_the_other():
+    """None writes what one before it has written, unless it is told to."""
+    from pmem_core.cli.report import report
+
+    examples = re.findall(r"pmem-nbd (report .*)", report.help)
+    written = [line.split()[line.split().index("-o") + 1] for line in examples if "--force" not in line]
+    assert len(examples) == 4 and len(set(written)) == len(written) == 3

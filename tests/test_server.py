@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: MIT
 """Servers: started, found, refused and stopped, with a tiny plugin in place of the real one."""
 
+import contextlib
 import dataclasses
 import os
 import shutil
 import signal
 import socket
 import stat
+import struct
 import subprocess
 import sys
 import threading
@@ -319,6 +321,19 @@ def test_end_of_a_child_is_told_by_its_status(start, fail, text):
         start(parameters={"fail": fail}, exit_with_parent=True)
 
 
+@pytest.mark.parametrize("early", [True, False])
+def test_stop_while_a_server_starts_is_told_as_that(start, image, monkeypatch, early):
+    """`early`: in get_ready(); else when its socket is there and nobody has been greeted."""
+
+    def end(*_):
+        os.kill(server.find(image).pid, signal.SIGTERM)
+
+    if not early:
+        monkeypatch.setattr(listen.Greeting, "received", lambda self, seconds: end() or time.sleep(seconds))
+    with pytest.raises(ServerError, match="its server was stopped while it started"):
+        start(parameters={"sleep": "0.5"} if early else {}, tell=end if early else print, exit_with_parent=True)
+
+
 def test_failure_is_told_though_it_was_cleared_away_meanwhile(start, monkeypatch):
     """By `pmem-nbd list`, say: it forgets servers that are gone, and their logs."""
 
@@ -362,6 +377,72 @@ def test_arguments_of_nbdkit_reach_it(start, tmp_path):
 def test_threads_are_passed_on(start):
     running = start(threads=3)
     assert b"-t\0003\0" in Path(f"/proc/{running.pid}/cmdline").read_bytes()
+
+
+def entered(client: socket.socket) -> None:
+    """Be a client of the default export."""
+    client.recv(18, socket.MSG_WAITALL)
+    client.sendall(struct.pack(">I8sII", 3, b"IHAVEOPT", 1, 0))  # NBD_OPT_EXPORT_NAME, no zeros
+    client.recv(10, socket.MSG_WAITALL)
+
+
+def leaves_early(running: server.Server, times: int) -> bool:
+    """Ask for fifty reads at once and hang up, again and again; whether the server is still there."""
+    read = struct.pack(">IHHQQI", 0x25609513, 0, 0, 1, 0, 4096)
+    for _ in range(times):
+        if not running.alive:
+            return False
+        with socket.socket(socket.AF_UNIX) as client, contextlib.suppress(OSError):
+            client.connect(running.socket)
+            entered(client)
+            client.sendall(read * 50)
+    time.sleep(0.1)
+    return running.alive
+
+
+def test_client_that_hangs_up_before_its_answers_ends_no_server(start):
+    assert leaves_early(start(parameters={"parallel": "1"}), 300)
+
+
+def test_with_several_threads_such_a_client_ends_an_older_nbdkit_and_why_is_told(start):
+    running = start(parameters={"parallel": "1"}, threads=3, exit_with_parent=True)
+    mended = launch.threads_warning(3) is None
+    assert leaves_early(running, 300 if mended else 3000) == mended
+    if mended:
+        return
+    with pytest.raises(ServerError, match="a client hung up before it had its answers: one thread a connection, or"):
+        server.follow(running, lambda line: None)
+
+
+@pytest.mark.parametrize(
+    ("threads", "words", "version", "warned"),
+    [
+        (1, [], "1.32.5", False),
+        (3, [], "1.32.5", True),
+        (3, [], "1.33.12", True),
+        (3, [], "1.34.0", False),
+        (3, [], "2.0.1", False),
+        (3, ["-t", "1"], "1.32.5", False),
+        (1, ["-t", "2"], "1.32.5", True),
+        (1, ["--threads=16", "-f"], "1.32.5", True),
+        (1, ["-t0"], "1.32.5", True),
+        (1, ["-t4", "-t", "1"], "1.32.5", False),
+    ],
+)
+def test_several_threads_are_warned_of_where_nbdkit_is_older(monkeypatch, tmp_path, threads, words, version, warned):
+    nbdkit = tmp_path / "nbdkit"
+    nbdkit.write_text(f"#!/bin/sh\necho nbdkit {version}\n")
+    nbdkit.chmod(0o755)
+    monkeypatch.setattr(runtime, "program", lambda name, package: str(nbdkit))
+    told = launch.threads_warning(threads, words)
+    assert (told is not None) == warned
+    assert not warned or told.startswith(f"nbdkit {version}: ")
+
+
+def test_words_of_an_assertion_are_told():
+    said = "nbdkit: server.c:1: f: Assertion `x' failed.\nnbdkit: debug: bye\n"
+    expected = "i: nbdkit was killed by SIGABRT: server.c:1: f: Assertion `x' failed.: a bug report"
+    assert {str(launch.failure("i", said, status)) for status in (None, -signal.SIGABRT)} == {expected}
 
 
 def test_embedded_python_gets_our_packages_and_no_pythonhome(monkeypatch):
@@ -424,9 +505,32 @@ def test_stop_hangs_up_on_idle_clients(start, free_port, tmp_path, place):
         server.stop(running, timeout_s=10)
 
 
+@pytest.mark.parametrize("place", ["socket", "port"])
+def test_stop_waits_for_no_client_that_leaves_its_answers_unread(start, free_port, tmp_path, monkeypatch, place):
+    monkeypatch.setattr(server, "UNREAD_S_MAX", 0.5)
+    stopped = tmp_path / "stopped"
+    where = ("127.0.0.1", free_port) if place == "port" else str(tmp_path / "s")
+    running = start(**{place: where[1] if place == "port" else where}, parameters={"stopped": str(stopped)})
+    with socket.socket(socket.AF_INET if place == "port" else socket.AF_UNIX) as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(where)
+        entered(client)
+        client.sendall(struct.pack(">IHHQQI", 0x25609513, 0, 0, 1, 0, 1 << 20) * 32)  # NBD_CMD_READ
+        client.recv(1)  # it answers
+        server.stop(running, timeout_s=10)
+    assert stopped.read_text() == "clean"
+
+
 def test_stop_tells_what_the_plugin_could_not_close(start, folder):
     running = start(parameters={"fail": "close"})
     with pytest.raises(ServerError, match="tiny: an earlier sync failed: stop the server"):
+        server.stop(running)
+    assert not list(folder.iterdir())
+
+
+def test_stop_tells_that_nbdkit_aborted(start, folder):
+    running = start(parameters={"fail": "assertion"})
+    with pytest.raises(ServerError, match="killed by SIGABRT: file:1: f: Assertion `x' failed"):
         server.stop(running)
     assert not list(folder.iterdir())
 

@@ -34,8 +34,11 @@ def check(image: Path, repair: bool, as_json: bool) -> int:
       pmem-nbd check disk.pmem --repair
       pmem-nbd check disk.pmem -j | jq '.findings[] | select(.page != null) | .page'
     """
+    from pmem_core import codecache
     from pmem_core.check import check as check_image
 
+    if not codecache.is_warm("checkscan"):
+        click.echo("pmem-nbd: compiling for the first check, less than a minute ...", err=True)
     with progress(f"Checking {image}", total=1.0) as watch:
         report = check_image(image, repair=repair, watch=watch)
     if as_json:

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from pmem_core import attach as attaching
-from pmem_core import blockdev, launch, nbdclient, runtime, server
+from pmem_core import blockdev, nbdclient, runtime, server
 from pmem_core.cli._common import IMAGE, PATH, emit, json_option, policy_file_option, working
 from pmem_core.cli._signals import or_undone, signals_ignored
 from pmem_core.cli.serve import known_as, say, start
@@ -150,7 +150,7 @@ def _attach(image: Path, running: server.Server | None, read_only: bool, via: st
             raise MissingProgram("nbd", "this kernel has none", "--via loop")
     started = running is None
     if running is None:
-        running = start(image, read_only=read_only, threads=launch.THREADS_ATTACHED)
+        running = start(image, read_only=read_only)
     try:
         return attaching.attach(
             running.image,

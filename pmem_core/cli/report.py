@@ -45,7 +45,7 @@ def report(image: Path, output: Path, force: bool, by: str, over: str, folder: P
     Examples:
       pmem-nbd report disk.pmem -o disk.html
       pmem-nbd report disk.pmem -o disk.html --force --by mean
-      pmem-nbd report disk.pmem -o disk.html --figures figures --format png
+      pmem-nbd report disk.pmem -o with-figures.html --figures figures --format png
       pmem-nbd report study -o study.html
     """
     if kind and folder is None:

@@ -51,7 +51,12 @@ class WithNbdkitArgs(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         end = args.index("--") if "--" in args else len(args)
-        rest = super().parse_args(ctx, args[:end])
+        try:
+            rest = super().parse_args(ctx, args[:end])
+        except click.MissingParameter:
+            if end == len(args):
+                raise
+            ctx.fail("Missing argument 'IMAGE' before `--`: what follows is nbdkit's; ./-a.pmem is a name with a dash")
         if (extra := ctx.params["nbdkit_args"]) and not ctx.resilient_parsing:
             ctx.fail(f"Got unexpected extra argument ({' '.join(extra)})")
         ctx.params["nbdkit_args"] = tuple(args[end + 1 :])
@@ -71,7 +76,9 @@ class WithNbdkitArgs(click.Command):
     type=click.IntRange(1),
     default=launch.THREADS,
     show_default=True,
-    help="Threads of nbdkit for each connection; 1 is best where each client has several.",
+    help="Threads of nbdkit for each connection. 1 is safe with every nbdkit, and best where clients have several "
+    "connections. With 3 the next request is read while one is worked on: better for one client with one connection "
+    "and large writes or flushes. More than 1 wants nbdkit 1.34: before, a client that hangs up early ends the server.",
 )
 @click.option("--log-writes", metavar="FILE", type=PATH, help="Log what is written to this new file (dm-log-writes).")
 @click.option("--record", metavar="FILE", type=PATH, help="Record the requests in this new file, to be replayed.")
@@ -120,6 +127,8 @@ def serve(
         raise UsageError("--record", "has nothing to record", "a server without --read-only")
     if log_writes is not None and record is not None and os.path.realpath(log_writes) == os.path.realpath(record):
         raise UsageError("--log-writes, --record", "both name one file", "two files")
+    if warning := launch.threads_warning(threads, nbdkit_args):
+        say(warning)
     files = {"logwrites": log_writes, "record": record}
     running = start(
         image,

@@ -14,7 +14,7 @@ import click
 
 from benchlib.peers import Peer
 from benchlib.workloads import Rounds, fio, in_turn, put, renew, run_for
-from pmem_core import attach, launch, nbdclient
+from pmem_core import attach, nbdclient
 from pmem_core.errors import PmemError
 
 EXT4 = "randwrite 4k fsync 32 on ext4"
@@ -52,14 +52,8 @@ def mounted(peer: Peer) -> Iterator[Path]:
 
 
 def measure(peers: Sequence[Peer], options: dict[str, Any], tell: Callable[[str], None]) -> Rounds:
-    """As workloads.measure, on a file of a quarter of the device that lies in ext4 on it.
-
-    Servers of pmem have the threads that `pmem-nbd mount` gives them, unless the spec says how many.
-    """
+    """As workloads.measure, on a file of a quarter of the device that lies in ext4 on it."""
     rounds: Rounds = {EXT4: {}}
-    for peer in peers:
-        if peer.kind == "pmem" and "-t" not in peer.options:
-            peer.options += ["-t", str(launch.THREADS_ATTACHED)]
     for number in range(options["rounds"]):
         renew(peers, tell, prefill=False)
         with contextlib.ExitStack() as stack:

@@ -17,7 +17,7 @@ from typing import Any
 import click
 
 from benchlib.peers import ROOT, commit_of, run
-from pmem_core import host
+from pmem_core import host, launch
 
 FOLDER = ROOT / "docs" / "benchmarks"
 MEASURED = ("pmem_core", "nbd_plugin", "scripts", "pyproject.toml")  # what a figure depends on
@@ -68,6 +68,7 @@ def machine() -> dict[str, str]:
     for name in ("pmem-nbd", "numba", "numpy", "lmdb"):
         with contextlib.suppress(metadata.PackageNotFoundError):
             facts[name] = metadata.version(name)
+    facts["threads a connection of pmem"] = f"{launch.THREADS} unless a peer says"
     # Of the last minute, the last five and the last fifteen; a busy machine is not one to publish figures of.
     facts["load before the run"] = " ".join(f"{load:.1f}" for load in os.getloadavg())
     return facts
