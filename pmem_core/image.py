@@ -23,11 +23,12 @@ from .mapping import map_image
 from .statefile import fresh_core, section_rows, table_chunks, write_state
 
 PARTS = ("media", "wear", "state", "journal")
+FILES_BESIDE_MEDIA = ("wear", "state", "lock", "journal/data.mdb", "journal/lock.mdb", "conversion")
 JOURNAL_ROOM = 1 << 20
 
 
 def find(path: Path) -> Path:
-    """The folder of the image at `path`; NotAnImage says what is missing, DamagedImage what is no file."""
+    """The folder of the image at `path`; NotAnImage says what is missing, DamagedImage which part is no file."""
     with host_errors(path):
         if not path.exists():
             raise NotAnImage(path, "does not exist", "an image made by 'pmem-nbd create'")
@@ -35,7 +36,7 @@ def find(path: Path) -> Path:
             raise NotAnImage(path, "is a file", "the folder that 'pmem-nbd create' made")
         if not (path / "media").is_file():
             raise NotAnImage(path, "holds no file 'media'", "the folder that 'pmem-nbd create' made")
-        for part in (path / "wear", path / "state"):
+        for part in (path / name for name in FILES_BESIDE_MEDIA):
             if part.exists() and not part.is_file():  # to open a pipe may wait for ever
                 raise DamagedImage(part, "is no regular file", "one of the image's own")
     return path

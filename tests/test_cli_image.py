@@ -385,10 +385,15 @@ def test_watch_goes_on_until_told(tmp_path, as_json):
     assert (seen, watching.returncode, err) == (3, 0, "")
 
 
-@pytest.mark.parametrize("verb", ["info", "stats", "check", "report", "convert"])
-@pytest.mark.parametrize("part", ["state", "wear"])
+@pytest.mark.parametrize(
+    ("verb", "part"),
+    [
+        *((verb, "state") for verb in ("info", "stats", "check", "report", "convert")),
+        *(("info", part) for part in ("wear", "lock", "journal/data.mdb", "journal/lock.mdb", "conversion")),
+    ],
+)
 def test_part_that_is_a_pipe_is_not_waited_for(run, disk, verb, part):
-    (disk / part).unlink()
+    (disk / part).unlink(missing_ok=True)
     os.mkfifo(disk / part)
     options = {"report": ["-o", "disk.html"], "convert": ["--descriptor-bytes", "128"]}.get(verb, [])
     assert run(verb, disk, *options) == (1, "", f"disk.pmem/{part}: is no regular file: one of the image's own\n")
