@@ -51,6 +51,17 @@ def unseal(path):
     journal.close()
 
 
+@pytest.mark.parametrize("value", [b"no JSON", b"[1]", b"\xff"])
+@pytest.mark.parametrize("name", [b"events", b"history", b"retired"])
+def test_sealed_row_that_is_no_record_is_damage(path, name, value):
+    journal = Journal(path / "journal")
+    with journal._write() as transaction:
+        journal._put(transaction, name, b"%020d" % 1, value)
+    journal.close()
+    with pytest.raises(DamagedImage, match="the journal cannot be read"):
+        everything(path)
+
+
 def test_journal_of_the_schema_before_is_read_and_given_checksums(path):
     before = everything(path)
     unseal(path)
