@@ -79,8 +79,7 @@ def create(path: Path, plan: Geometry) -> None:
 
     Errors: UsageError (the path exists), HostFull, HostError.
     """
-    if path.exists():
-        raise UsageError(path, "exists already", "a new name, or remove it first")
+    require_new(path)
     with host_errors(path):
         work = work_folder(path, "creating")
         try:
@@ -88,11 +87,23 @@ def create(path: Path, plan: Geometry) -> None:
                 fill(work, plan)
             except HostFull as error:
                 raise HostFull(path, error.what, error.expected) from None  # nobody knows the folder it is made in
-            work.rename(path)
-            sync_folder(path.parent)
+            put_in_place(work, path)
         except BaseException:
             shutil.rmtree(work, ignore_errors=True)
             raise
+
+
+def require_new(path: Path) -> None:
+    """UsageError where there is something at `path`, be it a link that leads nowhere."""
+    if os.path.lexists(path):
+        raise UsageError(path, "exists already", "a new name, or remove it first")
+
+
+def put_in_place(work: Path, path: Path) -> None:
+    """Let the image that was made in `work` appear at `path`.  UsageError, OSError."""
+    require_new(path)  # another may have made it meanwhile
+    work.rename(path)
+    sync_folder(path.parent)
 
 
 def work_folder(path: Path, doing: str) -> Path:

@@ -119,6 +119,13 @@ def test_create_refuses_in_one_line(run, options, words):
     assert list(Path().iterdir()) == []
 
 
+def test_create_makes_nothing_where_a_link_leads_nowhere(run, monkeypatch):
+    monkeypatch.setattr(image, "fill", None)
+    Path("disk.pmem").symlink_to("nowhere")
+    status, _, err = run("create", "disk.pmem", "--size", "1G")
+    assert status == 2 and err == "disk.pmem: exists already: a new name, or remove it first\n"
+
+
 def test_create_keeps_what_is_there(run, disk):
     before = (disk / "media").stat().st_mtime_ns
     status, out, err = run("create", disk, "--size", "1G")
