@@ -45,7 +45,7 @@ def _place_of(handle: binding.Handle, page: int) -> int:
 
 
 class Device:
-    """An image in use.  One instance a process and image; see `open_device`."""
+    """An image in use.  One instance a process and image."""
 
     def __init__(
         self,
@@ -189,6 +189,7 @@ class Device:
 
     def extents(self, count: int, offset: int, *, one: bool = False) -> list[tuple[int, int, bool]]:
         """(offset, bytes, holds data) from `offset` on; may stop early, never before the first extent's end."""
+        self._require(count, offset, writes=False)
         runs = np.empty((1 if one else EXTENTS_MAX, 2), np.int64)
         filled = self._call(datapath.extents, offset, offset + count, runs)
         found, at = [], offset
@@ -199,6 +200,7 @@ class Device:
 
     def prefetch(self, count: int, offset: int) -> None:
         """Ask the host to bring the range's pages into memory."""
+        self._require(count, offset, writes=False)
         page = layout.PAGE_BYTES
         for number in range(offset // page, -(-(offset + count) // page)):
             at = self._call(_place_of, number) // page * page
