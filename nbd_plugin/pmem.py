@@ -236,7 +236,8 @@ def is_rotational(h):
 # ---- requests ----
 
 
-# With compiled code (compiled.py) these two are called for a thread's first request and for a FUA write only.
+# With compiled code (compiled.py) these two are called for a thread's first request, every compiled.EVERY-th of its
+# others, and a FUA write only.
 
 
 @reported

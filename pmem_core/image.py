@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The files of an image: made, locked, mapped.
+"""The files of an image: found, looked at and made.  mapping.py maps them, and host.Lock locks them.
 
 ``NAME.pmem/`` holds `media` (just what the DIMM would hold), `wear` (uint32 a line), `state` (layout.py), `journal/`
 (LMDB) and `lock`.  The files are sparse where the device was never touched.
