@@ -233,13 +233,8 @@ def extents(device, offset, end, runs):
             stop, holds = ((section + 1) << run["section_shift"]) << PAGE_SHIFT, 1
         else:
             status = onepage.load_descriptor(run, page)
-            sure = status == descriptor.DAMAGED or (status == descriptor.EMPTY and run["descriptors"] != 0)
-            holds = (
-                1
-                if sure or (status == descriptor.VALID and (descriptor.holds_data(run) or descriptor.is_bad(run)))
-                else 0
-            )
-            stop = (page + 1) << PAGE_SHIFT
+            unknown = status == descriptor.EMPTY and run["descriptors"] != 0
+            stop, holds = (page + 1) << PAGE_SHIFT, 1 if unknown or not descriptor.is_free(run, status) else 0
         stop = min(stop, end)
         if count and runs[count - 1, 1] == holds:
             runs[count - 1, 0] = stop

@@ -96,6 +96,12 @@ def is_bad(run):
 
 
 @hot
+def is_free(run, status):
+    """True where the page holds nothing, by the scratch descriptor and its `status`: it reads as zeros."""
+    return status == EMPTY or (status == VALID and not holds_data(run) and not is_bad(run))
+
+
+@hot
 def order_of_head(run):
     """The order of the group that begins with the scratch descriptor's page; -1 where it is no head."""
     small = small_words(run)
