@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: MIT
 """The callbacks of a server that logs its writes (logwrites=FILE), in place of pmem.py's of the same names."""
 
-import errno
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ from typing import Any
 import nbdkit
 
 from nbd_plugin import pace
-from nbd_plugin.faults import Refused, reported
+from nbd_plugin.faults import may_trim, reported
 from pmem_core.device import Device
 from pmem_core.layout import PAGE_BYTES
 from pmem_core.logwrites import record
@@ -69,14 +68,6 @@ def trim(h, count, offset, flags):
     _device.trim(count, offset, fua=bool(flags & nbdkit.FLAG_FUA))
 
 
-def zero(h, count, offset, flags):
-    may_trim = bool(flags & nbdkit.FLAG_MAY_TRIM)
-    if flags & nbdkit.FLAG_FAST_ZERO and not may_trim:
-        nbdkit.set_error(errno.EOPNOTSUPP)
-        raise Refused("zero: not fast without permission to trim")
-    _zero(count, offset, may_trim, flags)
-
-
 @reported
-def _zero(count, offset, may_trim, flags):
-    _device.zero(count, offset, may_trim=may_trim, fua=bool(flags & nbdkit.FLAG_FUA))
+def zero(h, count, offset, flags):
+    _device.zero(count, offset, may_trim=may_trim(flags), fua=bool(flags & nbdkit.FLAG_FUA))
