@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from pmem_core import blockdev, launch, nbdclient, runtime
+from pmem_core import blockdev, host, launch, nbdclient, runtime
 from pmem_core.errors import HostError, ImageBusy, PmemError, UsageError
 
 FILESYSTEMS = {
@@ -58,7 +58,7 @@ def attachments() -> list[Attachment]:
     for record in runtime.read_records(".attach.json"):
         with contextlib.suppress(TypeError):  # of another version of this program
             attachment = Attachment(**record)
-            if attachment.boot == runtime.boot():
+            if attachment.boot == host.boot():
                 found.append(attachment)
             else:
                 _forget(attachment)
@@ -128,7 +128,7 @@ def attach(
         if other := find(name):
             raise busy(image, other)
         way = way or ("nbd" if nbdclient.is_there() else "loop")
-        attachment = Attachment(name, uri, way, read_only, owns_server, boot=runtime.boot(), server_pid=server_pid)
+        attachment = Attachment(name, uri, way, read_only, owns_server, boot=host.boot(), server_pid=server_pid)
         try:
             if way == "nbd":
                 note = partial(_note, attachment)

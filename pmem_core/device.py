@@ -253,9 +253,8 @@ class Device:
                 hint = "it was another when it was written or first read; a new server knows of nothing"
             raise BadData(self.path, f"page {page}: its {which} fails the checksum", hint)
         else:
-            number = code >> layout.ERRNO_SHIFT
             with host.host_errors(self.path / "media"):
-                raise OSError(number, os.strerror(number))
+                raise host.os_error(code >> layout.ERRNO_SHIFT)
 
     # ---- durability ----
 

@@ -16,7 +16,7 @@ from . import bringup, geometry, infoblock, layout
 from .binding import bind
 from .errors import DamagedImage, HostError, HostFull, NotAnImage, UnsupportedImage, UsageError
 from .geometry import Geometry
-from .host import LOCK_BYTES, fallocate, host_errors, sync_folder
+from .host import KEEP_SIZE, LOCK_BYTES, fallocate, host_errors, os_error, sync_folder
 from .infoblock import Info
 from .journal import Journal
 from .mapping import map_image
@@ -153,7 +153,7 @@ def fill(work: Path, plan: Geometry) -> None:
         journal.close()
     with (work / "journal" / "data.mdb").open("r+b") as file:
         # A checkpoint must find room also when the host is full.
-        fallocate(file.fileno(), 1, 0, JOURNAL_ROOM)
+        fallocate(file.fileno(), KEEP_SIZE, 0, JOURNAL_ROOM)
     for name in ("media", "wear", "state"):
         with (work / name).open("rb") as file:
             os.fsync(file.fileno())
@@ -167,8 +167,7 @@ def _cover(work: Path, plan: Geometry) -> np.ndarray:
     try:
         code = int(bringup.cover(bind(mapping.run, mapping.core, plan), 0, plan.info.page_count))
         if code:
-            number = code >> layout.ERRNO_SHIFT
-            raise OSError(number, os.strerror(number))
+            raise os_error(code >> layout.ERRNO_SHIFT)
         return mapping.core.copy()
     finally:
         mapping.close()

@@ -312,7 +312,7 @@ class Journal:
     def _put_event(self, transaction: Any, event: dict[str, Any] | None) -> None:
         if event is not None:
             self._put(transaction, b"events", b"%020d" % time.time_ns(), json.dumps(event).encode())
-            self._thin(transaction, b"events", EVENTS_MAX, every=1)
+            self._thin(transaction, b"events", EVENTS_MAX, slice(EVENTS_MAX // 2))
 
     def event(self, event: dict[str, Any]) -> None:
         """Append an event: {"event": "repaired", ...}."""
@@ -320,17 +320,18 @@ class Journal:
             self._put_event(transaction, event)
 
     def sample(self, figures: dict[str, Any]) -> None:
-        """Append figures to the history; when it is long every second one is dropped."""
+        """Append figures to the history; where it is long, every second one is dropped."""
         with self._write() as transaction:
             self._put(transaction, b"history", b"%020d" % time.time_ns(), json.dumps(figures).encode())
-            self._thin(transaction, b"history", HISTORY_MAX, every=2)
+            self._thin(transaction, b"history", HISTORY_MAX, slice(None, None, 2))
 
-    def _thin(self, transaction: Any, name: bytes, most: int, every: int) -> None:
+    def _thin(self, transaction: Any, name: bytes, most: int, dropped: slice) -> None:
+        """Where a database has more than `most` rows, drop these of them, in order of their keys."""
         database = self._db[name]
         if transaction.stat(database)["entries"] <= most:
             return
         keys = [bytes(key) for key, _ in transaction.cursor(database)]
-        for key in keys[::2] if every == 2 else keys[: most // 2]:
+        for key in keys[dropped]:
             transaction.delete(key, db=database)
 
     def retire(self, page: int, record: dict[str, Any]) -> None:

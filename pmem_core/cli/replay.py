@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pmem_core.cli._common import SIZE, bar, emit, human_bytes, json_option, on_terminal
+from pmem_core.cli._common import PAGE_BYTES, SIZE, bar, emit, human_bytes, json_option, on_terminal
 from pmem_core.cli._geometry import geometry_options, parse_parameters, plan_of, policies
 from pmem_core.errors import UsageError
 
@@ -202,7 +202,7 @@ def report(found: dict[str, Any]) -> Iterator[str]:
     turns = f"; W / interval {endurance['mean'] / interval:.4g}" if interval else ""
     yield f"endurance             W = {endurance['mean']}{drawn}{turns}"
     yield f"ended by              {_end(found)}"
-    written = found["page_writes"] * 4096
+    written = found["page_writes"] * PAGE_BYTES
     full = written / geometry["device_bytes"]
     yield f"written until then    {found['page_writes']} pages, {human_bytes(written)}, {full:.4g} times the device"
     if found["normalized_life"] is not None:

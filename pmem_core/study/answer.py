@@ -9,7 +9,6 @@ from .run import Row
 SENTENCE = "will wear-leveling properly migrate these 'hot' pages around?"
 ASKED_BY = "Ingo Molnar, linux-kernel, 7 May 2015"
 PROPERLY = 0.9  # a device lives as long as one without descriptors would, to a tenth
-COST_LITTLE = 0.05  # extra writes that a device can bear
 
 
 def select(rows: Iterable[Row], **wanted: object) -> list[Row]:
