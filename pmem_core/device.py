@@ -250,7 +250,7 @@ class Device:
             which = "data" if code == layout.BAD_DATA else "descriptor"
             hint = "'pmem-nbd check' names all such pages"
             if self.plan.in_memory:
-                hint = "it was another when it was written or first read; a new server knows of nothing"
+                hint = "its data changed since this server wrote or first read it; a restart forgets the checksum"
             raise BadData(self.path, f"page {page}: its {which} fails the checksum", hint)
         else:
             with host.host_errors(self.path / "media"):

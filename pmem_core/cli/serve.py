@@ -68,7 +68,7 @@ class WithNbdkitArgs(click.Command):
     type=click.IntRange(1),
     default=launch.THREADS,
     show_default=True,
-    help="Threads of nbdkit for each connection; 1 is best where each client has several.",
+    help="Threads of nbdkit for each connection; use 1 if each client opens several connections.",
 )
 @click.option("--log-writes", metavar="FILE", type=PATH, help="Log what is written to this new file (dm-log-writes).")
 @click.option("--record", metavar="FILE", type=PATH, help="Record the requests in this new file, to be replayed.")
