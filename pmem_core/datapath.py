@@ -40,7 +40,7 @@ def read(device, address, size, offset, done):
 
 @hot
 def read_at(run, core, address, size, offset, done):
-    """`read`, for who has the two records and not the device."""
+    """`read`, for a caller that has the records RUN and CORE, and not the arrays of `device`."""
     target = u8_at(address, size)
     while done < target.size:
         page, at = (offset + done) >> PAGE_SHIFT, (offset + done) & (PAGE_BYTES - 1)
@@ -78,7 +78,7 @@ def write(device, address, size, offset, done):
 
 @hot
 def write_at(run, core, address, size, offset, done):
-    """`write`, for who has the two records and not the device."""
+    """`write`, for a caller that has the records RUN and CORE, and not the arrays of `device`."""
     source = u8_at(address, size)
     media.begin_write(run, source.size)
     if done < source.size:
