@@ -36,6 +36,8 @@ def reported(callback):
             pace.join()
         try:
             return callback(*arguments)
+        except Refused:
+            raise
         except PmemError as error:
             nbdkit.set_error(error.errno)
             nbdkit.debug(str(error))
@@ -45,6 +47,19 @@ def reported(callback):
             raise Refused(f"{callback.__name__}: {error!r}: a bug in pmem-nbd") from None
 
     return run
+
+
+def may_trim(flags, can_be_fast):
+    """Whether a request for zeros may give its pages back; Refused where it must be fast and is not.
+
+    can_be_fast: on this device, for one that may.
+    """
+    trims = bool(flags & nbdkit.FLAG_MAY_TRIM)
+    if flags & nbdkit.FLAG_FAST_ZERO and not (trims and can_be_fast):
+        # Zeros that must be stored are no faster than a write.
+        nbdkit.set_error(errno.EOPNOTSUPP)
+        raise Refused("zero: not fast without permission to trim and descriptors on the medium")
+    return trims
 
 
 def or_fail(callback):

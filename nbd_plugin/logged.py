@@ -8,7 +8,7 @@ from typing import Any
 import nbdkit
 
 from nbd_plugin import pace
-from nbd_plugin.faults import reported
+from nbd_plugin.faults import may_trim, reported
 from pmem_core.device import Device
 from pmem_core.layout import PAGE_BYTES
 from pmem_core.logwrites import record
@@ -18,19 +18,20 @@ VERSION = record.VERSION
 
 _device: LoggedDevice
 _open: Callable[..., Any]
+_has_descriptors: bool
 
 
 def begin(device: Device, path: str, open_unlogged: Callable[..., Any]) -> dict[str, Callable[..., Any]]:
     """Begin a log of `device`, and return the callbacks that keep it; open_unlogged: the one without a log."""
-    global _device, _open
-    _device, _open = LoggedDevice(device, Path(path)), open_unlogged
+    global _device, _open, _has_descriptors
+    _device, _open, _has_descriptors = LoggedDevice(device, Path(path)), open_unlogged, device.plan.has_descriptors
     return {
         "open": open_,
         "block_size": block_size,
         "pwrite": pwrite,
         "flush": flush,
         "trim": trim,
-        "_zero": zero,
+        "zero": zero,
     }
 
 
@@ -69,5 +70,6 @@ def trim(h, count, offset, flags):
 
 
 @reported
-def zero(count, offset, may_trim, flags):
-    _device.zero(count, offset, may_trim=may_trim, fua=bool(flags & nbdkit.FLAG_FUA))
+def zero(h, count, offset, flags):
+    trims = may_trim(flags, _has_descriptors)
+    _device.zero(count, offset, may_trim=trims, fua=bool(flags & nbdkit.FLAG_FUA))

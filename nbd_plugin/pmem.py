@@ -10,7 +10,6 @@ many; nbdkit itself would make 16 a connection: before 1.34 it wants -t 1, for i
 """
 
 import contextlib
-import errno
 import gc
 import os
 import sys
@@ -28,7 +27,7 @@ _PYTHON = "python{}.{}".format(*sys.version_info)
 sys.path += [str(_ROOT), *map(str, _ROOT.glob(f".venv/lib/{_PYTHON}/site-packages"))]
 try:
     from nbd_plugin import compiled, logged, pace, recorded, sockets, threads, turn
-    from nbd_plugin.faults import Refused, fail, or_fail, reported
+    from nbd_plugin.faults import fail, may_trim, or_fail, reported
     from pmem_core import (
         __version__,
         codecache,
@@ -237,7 +236,8 @@ def is_rotational(h):
 # ---- requests ----
 
 
-# With compiled code (compiled.py) these two are called for a thread's first request and for a FUA write only.
+# With compiled code (compiled.py) these two are called for a thread's first request, every compiled.EVERY-th of its
+# others, and a FUA write only.
 
 
 @reported
@@ -272,18 +272,10 @@ def trim(h, count, offset, flags):
     _served.trim(count, offset, fua=bool(flags & nbdkit.FLAG_FUA))
 
 
-def zero(h, count, offset, flags):
-    may_trim = bool(flags & nbdkit.FLAG_MAY_TRIM)
-    if flags & nbdkit.FLAG_FAST_ZERO and not (may_trim and _served.plan.has_descriptors):
-        # Zeros that must be stored are no faster than a write.
-        nbdkit.set_error(errno.EOPNOTSUPP)
-        raise Refused("zero: not fast without permission to trim and descriptors on the medium")
-    _zero(count, offset, may_trim, flags)
-
-
 @reported
-def _zero(count, offset, may_trim, flags):
-    _served.zero(count, offset, may_trim=may_trim, fua=bool(flags & nbdkit.FLAG_FUA))
+def zero(h, count, offset, flags):
+    trims = may_trim(flags, _served.plan.has_descriptors)
+    _served.zero(count, offset, may_trim=trims, fua=bool(flags & nbdkit.FLAG_FUA))
 
 
 @reported

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: MIT
 """Whose turn it is to work on the device.  The GIL does not say so: requests give it up while compiled code works.
 
-Who waits for the GIL sleeps, is woken, and then sleeps for the mutex within it.  Had for as long as a request's work,
-it is waited for often.  And on a disk's filesystem stores wait, for the first one to a page that was written back is a
-fault: whoever waited for one with the GIL would stop all threads.  So a lock of the device's own keeps them apart:
+To wait for the GIL is slow: a thread sleeps, is woken, and then waits for the mutex within it.  If requests held it for
+all of their work, threads would often wait for it.  And on a disk a store may wait: the first one to a page that was
+written back is a page fault, and a thread that waited there with the GIL would stop all others.  So a lock of the
+device's own keeps requests apart:
 
 =================== ================================== ==============================
 who                 has meanwhile                      waits for its turn

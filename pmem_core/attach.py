@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from pmem_core import blockdev, launch, nbdclient, runtime
+from pmem_core import blockdev, host, launch, nbdclient, runtime
 from pmem_core.errors import HostError, ImageBusy, PmemError, UsageError
 
 FILESYSTEMS = {
@@ -61,7 +61,7 @@ def attachments() -> list[Attachment]:
         with contextlib.suppress(TypeError):  # of another version of this program
             attachment = Attachment(**record)
             attachment = dataclasses.replace(attachment, name=attachment.name or runtime.key(attachment.image))
-            if attachment.boot == runtime.boot():
+            if attachment.boot == host.boot():
                 found.append(_as_named_now(attachment))
             else:
                 _forget(attachment)
@@ -144,7 +144,7 @@ def attach(
             way,
             read_only,
             owns_server,
-            boot=runtime.boot(),
+            boot=host.boot(),
             server_pid=server_pid,
             server_birth=runtime.birth(server_pid),
             name=runtime.free_name(name, ".attach.json"),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What compiled code calls by address is put into `run` here: policies, bringup, what seldom runs, requests."""
+"""Put the addresses of what compiled code calls by them into `run`: policies, bringup, requests, what seldom runs."""
 
 from types import ModuleType
 from typing import Any

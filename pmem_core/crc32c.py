@@ -289,12 +289,3 @@ if WAYS:
         return page_crc_by(words.ctypes.data + 8 * first, PAIRS, FOLDED, TURNS)
 else:
     page_crc = laned_page_crc
-
-
-def crc32c(data: bytes) -> int:
-    """crc32c of any bytes, by the table: for records of the cold side."""
-    crc = MASK
-    table = TABLES[0]
-    for byte in data:
-        crc = (crc >> 8) ^ int(table[(crc ^ byte) & 255])
-    return crc ^ MASK

@@ -40,7 +40,7 @@ def read(device, address, size, offset, done):
 
 @hot
 def read_at(run, core, address, size, offset, done):
-    """`read`, for who has the two records and not the device."""
+    """`read`, for a caller that has the records RUN and CORE, and not the arrays of `device`."""
     target = u8_at(address, size)
     while done < target.size:
         page, at = (offset + done) >> PAGE_SHIFT, (offset + done) & (PAGE_BYTES - 1)
@@ -78,7 +78,7 @@ def write(device, address, size, offset, done):
 
 @hot
 def write_at(run, core, address, size, offset, done):
-    """`write`, for who has the two records and not the device."""
+    """`write`, for a caller that has the records RUN and CORE, and not the arrays of `device`."""
     source = u8_at(address, size)
     media.begin_write(run, source.size)
     if done < source.size:
@@ -237,13 +237,8 @@ def extents(device, offset, end, runs):
             stop, holds = ((section + 1) << run["section_shift"]) << PAGE_SHIFT, 1
         else:
             status = onepage.load_descriptor(run, page)
-            sure = status == descriptor.DAMAGED or (status == descriptor.EMPTY and run["descriptors"] != 0)
-            holds = (
-                1
-                if sure or (status == descriptor.VALID and (descriptor.holds_data(run) or descriptor.is_bad(run)))
-                else 0
-            )
-            stop = (page + 1) << PAGE_SHIFT
+            unknown = status == descriptor.EMPTY and run["descriptors"] != 0
+            stop, holds = (page + 1) << PAGE_SHIFT, 1 if unknown or not descriptor.is_free(run, status) else 0
         stop = min(stop, end)
         if count and runs[count - 1, 1] == holds:
             runs[count - 1, 0] = stop

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
 """What an operation does to the descriptor of its page.
 
-A descriptor is worked on in `scratch`, int32-word views of one page of memory, and then stored like any other data.
+A descriptor is worked on in `scratch`, a page of memory seen as uint32[] and as int64[], and then stored like any other
+data.
 Formats 1 and 2 (layout.DESCRIPTOR, DESCRIPTOR_2); a smaller descriptor has only the first fields, so a field is touched
 only where it fits.
 """
@@ -92,6 +93,12 @@ def holds_data(run):
 def is_bad(run):
     """True where the scratch descriptor says that the page's data is damaged."""
     return int64(small_words(run)[FLAGS]) & PG_ERROR != 0
+
+
+@hot
+def is_free(run, status):
+    """True where the page holds nothing, by the scratch descriptor and its `status`: it reads as zeros."""
+    return status == EMPTY or (status == VALID and not holds_data(run) and not is_bad(run))
 
 
 @hot

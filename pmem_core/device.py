@@ -42,7 +42,7 @@ PAUSE_SECONDS = 50e-6
 
 
 class Device:
-    """An image in use.  One instance a process and image; see `open_device`."""
+    """An image in use.  One instance a process and image."""
 
     def __init__(
         self,
@@ -186,6 +186,7 @@ class Device:
 
     def extents(self, count: int, offset: int, *, one: bool = False) -> list[tuple[int, int, bool]]:
         """(offset, bytes, holds data) from `offset` on; may stop early, never before the first extent's end."""
+        self._require(count, offset, writes=False)
         runs = np.empty((1 if one else EXTENTS_MAX, 2), np.int64)
         filled = self._call(datapath.extents, offset, offset + count, runs)
         found, at = [], offset
@@ -196,6 +197,7 @@ class Device:
 
     def prefetch(self, count: int, offset: int) -> None:
         """Ask the host to bring the range's pages into memory."""
+        self._require(count, offset, writes=False)
         page, end = offset // layout.PAGE_BYTES, -(-(offset + count) // layout.PAGE_BYTES)
         while page < end:
             places = np.empty(min(end - page, PREFETCH_PAGES), np.int64)
@@ -249,12 +251,11 @@ class Device:
             which = "data" if code == layout.BAD_DATA else "descriptor"
             hint = "'pmem-nbd check' names all such pages"
             if self.plan.in_memory:
-                hint = "it was another when it was written or first read; a new server knows of nothing"
+                hint = "its data changed since this server wrote or first read it; a restart forgets the checksum"
             raise BadData(self.path, f"page {page}: its {which} fails the checksum", hint)
         else:
-            number = code >> layout.ERRNO_SHIFT
             with host.host_errors(self.path / "media"):
-                raise OSError(number, os.strerror(number))
+                raise host.os_error(code >> layout.ERRNO_SHIFT)
 
     # ---- durability ----
 

@@ -67,7 +67,7 @@ class Durability:
         return int(self._mapping.run["rewritten"][0])
 
     def forget_moves(self) -> None:
-        """Of the moves made so far it is not known which are durable: an earlier session made them."""
+        """Take none of the moves so far for durable: an earlier session made them, and nothing says which are."""
 
         def forget(handle: Handle) -> None:
             handle[0]["moved_count"] = MOVED_ROOM + 1
@@ -98,7 +98,7 @@ class Durability:
         return self._sync_failed is not None
 
     def _say_that_sync_failed(self) -> None:
-        """To the next open, which would believe the page cache after a kill: not all of it is on the disk any more."""
+        """Tell the next open that not all of the page cache is on the disk: after a kill it would believe the cache."""
         host.mark_failed_sync(self._mapping.files)
         with contextlib.suppress(HostError, HostFull):  # it lies on the same disk
             self._journal.note_failed_sync()
@@ -133,9 +133,9 @@ class Durability:
 
     @contextlib.contextmanager
     def _taken(self) -> Iterator[tuple[np.ndarray, list[int] | None]]:
-        """The table, and the frames moved since this was last asked; None: they are not all known.
+        """Yield the table, and the frames moved since the last time; None where not all of them are known.
 
-        Where what is done with them fails, they are not known from then on.
+        Where the block under it fails they are not known from then on, for they have been taken.
         """
         table, frames = np.empty(len(self._mapping.table), np.int64), np.empty(MOVED_ROOM, np.int64)
 

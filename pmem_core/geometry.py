@@ -250,7 +250,8 @@ def derive(info: Info, *, fresh: bool = False) -> Geometry:
         data_at = layout.FRAMES_AT + placing.data_at(placement_state)
         info = dataclasses.replace(info, page_count=page_count, data_at=data_at)
     elif page_count != info.page_count:
-        raise UnsupportedImage(f"npfns={info.page_count}", "not as its own parameters have it", f"{page_count}")
+        what = "does not match the geometry in this info block"
+        raise UnsupportedImage(f"npfns={info.page_count}", what, f"{page_count}")
     return Geometry(
         info,
         placing,

@@ -80,10 +80,14 @@ def machine() -> dict[str, str]:
     }
 
 
+def os_error(number: int) -> OSError:
+    """The error with this errno, to be raised."""
+    return OSError(number, os.strerror(number))
+
+
 def last_error() -> OSError:
     """What the C library's last call said was wrong, to be raised."""
-    number = ctypes.get_errno()
-    return OSError(number, os.strerror(number))
+    return os_error(ctypes.get_errno())
 
 
 KEEP_SIZE = 1
@@ -318,6 +322,11 @@ def cache_was_kept(path: Path, session: dict[str, Any]) -> bool:
     return bool(session.get("mount") == now["mount"]) or all(_mark_of(path / name) == _MARK for name in _MARKED)
 
 
+def boot() -> str:
+    """What is the same until the kernel starts anew."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
 def witness(path: Path) -> dict[str, Any]:
     """What is the same at two moments only if the page cache of the image was kept between them.
 
@@ -332,5 +341,4 @@ def witness(path: Path) -> dict[str, Any]:
         if answered and int.from_bytes(buffer.raw[0:4], sys.byteorder) & mask:
             mount = int.from_bytes(buffer.raw[0x90:0x98], sys.byteorder)
             break
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    return {"boot": boot, "mount": mount, "device": status.st_dev, "inode": status.st_ino}
+    return {"boot": boot(), "mount": mount, "device": status.st_dev, "inode": status.st_ino}

@@ -91,6 +91,6 @@ class Collapser:
 
     def _collapse(self, at: int) -> None:
         where, count = ctypes.c_void_p(self._address + at), ctypes.c_size_t(self._huge)
-        # A hole that a trim made meanwhile would be filled, and its bytes taken for data by nobody: it costs room only.
+        # It fills a hole that a trim made meanwhile.  That costs room and no more: nobody takes the zeros for data.
         if _LIBC.madvise(where, count, _MADV_COLLAPSE) and ctypes.get_errno() == errno.EINVAL:
             self._size = 0  # this kernel cannot

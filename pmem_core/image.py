@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The files of an image: made, locked, mapped.
+"""The files of an image: found, looked at and made.  mapping.py maps them, and host.Lock locks them.
 
 ``NAME.pmem/`` holds `media` (just what the DIMM would hold), `wear` (uint32 a line), `state` (layout.py), `journal/`
 (LMDB) and `lock`.  The files are sparse where the device was never touched.
@@ -16,18 +16,19 @@ from . import bringup, geometry, infoblock, layout
 from .binding import bind
 from .errors import DamagedImage, HostError, HostFull, NotAnImage, UnsupportedImage, UsageError
 from .geometry import Geometry
-from .host import LOCK_BYTES, fallocate, host_errors, sync_folder
+from .host import KEEP_SIZE, LOCK_BYTES, fallocate, host_errors, os_error, sync_folder
 from .infoblock import Info
 from .journal import Journal
 from .mapping import map_image
 from .statefile import fresh_core, section_rows, table_chunks, write_state
 
 PARTS = ("media", "wear", "state", "journal")
+FILES_BESIDE_MEDIA = ("wear", "state", "lock", "journal/data.mdb", "journal/lock.mdb", "conversion")
 JOURNAL_ROOM = 1 << 20
 
 
 def find(path: Path) -> Path:
-    """The folder of the image at `path`; NotAnImage says what is missing, DamagedImage what is no file."""
+    """The folder of the image at `path`; NotAnImage says what is missing, DamagedImage which part is no file."""
     with host_errors(path):
         if not path.exists():
             raise NotAnImage(path, "does not exist", "an image made by 'pmem-nbd create'")
@@ -35,7 +36,7 @@ def find(path: Path) -> Path:
             raise NotAnImage(path, "is a file", "the folder that 'pmem-nbd create' made")
         if not (path / "media").is_file():
             raise NotAnImage(path, "holds no file 'media'", "the folder that 'pmem-nbd create' made")
-        for part in (path / "wear", path / "state"):
+        for part in (path / name for name in FILES_BESIDE_MEDIA):
             if part.exists() and not part.is_file():  # to open a pipe may wait for ever
                 raise DamagedImage(part, "is no regular file", "one of the image's own")
     return path
@@ -78,8 +79,7 @@ def create(path: Path, plan: Geometry) -> None:
 
     Errors: UsageError (the path exists), HostFull, HostError.
     """
-    if path.exists():
-        raise UsageError(path, "exists already", "a new name, or remove it first")
+    require_new(path)
     with host_errors(path):
         work = work_folder(path, "creating")
         try:
@@ -87,11 +87,23 @@ def create(path: Path, plan: Geometry) -> None:
                 fill(work, plan)
             except HostFull as error:
                 raise HostFull(path, error.what, error.expected) from None  # nobody knows the folder it is made in
-            work.rename(path)
-            sync_folder(path.parent)
+            put_in_place(work, path)
         except BaseException:
             shutil.rmtree(work, ignore_errors=True)
             raise
+
+
+def require_new(path: Path) -> None:
+    """UsageError where there is something at `path`, be it a link that leads nowhere."""
+    if os.path.lexists(path):
+        raise UsageError(path, "exists already", "a new name, or remove it first")
+
+
+def put_in_place(work: Path, path: Path) -> None:
+    """Let the image that was made in `work` appear at `path`.  UsageError, OSError."""
+    require_new(path)  # another may have made it meanwhile
+    work.rename(path)
+    sync_folder(path.parent)
 
 
 def work_folder(path: Path, doing: str) -> Path:
@@ -141,7 +153,7 @@ def fill(work: Path, plan: Geometry) -> None:
         journal.close()
     with (work / "journal" / "data.mdb").open("r+b") as file:
         # A checkpoint must find room also when the host is full.
-        fallocate(file.fileno(), 1, 0, JOURNAL_ROOM)
+        fallocate(file.fileno(), KEEP_SIZE, 0, JOURNAL_ROOM)
     for name in ("media", "wear", "state"):
         with (work / name).open("rb") as file:
             os.fsync(file.fileno())
@@ -155,8 +167,7 @@ def _cover(work: Path, plan: Geometry) -> np.ndarray:
     try:
         code = int(bringup.cover(bind(mapping.run, mapping.core, plan), 0, plan.info.page_count))
         if code:
-            number = code >> layout.ERRNO_SHIFT
-            raise OSError(number, os.strerror(number))
+            raise os_error(code >> layout.ERRNO_SHIFT)
         return mapping.core.copy()
     finally:
         mapping.close()

@@ -48,7 +48,7 @@ class Info:
 def pack(info: Info) -> bytes:
     """The block of `info`, 4096 bytes."""
     block = np.zeros((), layout.INFO)
-    block["signature"] = layout.LINUX_SIGNATURE if info.linux else layout.OUR_SIGNATURE.ljust(16, b"\0")
+    block["signature"] = layout.LINUX_SIGNATURE if info.linux else layout.OUR_SIGNATURE
     block["uuid"] = uuid_.UUID(info.uuid).bytes
     block["version_major"], block["version_minor"] = layout.VERSION
     block["dataoff"] = info.data_at
@@ -89,7 +89,7 @@ def unpack(data: bytes) -> Info | None:
         return None
     block = np.frombuffer(data, layout.INFO)[0]
     signature = bytes(block["signature"])
-    if signature not in (layout.LINUX_SIGNATURE, layout.OUR_SIGNATURE.ljust(16, b"\0")):
+    if signature not in (layout.LINUX_SIGNATURE, layout.OUR_SIGNATURE):
         return None
     if bytes(block["extension"]) != layout.EXTENSION_SIGNATURE:
         return None
@@ -178,12 +178,6 @@ def read(media: Path, *, read_only: bool = True, converting: bool = False) -> In
     info, block = max(valid, key=lambda pair: pair[0].generation)
     judge(media, block, read_only=read_only, converting=converting)
     return info
-
-
-def valid_copies(media: Path) -> list[bool]:
-    """Which of the two copies are whole."""
-    with media.open("rb") as file:
-        return [unpack(os.pread(file.fileno(), layout.INFO_BYTES, at)) is not None for at in layout.INFO_OFFSETS]
 
 
 def write(media: Path, info: Info, copies: tuple[int, ...] = (0, 1)) -> None:

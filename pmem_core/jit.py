@@ -74,9 +74,9 @@ def _keep(dispatcher, cache):
 
 
 def _for_any_value(inner, arguments, named):
-    """Let a call with a constant use the code for its type: numba would compile a function anew for each constant.
+    """Treat a constant argument as any value of its type: numba would compile a function once for each constant.
 
-    LLVM inlines and propagates constants all the same.
+    Nothing is lost by it: LLVM inlines the call and propagates the constant.
     """
     named = {name: types.unliteral(argument) for name, argument in named.items()}
     return inner().get_call_template(tuple(types.unliteral(argument) for argument in arguments), named)
@@ -273,10 +273,10 @@ else:
 
     @intrinsic
     def publish(typing_context, array, index, value):
-        """Store one aligned int64, after all that stands before it and before all behind it.
+        """Store one aligned int64: stores before it in the program stay before it, and those behind it behind it.
 
-        So a killed process leaves its stores in this order.  Only the compiler has to be told: what a processor has
-        retired is in the order of the program.
+        So a killed process leaves its stores in this order.  Only the compiler might change that: a processor completes
+        instructions in the order of the program, and a kill comes between two of them.
         """
 
         def generate(context, builder, signature, arguments):

@@ -54,6 +54,16 @@ def seal(name: bytes, key: bytes, value: bytes) -> bytes:
     return zlib.crc32(b"%b/%b=%b" % (name, key, value)).to_bytes(SEAL_BYTES, "little")
 
 
+def _record(value: bytes) -> dict[str, Any]:
+    """A row of JSON that is an object; ValueError."""
+    found = None
+    with contextlib.suppress(ValueError, RecursionError):
+        found = json.loads(value)
+    if not isinstance(found, dict):
+        raise ValueError("a row that is no JSON object")
+    return found
+
+
 class Journal:
     """The environment, opened.  Every method is one transaction; errors: HostFull, HostError, DamagedImage."""
 
@@ -162,11 +172,11 @@ class Journal:
             raise ValueError(f"a row of {name.decode()} fails its checksum")
         return value
 
-    def _rows(self, name: bytes) -> list[tuple[bytes, bytes]]:
-        """All keys and values of a database."""
+    def _rows(self, name: bytes, parse: Callable[[bytes], Any] = bytes) -> list[tuple[bytes, Any]]:
+        """All keys of a database, and what `parse` makes of the values, or ValueError."""
         with self._reading(name) as transaction:
             rows = [(bytes(key), bytes(value)) for key, value in transaction.cursor()]
-            return [(key, self._opened(name, key, value)) for key, value in rows]
+            return [(key, parse(self._opened(name, key, value))) for key, value in rows]
 
     @contextlib.contextmanager
     def _reading(self, name: bytes) -> Iterator[Any]:
@@ -179,10 +189,10 @@ class Journal:
                 self.path, f"the journal cannot be read ({error})", "a healthy LMDB environment"
             ) from error
 
-    def _meta(self, key: str) -> Any:
+    def _meta(self, key: str, parse: Callable[[bytes], Any] = json.loads) -> Any:
         with self._reading(b"meta") as transaction:
             value = transaction.get(key.encode())
-            return None if value is None else json.loads(self._opened(b"meta", key.encode(), bytes(value)))
+            return None if value is None else parse(self._opened(b"meta", key.encode(), bytes(value)))
 
     def _put_meta(self, transaction: Any, key: str, value: Any) -> None:
         self._put(transaction, b"meta", key.encode(), json.dumps(value).encode())
@@ -202,7 +212,7 @@ class Journal:
     @property
     def session(self) -> dict[str, Any]:
         """The last session: {"open": False}, or who holds (or held) the image and on which mount and boot."""
-        return dict(self._meta("session") or {"open": False})
+        return self._meta("session", _record) or {"open": False}
 
     def begin_session(self, session: dict[str, Any], event: dict[str, Any] | None = None) -> None:
         """Record durably that the image is open, before anything of it changes."""
@@ -302,7 +312,7 @@ class Journal:
     def _put_event(self, transaction: Any, event: dict[str, Any] | None) -> None:
         if event is not None:
             self._put(transaction, b"events", b"%020d" % time.time_ns(), json.dumps(event).encode())
-            self._thin(transaction, b"events", EVENTS_MAX, every=1)
+            self._thin(transaction, b"events", EVENTS_MAX, slice(EVENTS_MAX // 2))
 
     def event(self, event: dict[str, Any]) -> None:
         """Append an event: {"event": "repaired", ...}."""
@@ -310,17 +320,18 @@ class Journal:
             self._put_event(transaction, event)
 
     def sample(self, figures: dict[str, Any]) -> None:
-        """Append figures to the history; when it is long every second one is dropped."""
+        """Append figures to the history; where it is long, every second one is dropped."""
         with self._write() as transaction:
             self._put(transaction, b"history", b"%020d" % time.time_ns(), json.dumps(figures).encode())
-            self._thin(transaction, b"history", HISTORY_MAX, every=2)
+            self._thin(transaction, b"history", HISTORY_MAX, slice(None, None, 2))
 
-    def _thin(self, transaction: Any, name: bytes, most: int, every: int) -> None:
+    def _thin(self, transaction: Any, name: bytes, most: int, dropped: slice) -> None:
+        """Where a database has more than `most` rows, drop these of them, in order of their keys."""
         database = self._db[name]
         if transaction.stat(database)["entries"] <= most:
             return
         keys = [bytes(key) for key, _ in transaction.cursor(database)]
-        for key in keys[::2] if every == 2 else keys[: most // 2]:
+        for key in keys[dropped]:
             transaction.delete(key, db=database)
 
     def retire(self, page: int, record: dict[str, Any]) -> None:
@@ -329,8 +340,8 @@ class Journal:
             self._put(transaction, b"retired", b"%020d" % page, json.dumps(record).encode())
 
     def _records(self, name: bytes) -> Iterator[tuple[int, dict[str, Any]]]:
-        for key, value in self._rows(name):
-            yield int(key), json.loads(value)
+        for key, value in self._rows(name, _record):
+            yield int(key), value
 
     def events(self) -> list[dict[str, Any]]:
         """Events, oldest first, each with "time_ns"."""

@@ -166,7 +166,7 @@ def _meta(data: bytes, slot: int) -> _Meta:
     if free[0] != PAGE_BYTES or free[1] & ~0xFFF0 != 8 or main[:2] != (0, 0):
         raise ValueError(f"page {slot} is no meta page of ours")
     if last_page < 1 or (transaction and transaction & 1 != slot):
-        raise ValueError(f"meta page {slot} cannot be")
+        raise ValueError(f"meta page {slot} has impossible values")
     return _Meta(slot, free, main, last_page, transaction)
 
 

@@ -25,6 +25,16 @@ PLUGIN = PROJECT / "nbd_plugin" / "pmem.py"
 THREADS = 1
 NBDKIT_MENDED = (1, 34)
 _HELPS = "one thread a connection, or nbdkit {}.{}".format(*NBDKIT_MENDED)
+# What is served, how and where: of a server that was told otherwise the records would be wrong.
+_OWN_PARAMETERS = ("image", "script", "readonly", "logwrites", "record")
+_OWN_LETTERS = "UpPri"
+_OWN_OPTIONS = ("unix", "port", "pidfile", "pid-file", "readonly", "read-only", "ipaddr", "ip-addr")
+# Options of nbdkit's with a word of their own, which may look like any of these.
+_LETTERS_WITH_WORD = "Degtu"
+_OPTIONS_WITH_WORD = (
+    *("debug", "export", "exportname", "export-name", "filter", "group", "log", "mask-handshake", "run"),
+    *("selinux-label", "threads", "tls", "tls-certificates", "tls-psk", "user"),
+)
 
 
 def is_text(word: str) -> bool:
@@ -91,6 +101,31 @@ def threads_warning(threads: int, nbdkit_args: Sequence[str] = ()) -> str | None
         return None
     what = "with several threads a connection it ends, for all clients, when one hangs up before it has its answers"
     return f"nbdkit {version[0]}: {what}: {_HELPS}"
+
+
+def own_word(nbdkit_args: Sequence[str]) -> str | None:
+    """The first of these words that says what nbdkit_command() has to say; None where there is none.
+
+    As getopt_long(3) reads them: options may be abbreviated, letters bundled, and mixed with other words.
+    """
+    words = iter(nbdkit_args)
+    for word in words:
+        name, is_assignment, _ = word.removeprefix("--").partition("=")
+        takes_next = False
+        if word.startswith("--"):
+            is_own = bool(name) and any(option.startswith(name) for option in _OWN_OPTIONS)
+            takes_next = not is_assignment and any(option.startswith(name) for option in _OPTIONS_WITH_WORD)
+        elif word.startswith("-"):
+            # What is behind a letter with a word is that word; where nothing is, it is the next one.
+            end = next((at for at, letter in enumerate(word) if letter in _LETTERS_WITH_WORD), len(word))
+            is_own, takes_next = any(letter in _OWN_LETTERS for letter in word[:end]), end == len(word) - 1
+        else:
+            is_own = bool(is_assignment) and name in _OWN_PARAMETERS
+        if is_own:
+            return word
+        if takes_next:
+            next(words, None)
+    return None
 
 
 def requires_tls(nbdkit_args: Sequence[str]) -> bool:

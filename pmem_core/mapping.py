@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from . import arena, host, hugepages, layout, room
+from . import arena, host, hugepages, layout, reservations, room
 from .errors import DamagedImage, HostError
 from .geometry import Geometry
 
@@ -128,8 +128,8 @@ def _arrange(
     core = part["core"][: core_type.itemsize].view(core_type)
     table, ticks = part["table"].view(np.int64), part["ticks"].view(np.int64)
     durable = table.copy()
-    # A byte for every 64 KiB, touched as sparsely as the medium is.
-    reserved = np.frombuffer(arena.anonymous((info.size >> 16) + 1), np.uint8)
+    # A byte for each reservation, touched as sparsely as the medium is.
+    reserved = np.frombuffer(arena.anonymous((info.size >> reservations.RESERVE_SHIFT) + 1), np.uint8)
     scratch = np.zeros(4 * layout.PAGE_BYTES, np.uint8)
     moved = np.zeros(MOVED_ROOM, np.int64)
     fresh = np.frombuffer(arena.anonymous(8 * (info.size // info.frame_bytes // 64 + 1)), np.int64)

@@ -71,9 +71,9 @@ def wear_lines(run, core, cause, first, count):
 
 @hot
 def begin_count(core):
-    """Before any of layout.SUMMED is added to; returns what `end_count` wants.
+    """To be called before any of layout.SUMMED is added to; returns what `end_count` wants.
 
-    The sum is not known meanwhile, which tells a kill in between from a flipped bit.
+    Meanwhile the sum is marked as unknown: what a kill leaves half counted must not pass for a flipped bit.
     """
     unit = core["unit"]
     held = unit[UNIT_TALLY]
@@ -256,10 +256,9 @@ def put_by_call(run, at, source, source_at, count):
 
 @hot
 def put_pages_by_call(run, at, source, source_at, count):
-    """The same of whole pages, by one call where that does no harm.
+    """The same of whole pages: by one call where the page cache has all of them already, else page by page.
 
-    The page cache would keep in one folio what it does not have yet and comes by one call, and from then on a store to
-    one page of it would have all of it written back.
+    New pages that come by one call share a folio, and from then on a store to one of them has all of them written back.
     """
     step = count if count == PAGE_BYTES or reservations.is_cached(run, at, count) else PAGE_BYTES
     for done in range(0, count, step):

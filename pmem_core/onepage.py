@@ -288,10 +288,7 @@ def scrub(run, page):
     its next write torn by a power cut, those bytes would come to light: neither what was there before nor what was
     written.
     """
-    status = load_descriptor(run, page)
-    if status == descriptor.DAMAGED or (
-        status == descriptor.VALID and (descriptor.holds_data(run) or descriptor.is_bad(run))
-    ):
+    if not descriptor.is_free(run, load_descriptor(run, page)):
         return OK
     placed, done = policies.page_at(run, page), 0
     while done < PAGE_BYTES:
@@ -467,9 +464,8 @@ def trim(run, core, page):
             publish(core["intent"], 0, 0)
         return code
     status = load_descriptor(run, page)
-    if status == descriptor.EMPTY and not run["descriptors"]:
-        return OK
-    if status == descriptor.VALID and not descriptor.holds_data(run) and not descriptor.is_bad(run):
+    # Of an EMPTY one in memory nothing is known yet.
+    if descriptor.is_free(run, status) and not (status == descriptor.EMPTY and run["descriptors"]):
         return OK
     code, road = begin(run, core, page, False)
     if code:

@@ -81,7 +81,8 @@ def find_end(path: Path, plan: Geometry, session: dict[str, Any]) -> str:
         return "power cut"
     if not whole:
         # No kill does that.  The journal is behind, and writes that were answered would be lost.
-        raise DamagedImage("state", "it is not whole though no power was lost", "'pmem-nbd check --repair'")
+        what = "it is incomplete, and the last session was killed, which cannot cause that"
+        raise DamagedImage("state", what, "'pmem-nbd check --repair'")
     return "killed"
 
 
@@ -233,7 +234,7 @@ def require_sane(mapping: Mapping, plan: Geometry) -> None:
     elif plan.pending_bytes and not _pending_are_sane(mapping, plan):
         wrong = "a pending descriptor"
     if wrong:
-        raise DamagedImage("state", f"{wrong} cannot be", "'pmem-nbd check --repair'")
+        raise DamagedImage("state", f"an impossible value in {wrong}", "'pmem-nbd check --repair'")
 
 
 def _pending_are_sane(mapping: Mapping, plan: Geometry) -> bool:

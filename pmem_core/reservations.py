@@ -13,6 +13,8 @@ counters.  Room is asked for 64 KiB at a time, a reservation each.  run["reserve
 An epoch is the time between two syncs of the medium, 1 to EPOCHS and then 1 again.
 """
 
+from errno import EDQUOT, ENOSPC
+
 from .jit import do_at, fallocate, hot, int64, mincore, u8_at
 from .layout import ERRNO_SHIFT, HOST, OK, PAGE_BYTES, PAGE_SHIFT
 
@@ -24,7 +26,6 @@ RESERVED = 1 << CALLS_BITS  # the least byte of what the host has room for
 LOOK_SHIFT = 20  # what is there already is looked at 1 MiB at a time
 SEEN = PAGE_BYTES // 2  # bytes in scratch for what mincore finds, of the medium and of counters
 SEEN_AT, COUNTERS_SEEN_AT = 3 * PAGE_BYTES, 3 * PAGE_BYTES + SEEN
-ENOSPC, EDQUOT = 28, 122
 
 
 @hot

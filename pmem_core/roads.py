@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """What a request asks of placement and leveling together, compiled for each pair of them and called by its address.
 
-One call in place of eight: on its way out of the kernel a processor has forgotten where calls by address lead, and each
-of them costs it 10 ns.
+One call in place of eight: after a system call the processor cannot predict where a call by address leads, and each of
+them costs 10 ns.
 """
 
 from . import leveling, media, placement
@@ -44,7 +44,7 @@ def settle(level, run, core, placed, count):
 
 @hot
 def settle_page(place, level, run, core, page):
-    """The same around `page`, and then its descriptor on the medium."""
+    """Make the moves that are due around `page`, and then those around its descriptor on the medium."""
     code = settle(level, run, core, placement.page_at(place, page), PAGE_BYTES)
     if code:
         return code

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from pmem_core.errors import HostError, MissingProgram
-from pmem_core.host import host_errors
+from pmem_core.host import boot, host_errors
 
 
 def directory() -> Path:
@@ -60,11 +60,6 @@ def key(name: str) -> str:
     full = name if "://" in name else os.path.realpath(name)
     stem = re.sub(r"[^A-Za-z0-9._-]", "_", Path(full).name.removesuffix(".pmem"))[:24]
     return f"{stem}-{hashlib.sha256(os.fsencode(full)).hexdigest()[:10]}"
-
-
-def boot() -> str:
-    """Return the boot id of the running kernel."""
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
 def birth(pid: int) -> str:

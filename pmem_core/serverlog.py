@@ -20,7 +20,7 @@ ASSERTION = "Assertion"  # in the last line of an nbdkit that aborts
 VARIABLE = "PMEM_NBD_LOG"  # of the environment: the file that `launch` made, and that is the server's to cut
 LOG_BYTES_MAX = 4 << 20
 TAIL_BYTES = 64 << 10  # what is left of it
-# How it is opened: what is cut back while others write would begin with a hole if these did not write at its end.
+# How it is opened.  With O_APPEND whoever writes after a cut writes at the new end, and leaves no hole before that.
 FLAGS, MODE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600
 _cutting = threading.Lock()
 

@@ -116,7 +116,7 @@ def heal(device, page):
     road = policies.where(run, page)
     status = onepage.load_descriptor_from(run, page, road)
     crc = onepage.page_checksum_from(run, road[PLACED], road[AT]) if run["checksums"] else 0
-    if status == descriptor.EMPTY or (status == descriptor.VALID and not descriptor.holds_data(run)):
+    if descriptor.is_free(run, status):
         return onepage.scrub(run, page)
     if status == descriptor.VALID and (descriptor.is_bad(run) or crc == descriptor.data_checksum(run)):
         return OK
@@ -145,10 +145,7 @@ def finish_trim(device):
     count, held_at, held = 0, 0, 0
     if run["descriptor_bytes"]:
         for page in range(intent[TRIM_FIRST], intent[TRIM_END]):
-            status = onepage.load_descriptor(run, page)
-            if status == descriptor.EMPTY or (
-                status == descriptor.VALID and not descriptor.holds_data(run) and not descriptor.is_bad(run)
-            ):
+            if descriptor.is_free(run, onepage.load_descriptor(run, page)):
                 held_at, held, _ = onepage.punch(run, page, held_at, held)
                 count += 1
         if held:

@@ -80,7 +80,7 @@ def _inner(plan: Geometry, run: np.ndarray, core: np.ndarray) -> list[Part]:
 
 
 def _share_out(parts: list[Part]) -> None:
-    """Do `parts`, each in one of several processes.  One that is not done is compiled later, by who misses it."""
+    """Share `parts` out among several processes.  One that is not finished is compiled later, when it is needed."""
     taken, given = os.pipe()
     os.write(given, bytes(range(len(parts))))
     os.close(given)

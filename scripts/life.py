@@ -22,7 +22,6 @@ from pmem_core import layout, leveling, media, placement, reservations
 from pmem_core.leveling import none, security_refresh, start_gap
 from pmem_core.placement import interleaved
 
-DESCRIPTORS_A_LINE = 4
 BATCH = 1000
 
 

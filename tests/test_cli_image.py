@@ -119,6 +119,13 @@ def test_create_refuses_in_one_line(run, options, words):
     assert list(Path().iterdir()) == []
 
 
+def test_create_makes_nothing_where_a_link_leads_nowhere(run, monkeypatch):
+    monkeypatch.setattr(image, "fill", None)
+    Path("disk.pmem").symlink_to("nowhere")
+    status, _, err = run("create", "disk.pmem", "--size", "1G")
+    assert status == 2 and err == "disk.pmem: exists already: a new name, or remove it first\n"
+
+
 def test_create_keeps_what_is_there(run, disk):
     before = (disk / "media").stat().st_mtime_ns
     status, out, err = run("create", disk, "--size", "1G")
@@ -385,10 +392,15 @@ def test_watch_goes_on_until_told(tmp_path, as_json):
     assert (seen, watching.returncode, err) == (3, 0, "")
 
 
-@pytest.mark.parametrize("verb", ["info", "stats", "check", "report", "convert"])
-@pytest.mark.parametrize("part", ["state", "wear"])
+@pytest.mark.parametrize(
+    ("verb", "part"),
+    [
+        *((verb, "state") for verb in ("info", "stats", "check", "report", "convert")),
+        *(("info", part) for part in ("wear", "lock", "journal/data.mdb", "journal/lock.mdb", "conversion")),
+    ],
+)
 def test_part_that_is_a_pipe_is_not_waited_for(run, disk, verb, part):
-    (disk / part).unlink()
+    (disk / part).unlink(missing_ok=True)
     os.mkfifo(disk / part)
     options = {"report": ["-o", "disk.html"], "convert": ["--descriptor-bytes", "128"]}.get(verb, [])
     assert run(verb, disk, *options) == (1, "", f"disk.pmem/{part}: is no regular file: one of the image's own\n")

@@ -247,7 +247,7 @@ def test_replay_goes_on_where_it_stopped(run, log, tmp_path):
         (["--from", 2, "--from-mark", "x"], "--from, --from-mark: both say where to begin"),
         (["--check", "flush"], "--check, --on-copy: have nothing to run: --fsck beside them"),
         (["--fsck", "true", "--check", "often"], "--check often: is no such point"),
-        (["--find"], "--onto, --find: either a target, or nothing to be replayed"),
+        (["--find"], "--onto, --find: both or neither is given: exactly one of them"),
     ],
 )
 def test_replay_that_cannot_be_is_refused_before_it_begins(run, log, tmp_path, words, text):

@@ -38,7 +38,7 @@ def test_damage_to_a_page_that_was_written_is_found(path):
     with Device(path) as device:
         device.write(b"x" * PAGE, 5 * PAGE)
         damage(device, 5)
-        with pytest.raises(BadData, match=r"page 5: its data fails the checksum: .*a new server knows of nothing"):
+        with pytest.raises(BadData, match=r"page 5: its data fails the checksum: .*a restart forgets the checksum"):
             device.read(1, 5 * PAGE + 100)
         with pytest.raises(BadData):
             device.write(b"y", 5 * PAGE)

@@ -712,6 +712,8 @@ def test_requests_beyond_the_end_are_refused(path, count, back):
             lambda: device.write(bytes(count), at),
             lambda: device.trim(count, at),
             lambda: device.zero(count, at),
+            lambda: device.extents(count, at),
+            lambda: device.prefetch(count, at),
         ]
         for request in requests:
             with pytest.raises(UsageError):
@@ -723,7 +725,7 @@ def test_requests_beyond_the_end_are_refused(path, count, back):
 def test_negative_offset_is_refused(path):
     image.create(path, geometry.plan(16 * MIB))
     with Device(path) as device:
-        for request in (device.trim, device.zero, device.read):
+        for request in (device.trim, device.zero, device.read, device.extents, device.prefetch):
             with pytest.raises(UsageError):
                 request(PAGE, -PAGE)
         with pytest.raises(UsageError):

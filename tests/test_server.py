@@ -367,6 +367,32 @@ def test_parameters_of_filters_go_behind_the_plugin():
     assert command[-1] == "logfile=/l"
 
 
+@pytest.mark.parametrize(
+    "word",
+    [
+        *("image=/other", "script=/s", "readonly=1", "record=/r", "logwrites=/l"),
+        *("-U", "-U/s", "-fU", "-p1", "-vP/pid", "-r", "-fr", "-i"),
+        *("--unix", "--uni=/s", "--un", "--port=1", "--po", "--pidfile", "--pid-file=/p", "--pid"),
+        *("--read-only", "--readonly", "--re", "--ipaddr=::1", "--ip-a"),
+    ],
+)
+def test_word_that_says_what_the_command_says_is_found(word):
+    assert launch.own_word(["--filter", "log", "null", word, "/x"]) == word
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *(["--user=pi"], ["-uUp"], ["-u", "-r"], ["--run=image=/x"], ["--run", "image=/x"], ["--log=null"]),
+        *(["-D", "record=1"], ["-fD", "python.readonly=1"], ["--filter", "record=x"], ["--exit-with-parent"]),
+        *(["--tls=require", "--tls-psk=/pki"], ["--tls-verify-peer"], ["-4"], ["-v"], ["-t", "8"], ["-"], ["--"]),
+        *(["--swap"], ["--no-sr"], ["--filter=log", "logfile=image=/x"], ["imagesize=1"], ["--timeout", "30"]),
+    ],
+)
+def test_other_words_are_left_to_nbdkit(words):
+    assert launch.own_word(words) is None
+
+
 @needs("nbdinfo")
 def test_arguments_of_nbdkit_reach_it(start, tmp_path):
     running = start(nbdkit_args=["--filter=log", f"logfile={tmp_path / 'log'}"])

@@ -217,7 +217,8 @@ def test_second_study_of_a_folder_is_refused(tmp_path, capsys):
 
     run.study(tmp_path, chosen, jobs=1, watch=watch)
     assert told == [1, 1]
-    assert capsys.readouterr().err == 2 * f"{tmp_path}: another study runs there: another folder, or its end\n"
+    said = f"{tmp_path}: another study runs there: another folder, or wait until it ends\n"
+    assert capsys.readouterr().err == 2 * said
     assert len((tmp_path / run.ROWS).read_text().splitlines()) == 1
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The options that say what a device is like, for the verbs that make one up: create, replay."""
+"""The options that say what a device is like, for the verbs that make one up: create, info --plan, replay."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any

@@ -24,9 +24,9 @@ from ._common import (
 
 @click.command()
 @IMAGE
-@click.option("--descriptor-bytes", type=SIZE, help="What descriptors are to have: 16 to 4096, a power of two.")
+@click.option("--descriptor-bytes", type=SIZE, help="New size of a descriptor, in bytes: 16 to 4096, a power of two.")
 @click.option("--descriptor-format", type=click.IntRange(1, 2), help="1 or 2; the default is 2 from 128 bytes on.")
-@click.option("-o", "--output", type=PATH, help="Leave IMAGE as it is, and make this new one.")
+@click.option("-o", "--output", type=PATH, help="Write the result to this new image; IMAGE is not changed.")
 @click.option("-s", "--size", type=SIZE, help="With --output: the size of the new medium; the old one's by default.")
 @policy_file_option
 @json_option
@@ -55,7 +55,7 @@ def convert(
     if size is not None and output is None:
         raise UsageError("--size", "an image cannot be resized in place", "--output NEW with it")
     if output is not None and descriptor_bytes is None:
-        raise UsageError("--output", "what is the new image to have?", "--descriptor-bytes with it")
+        raise UsageError("--output", "no descriptor size is given", "--descriptor-bytes with it")
     if output is not None:
         from pmem_core.host import require_outside_images
 

@@ -39,14 +39,15 @@ EVENTS_SHOWN = 5
 @click.option(
     "--descriptor-format",
     type=click.IntRange(1, 2),
-    help="2 has the line writes, session and first write of each page; the default from 128 bytes on.",
+    help="2 also records line writes, last session and first write of each page; the default from 128 bytes on.",
 )
 @click.option(
     "--initialise",
     type=click.Choice(["zeros", "eager", "section", "subsection", "buddy"]),
     default="zeros",
     show_default=True,
-    help="How descriptors come into being: all zeros are enough; now; 128 MiB or 2 MiB at the first write; by halves.",
+    help="How descriptors come into being. zeros: none is needed; eager: all of them now; section, subsection: "
+    "128 MiB, 2 MiB at a time, before their first write; buddy: by splitting free groups.",
 )
 @json_option
 def create(image: Path, size: int, descriptor_format: int | None, as_json: bool, **options: Any) -> None:
@@ -92,7 +93,7 @@ def _initialise(image: Path) -> None:
 
 @click.command()
 @click.argument("image", type=PATH, required=False)
-@click.option("--plan", "planned", is_flag=True, help="Of no image: what would become of a medium of --size bytes.")
+@click.option("--plan", "planned", is_flag=True, help="Show the layout that a medium of --size would have.")
 @click.option("-s", "--size", type=SIZE, help="With --plan: size of the medium.")
 @click.option("--page", type=click.IntRange(min=0), metavar="N", help="Show the descriptor of page N instead.")
 @plan_options

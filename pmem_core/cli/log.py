@@ -192,7 +192,7 @@ def replay_log(
     if first is not None and from_mark is not None:
         raise UsageError("--from, --from-mark", "both say where to begin", "one of them")
     if (target is None) != find:
-        raise UsageError("--onto, --find", "either a target, or nothing to be replayed", "one of them")
+        raise UsageError("--onto, --find", "both or neither is given", "exactly one of them")
     if fsck is None and (check or on_copy):
         raise UsageError("--check, --on-copy", "have nothing to run", "--fsck beside them")
     if on_copy and target is not None and target.is_block_device():

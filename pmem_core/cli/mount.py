@@ -18,7 +18,7 @@ from pmem_core.errors import HostError, MissingProgram, NotAnImage, UsageError
 WAY = click.option(
     "--via",
     type=click.Choice(["nbd", "loop"]),
-    help="nbd-client, or nbdfuse and a loop device (default: what there is).",
+    help="nbd-client, or nbdfuse and a loop device (default: nbd if the kernel has it, else loop).",
 )
 
 
@@ -188,12 +188,12 @@ def _server_of(attached: attaching.Attachment) -> server.Server | None:
 
 @contextlib.contextmanager
 def _held(target: str) -> Iterator[attaching.Attachment]:
-    """Find what is attached and hold it against others; what they did to it while this waited has been seen."""
+    """Find what is attached and hold it against others; it is looked up again once it is held."""
     image = _find(target).image
     with attaching.alone(image):
         attached = _find(target)
         if attached.image != image:
-            raise NotAnImage(target, "is another image's since a moment ago", "another try")
+            raise NotAnImage(target, "was attached to another image meanwhile", "another try")
         yield attached
 
 

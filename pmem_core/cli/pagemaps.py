@@ -25,7 +25,13 @@ PAGE = "page-maps.md"
 @click.option("--sizes", metavar="SIZE,...", help="Only devices of these sizes.  [default: 1G,64G,1T,16T]")
 @click.option("--maps", metavar="NAME,...", help="Only these page maps.  [default: all]")
 @click.option("--quick", is_flag=True, help="Small sizes, few pages and rounds: to see that it runs, not how fast.")
-@click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Of pages, extents and schedules.")
+@click.option(
+    "--seed",
+    type=click.IntRange(0),
+    default=1,
+    show_default=True,
+    help="Seed for drawing pages, extents and schedules.",
+)
 @click.option("-o", "--output", metavar="DIR", type=PATH, help=f"Write the page, {PAGE}, and its figures here.")
 @click.option("--force", is_flag=True, help="Overwrite files that exist.")
 @json_option

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pmem_core.cli._common import SIZE, bar, emit, human_bytes, json_option, on_terminal
+from pmem_core.cli._common import PAGE_BYTES, SIZE, bar, emit, human_bytes, json_option, on_terminal
 from pmem_core.cli._geometry import geometry_options, parse_parameters, plan_of, policies
 from pmem_core.errors import UsageError
 
@@ -59,8 +59,10 @@ def _count(context: click.Context, parameter: click.Parameter, value: str) -> in
     type=click.Path(readable=False, path_type=Path),
     help="Replay what was recorded: by serve --record, fio's write_iolog or blkparse; again and again.",
 )
-@click.option("--trace-format", help="What the trace is, where it does not show.")
-@click.option("--passes", callback=_count, default="0", help="Go through the trace so often.  [default: until death]")
+@click.option("--trace-format", help="Format of the trace, where it is not recognised.")
+@click.option(
+    "--passes", callback=_count, default="0", help="Replay the trace this many times.  [default: until death]"
+)
 @click.option(
     "-e", "--endurance", callback=_count, default="1e5", show_default=True, help="Writes that a line survives, W."
 )
@@ -72,8 +74,12 @@ def _count(context: click.Context, parameter: click.Parameter, value: str) -> in
     help="The same for all lines, or drawn for each.",
 )
 @click.option("--spread", type=float, default=0.1, show_default=True, help="Standard deviation / mean, where drawn.")
-@click.option("--deaths", callback=_count, default="1", show_default=True, help="Go on until so many lines are dead.")
-@click.option("--page-writes", callback=_count, default="0", help="Stop after about so many.  [default: no limit]")
+@click.option(
+    "--deaths", callback=_count, default="1", show_default=True, help="Stop when this many lines have worn out."
+)
+@click.option(
+    "--page-writes", callback=_count, default="0", help="Stop after about this many page writes.  [default: no limit]"
+)
 @click.option("--seed", callback=_count, default="1", show_default=True, help="The same seed gives the same figures.")
 @click.option("--histogram", is_flag=True, help="With -j: also how many lines of each kind have how much wear.")
 @json_option
@@ -202,7 +208,7 @@ def report(found: dict[str, Any]) -> Iterator[str]:
     turns = f"; W / interval {endurance['mean'] / interval:.4g}" if interval else ""
     yield f"endurance             W = {endurance['mean']}{drawn}{turns}"
     yield f"ended by              {_end(found)}"
-    written = found["page_writes"] * 4096
+    written = found["page_writes"] * PAGE_BYTES
     full = written / geometry["device_bytes"]
     yield f"written until then    {found['page_writes']} pages, {human_bytes(written)}, {full:.4g} times the device"
     if found["normalized_life"] is not None:

@@ -3,7 +3,6 @@
 
 import datetime
 import os
-import re
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,8 +23,6 @@ from pmem_core.cli._common import (
 from pmem_core.cli._signals import or_undone, signals_ignored
 from pmem_core.errors import ServerError, UsageError
 
-# What is served, and where: of a server that was told otherwise the records would be wrong.
-OWN_WORDS = re.compile(r"(image|script|readonly|logwrites|record)=|-[UpP]|--(unix|port|pidfile)")
 FIGURES_COLUMNS_MIN = 80  # a narrower terminal has room for the images and what they are used as, not for figures
 
 
@@ -118,9 +115,8 @@ def serve(
         raise UsageError("--socket, --port", "both say where to listen", "one of them")
     if bind is not None and port is None:
         raise UsageError("--bind", "is the address of a port", "--port beside it")
-    for word in nbdkit_args:
-        if OWN_WORDS.match(word):
-            raise UsageError(word, "is nbdkit told by this command", "an option of it: pmem-nbd serve --help")
+    if word := launch.own_word(nbdkit_args):
+        raise UsageError(word, "is set by pmem-nbd itself", "use its own option, see `pmem-nbd serve --help`")
     if log_writes is not None and read_only:
         raise UsageError("--log-writes", "has nothing to log", "a server without --read-only")
     if record is not None and read_only:

@@ -114,10 +114,11 @@ def _watch(console: "Console", picture: Callable[[], Iterator["RenderableType"]]
 
 def _fold(image: Path, width: int, stripe: bool) -> "Fold":
     """A map that fits the terminal: no more cells than pages, and a stripe in as many columns as it has pages."""
-    from pmem_core import capacity, counters, snapshot
+    from pmem_core import capacity, counters, layout, snapshot
 
     plan = snapshot.look(image).plan
-    group, pages = 4096 // plan.info.descriptor_bytes + 1 if stripe else 0, capacity.pages_behind_info(plan)
+    group = layout.PAGE_BYTES // plan.info.descriptor_bytes + 1 if stripe else 0
+    pages = capacity.pages_behind_info(plan)
     columns = max(1, min(group or COLUMNS_MAX, width - MARGIN, pages))
     return counters.Fold(rows=max(1, min(ROWS, pages // (group or columns))), columns=columns, stripe=group)
 

@@ -6,7 +6,6 @@ for, another size; its wear begins with these writes.  It appears whole or not a
 """
 
 import contextlib
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +14,7 @@ from typing import Any
 
 from .. import geometry, host, image, layout
 from ..device import Device
-from ..errors import BadData, DoesNotFit, PmemError, UnsupportedImage, UsageError
+from ..errors import BadData, DoesNotFit, PmemError, UnsupportedImage
 from . import filesystems
 from .steps import require_settled, shape
 
@@ -37,7 +36,7 @@ def convert_into(
     run.convert; UsageError where `output` exists.
     """
     started = time.monotonic()
-    _require_new(output)
+    image.require_new(output)
     source = Device(path, read_only=True)
     try:
         info = source.plan.info
@@ -70,10 +69,8 @@ def convert_into(
                     image.fill(work, plan)
                 with Device(work) as target:
                     held = _copy(source, target, watch)
-            _require_new(output)  # another may have made it meanwhile
             with host.host_errors(output):
-                work.rename(output)
-                host.sync_folder(output.parent)
+                image.put_in_place(work, output)
         finally:
             shutil.rmtree(work, ignore_errors=True)
     finally:
@@ -89,11 +86,6 @@ def convert_into(
         "pages_with_data": held,
         "seconds": round(time.monotonic() - started, 3),
     }
-
-
-def _require_new(output: Path) -> None:
-    if os.path.lexists(output):
-        raise UsageError(output, "exists already", "a new name, or remove it first")
 
 
 @contextlib.contextmanager

@@ -125,8 +125,7 @@ class Conversion:
                 self.device.commit_moves()
             else:
                 with host.host_errors(self.device.path / "media"):
-                    number = code >> layout.ERRNO_SHIFT
-                    raise OSError(number, "the host refuses room")
+                    raise host.os_error(code >> layout.ERRNO_SHIFT)
 
     def _move(self) -> None:
         held, pages = self.saved.held, min(self.new.info.page_count, self.device.plan.info.page_count)

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pmem_core.layout import PAGE_BYTES
+
 from . import record
 from .record import SECTOR_BYTES
 from .spool import Entry
@@ -17,8 +19,6 @@ from .writer import Writer
 
 if TYPE_CHECKING:
     from pmem_core.device import Device
-
-PAGE_BYTES = 4096  # what a trim frees
 
 
 class LoggedDevice:

@@ -126,17 +126,16 @@ class Log:
     @property
     def device_bytes(self) -> int:
         """The size of the device, where our own start mark tells it; else 0.  BadLog."""
-        for entry in self.entries():
-            name, _, size = entry.mark.partition(" device_bytes=")
-            if name != record.MARK_START or not size.isdecimal():
-                return 0
-            # Of thousands of digits Python makes no number.
-            if len(size) > len(str(record.DEVICE_BYTES_MAX)) or int(size) > record.DEVICE_BYTES_MAX:
-                raise BadLog(
-                    self.path, "its first mark tells of a larger device than there can be", "less than 2**63 bytes"
-                )
-            return int(size)
-        return 0
+        first = next(self.entries(), None)
+        name, _, size = first.mark.partition(" device_bytes=") if first else ("", "", "")
+        if name != record.MARK_START or not size.isdecimal():
+            return 0
+        # Of thousands of digits Python makes no number.
+        if len(size) > len(str(record.DEVICE_BYTES_MAX)) or int(size) > record.DEVICE_BYTES_MAX:
+            raise BadLog(
+                self.path, "its first mark tells of a larger device than there can be", "less than 2**63 bytes"
+            )
+        return int(size)
 
     def close(self) -> None:
         """Let go of the file."""

@@ -12,7 +12,6 @@ Result = dict[str, Any]
 Claim = dict[str, Any]
 
 CACHEMISS_RATIO = 50  # what "cachemiss country" is taken for: so many times a lookup of the modulo's
-NODES = 1_000_000
 
 
 def _claim(claim: str, claimed: str, measured: str, how: str, **values: Any) -> Claim:

@@ -142,7 +142,7 @@ def _lock(folder: Path, file: TextIO) -> None:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise ImageBusy(folder, "another study runs there", "another folder, or its end") from None
+        raise ImageBusy(folder, "another study runs there", "another folder, or wait until it ends") from None
 
 
 @contextlib.contextmanager

@@ -35,7 +35,7 @@ class BlkparseText(TextTrace):
         actions = set(_EVENT.findall(self._file.read(HEAD_BYTES)))
         action = next((one for one in (b"C", b"D", b"Q") if one in actions), None)
         if action is None:
-            raise BadTrace(self.path, "has no event of blkparse's", "lines with C, D or Q, in its default format")
+            raise BadTrace(self.path, "contains no blkparse events", "lines with C, D or Q, in its default format")
         self._action = action
         self.header = {"action": action.decode()}
         self._meanings: dict[bytes, tuple[bool, int, bool, bool]] = {}
