@@ -181,6 +181,24 @@ def test_frames_that_move_go_by_calls(tmp_path):
         assert calls == 1 + device.mapping.core["tally"]["moves"][0] - moves > 1
 
 
+def test_flush_after_a_call_to_a_page_that_moved_makes_the_move_durable(tmp_path):
+    """The old frame no longer holds the same."""
+    parameters = {"interval": 20, "region_frames": 64, "gap_frames": 8}
+    with made(tmp_path / "disk.pmem", size=4 * MIB, placement_name="none", parameters=parameters) as device:
+        device.write(os.urandom(64 * PAGE), 0)
+        device.commit_moves()
+        where, moved = [medium_at(device, page) for page in range(64)], []
+        while not moved:
+            device.write(os.urandom(PAGE), 30 * PAGE)
+            moved = [page for page in range(64) if page != 30 and medium_at(device, page) != where[page]]
+        device.flush()
+        at, durable = medium_at(device, moved[0]), device.mapping.table[: len(device.plan.table)].tobytes()
+        assert device.journal.load_checkpoint()[1] != durable
+        assert calls_of(device, os.urandom(PAGE), moved[0]) == 1 and medium_at(device, moved[0]) == at
+        device.flush()
+        assert device.journal.load_checkpoint()[1] == durable
+
+
 # ---- what a call does not take ----
 
 
