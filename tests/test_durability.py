@@ -266,6 +266,18 @@ def test_failed_commit_is_made_good_by_the_next(path, synced, monkeypatch):
         assert synced == ["media"] and journal_has_the_table(device)
 
 
+def test_no_more_moves_are_listed_than_there_is_room_for(path):
+    image.create(path, geometry.plan(4 * MIB, parameters=MOVING))
+    device, room = Device(path), 3
+    device.mapping.run["moved_room"] = room
+    listed = device.mapping.kept[2]
+    device.write(b"x" * PAGE * 3, 0)
+    assert device.mapping.run["moved_count"] > room
+    assert listed[:room].all() and not listed[room:].any()
+    del listed
+    device.abandon()
+
+
 @pytest.mark.parametrize(
     ("frames", "expected"),
     [([], []), ([5], [(5, 6)]), ([3, 1, 2, 2], [(1, 4)]), ([9, 0, 7, 8], [(0, 1), (7, 10)])],
@@ -294,6 +306,25 @@ def test_count_cut_short_by_a_kill_is_finished(path):
         tally = device.mapping.core["tally"][0].copy()
         assert int(tally["worn"].sum()) == int(device.mapping.wear.sum(dtype=np.int64))
         assert int(tally["hottest"]) == int(device.mapping.wear.max())
+
+
+@pytest.mark.parametrize(("more", "counted"), [(0, 0), (1, 1), (4, 4), (100, 4), (-1, 0)])
+def test_count_cut_short_by_a_kill_is_finished_by_no_more_than_its_lines(path, more, counted):
+    """What the counters have beyond that is damage, and left for check to find."""
+    image.create(path, geometry.plan(4 * MIB, leveling_name="none"))
+    device = Device(path)
+    device.write(b"x" * PAGE, 0)
+    unit, wear, worn = device.mapping.core["unit"][0], device.mapping.wear, device.mapping.core["tally"]["worn"][0]
+    wear[100:104] = 7
+    unit[layout.UNIT_FIRST], unit[layout.UNIT_LINES], unit[layout.UNIT_SUM] = 100, 4, 4 * 7
+    unit[layout.UNIT_TOTAL] = before = int(worn[layout.CAUSE_MOVE])
+    unit[layout.UNIT_CAUSE] = layout.CAUSE_MOVE + 1
+    wear[102] = 7 + more
+    del unit, wear, worn
+    device.abandon()
+    with Device(path) as device:
+        assert device.recovered.lines == 4
+        assert int(device.mapping.core["tally"]["worn"][0, layout.CAUSE_MOVE]) == before + counted
 
 
 # ---- housekeeping ----

@@ -14,7 +14,7 @@ import pytest
 from conftest import needs
 from test_full_disk import fill
 
-from pmem_core import datapath, geometry, image, layout, recovery, snapshot, upkeep
+from pmem_core import datapath, geometry, image, infoblock, layout, recovery, snapshot, upkeep
 from pmem_core.check import check
 from pmem_core.check.findings import Kind
 from pmem_core.device import Device
@@ -926,6 +926,17 @@ def test_image_is_durable_before_it_has_its_name_and_its_name_is_then(path, monk
     # The journal syncs its own file.
     assert {"media", "wear", "state", "journal", ""} <= set(done[:named])
     assert done[named + 1 :] == [""]
+
+
+def test_copies_of_the_info_block_become_durable_one_after_the_other(path, monkeypatch):
+    """So that one is whole at every instant."""
+    plan = geometry.plan(16 * MIB)
+    image.create(path, plan)
+    done, real = [], os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda fd, data, at: (done.append(at), real(fd, data, at))[1])
+    monkeypatch.setattr(os, "fdatasync", lambda fd: done.append("sync"))
+    infoblock.write(path / "media", plan.info)
+    assert done == [layout.INFO_OFFSETS[0], "sync", layout.INFO_OFFSETS[1], "sync"]
 
 
 def test_create_leaves_alone_what_others_make_and_what_only_looks_so(path):
