@@ -310,7 +310,7 @@ class Journal:
             self._put_event(transaction, event)
 
     def sample(self, figures: dict[str, Any]) -> None:
-        """Append figures to the history; when it is long every second one is dropped."""
+        """Append figures to the history; when it is long every second one is dropped, but neither end."""
         with self._write() as transaction:
             self._put(transaction, b"history", b"%020d" % time.time_ns(), json.dumps(figures).encode())
             self._thin(transaction, b"history", HISTORY_MAX, every=2)
@@ -320,7 +320,7 @@ class Journal:
         if transaction.stat(database)["entries"] <= most:
             return
         keys = [bytes(key) for key, _ in transaction.cursor(database)]
-        for key in keys[::2] if every == 2 else keys[: most // 2]:
+        for key in keys[1::2] if every == 2 else keys[: most // 2]:
             transaction.delete(key, db=database)
 
     def retire(self, page: int, record: dict[str, Any]) -> None:

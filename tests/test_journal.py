@@ -39,6 +39,28 @@ def everything(path, *, read_only=False):
         journal.close()
 
 
+def test_events_that_are_too_many_lose_the_older_half(path, monkeypatch):
+    monkeypatch.setattr("pmem_core.journal.EVENTS_MAX", 8)
+    journal = Journal(path / "journal")
+    for number in range(20):
+        journal.event({"event": "a test", "number": number})
+        told = [event["number"] for event in journal.events() if event["event"] == "a test"]
+        assert len(journal.events()) <= 8
+        assert len(told) >= min(4, number) and told == list(range(number + 1))[-len(told) :]
+    journal.close()
+
+
+def test_history_that_is_too_long_loses_every_second_sample_and_neither_end(path, monkeypatch):
+    monkeypatch.setattr("pmem_core.journal.HISTORY_MAX", 8)
+    journal = Journal(path / "journal")
+    first = journal.history()[0]
+    for number in range(30):
+        journal.sample({"number": number})
+        held = journal.history()
+        assert len(held) <= 8 and held[0] == first and held[-1]["number"] == number
+    journal.close()
+
+
 def unseal(path):
     """Make the journal one of the schema before: the same rows without checksums."""
     journal = Journal(path / "journal")
