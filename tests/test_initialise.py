@@ -178,6 +178,16 @@ def test_write_whose_section_cannot_be_marked_brings_nothing_up(tmp_path, monkey
             assert device.mapping.media.tobytes() == before
 
 
+def test_room_is_asked_for_before_a_head_or_descriptor_is_stored(tmp_path):
+    """64 KiB at a time, around each; a store to a hole on a full host would end the server."""
+    with Device(make(tmp_path, "buddy")) as device:
+        before = (device.path / "media").stat().st_blocks
+        device.write(b"x" * PAGE, 0)
+        new = [page for page in (0, 64, 128, 256, 512, 1024) if device.mapping.media[descriptor_at(page)]]
+        assert len(new) == 6
+        assert 512 * ((device.path / "media").stat().st_blocks - before) >= (len(new) - 1) * 65536
+
+
 def test_group_is_given_back_in_a_marked_section_only(tmp_path):
     with Device(make(tmp_path, "buddy")) as device:
         device.write(b"x" * PAGE * 64, 0)
