@@ -12,6 +12,7 @@ from conftest import needs
 from test_plugin import PAGE, refused, serving
 
 from pmem_core import convert, geometry, image
+from pmem_core import room as blocks
 from pmem_core.device import Device
 from pmem_core.errors import HostFull
 
@@ -224,6 +225,40 @@ def test_sparse_copy_is_refused_on_a_full_disk_in_words(host):
         device.write(b"x" * PAGE, 0)
         status = (host / "copy.pmem" / "state").stat()
         assert status.st_blocks * 512 >= status.st_size
+
+
+only_xfs = pytest.mark.parametrize("host", [pytest.param("xfs", marks=needs("xfs"))], indirect=True)
+
+
+def share(source: Path, target: Path) -> None:
+    subprocess.run(["cp", "--reflink=always", source, target], check=True)
+
+
+@only_xfs
+def test_file_that_shares_blocks_has_room_of_its_own_or_is_refused(host):
+    (host / "whole").write_bytes(b"w" * 40 * PAGE)
+    share(host / "whole", host / "copy")
+    with (host / "copy").open("r+b") as file:
+        fill(host / "ballast")
+        with pytest.raises(OSError, match="No space left"):
+            blocks.take(file.fileno())
+        os.truncate(host / "ballast", 0)  # xfs gives back by and by what is unlinked
+        blocks.take(file.fileno())
+        assert not blocks.shares_blocks(file.fileno())
+
+
+@only_xfs
+def test_block_that_is_shared_is_found_behind_many_that_are_not(host):
+    with (host / "whole").open("wb") as file:
+        for page in range(40):  # each with a hole behind it
+            os.pwrite(file.fileno(), b"w" * PAGE, 2 * page * PAGE)
+    share(host / "whole", host / "copy")
+    with (host / "copy").open("r+b") as file:
+        for page in range(40):
+            assert blocks.shares_blocks(file.fileno())
+            os.pwrite(file.fileno(), b"c" * PAGE, 2 * page * PAGE)
+            os.fsync(file.fileno())
+        assert not blocks.shares_blocks(file.fileno())
 
 
 def test_image_that_was_never_opened_is_served_on_a_full_disk(path, host):

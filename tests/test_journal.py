@@ -11,7 +11,7 @@ from pmem_core import geometry, image, journalscan
 from pmem_core.check import Kind, check
 from pmem_core.device import Device
 from pmem_core.errors import DamagedImage, HostFull
-from pmem_core.journal import SEAL_BYTES, UNSEALED, Journal
+from pmem_core.journal import READERS_BYTES, SEAL_BYTES, UNSEALED, Journal
 
 MIB = 1 << 20
 SEED = int(os.environ.get("PMEM_NBD_SEED", "0")) or random.SystemRandom().randrange(1 << 32)
@@ -116,6 +116,17 @@ def test_journal_on_a_full_host_says_so(tmp_path):
     finally:
         subprocess.run(["umount", "--lazy", tmp_path], check=True)
     assert str(error) == f"{tmp_path / 'journal'}: no room for the journal: free space on the host"
+
+
+def test_table_of_readers_has_all_of_its_room(path):
+    """A copy may have holes in it, and LMDB stores to a map of it: on a full host that would be a SIGBUS."""
+    readers = path / "journal" / "lock.mdb"
+    readers.unlink()
+    with readers.open("wb") as file:
+        file.truncate(READERS_BYTES)
+    Journal(path / "journal").close()
+    status = readers.stat()
+    assert status.st_blocks * 512 >= status.st_size >= READERS_BYTES
 
 
 @pytest.mark.parametrize("name", NAMES)
