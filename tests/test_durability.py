@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pmem_core import durability, geometry, host, housekeeping, image, layout, snapshot
+from pmem_core import durability, geometry, host, housekeeping, image, layout, reservations, snapshot
 from pmem_core.device import Device
 from pmem_core.errors import HostError
 from pmem_core.journal import Journal
@@ -75,6 +75,17 @@ def test_move_between_holes_takes_room_for_one_frame(where):
             # A page more, for the filesystem's own record of where they are.
             assert 512 * (media.stat().st_blocks - taken) <= (moves + 1) * PAGE
             assert device.read(PAGE, 0) == b"x" * PAGE
+
+
+def test_move_of_a_frame_in_use_takes_room_for_those_that_follow(path):
+    parameters = {"interval": 1, "region_frames": 256, "gap_frames": 32}
+    image.create(path, geometry.plan(64 * MIB, placement_name="none", parameters=parameters))
+    with Device(path) as device:
+        device.write(b"x" * PAGE, 255 * PAGE)
+        taken = (path / "media").stat().st_blocks
+        device.write(b"x" * PAGE, 254 * PAGE)  # beside it; before that the other moves to the far end of the gap
+        assert device.mapping.core["tally"]["moves"][0] == 1
+        assert 512 * ((path / "media").stat().st_blocks - taken) >= 1 << reservations.RESERVE_SHIFT
 
 
 def journal_has_the_table(device: Device) -> bool:
