@@ -496,6 +496,18 @@ def test_commit_makes_durable_the_frames_that_were_blanked(path, monkeypatch):
         assert frames == [(medium_span(device, 5)[0] - layout.FRAMES_AT) // PAGE]
 
 
+def test_kill_in_a_trim_of_what_was_never_written_leaves_an_image_that_opens(path, monkeypatch):
+    """The next page that may hold something would lie past the end: the last section does."""
+    image.create(path, geometry.plan(TWO_SECTIONS))
+    with Device(path) as device:
+        run, core, seen = device.handle[0][0], device.handle[1][0], []
+        monkeypatch.setattr(datapath, "_punch", lambda *range_: seen.append(core["intent"].copy()) or layout.OK)
+        monkeypatch.setattr(datapath, "publish", lambda array, at, value: array.__setitem__(at, value))
+        plain = getattr(datapath.free, "py_func", datapath.free)
+        assert plain(run, core, 0, device.plan.device_bytes, 0) == layout.OK
+        assert [recovery.intent_problems(intent, device.plan) for intent in seen] == [[]]
+
+
 def test_first_write_of_a_page_that_a_kill_cut_short_leaves_nothing(path):
     image.create(path, geometry.plan(16 * MIB))
     device = Device(path)
