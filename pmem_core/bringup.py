@@ -340,10 +340,11 @@ def finish(device, page):
     run, core = device[0][0], device[1][0]
     intent = core["intent"]
     raised, returned, head, order = intent[RAISED] - 1, intent[RETURNED] - 1, intent[HEAD_PAGE], intent[HEAD_ORDER]
-    # What the state says is not taken on trust: an index out of bounds would be a store anywhere.
+    # What the state says is not taken on trust: an index out of bounds would be a store anywhere.  That these words are
+    # none, or pages of the device, recovery.require_sane has seen to.
     if order > ORDER_MAX or not fits(run, head, order):
         return OK
-    if 0 <= raised < run["page_count"] and raised >> order << order == head:
+    if raised >= 0 and raised >> order << order == head:
         return _raise_group(run, core, raised, head, order)
     if fits(run, returned, run["group_shift"]) and returned >> order << order == head:
         return _return_group(run, core, returned, head, order)

@@ -105,10 +105,10 @@ def _examine(run, page):
     status = onepage.load_descriptor_from(run, page, road)
     if status == descriptor.DAMAGED:
         return DAMAGED, 1
+    if status == descriptor.VALID and descriptor.is_bad(run):
+        return CONDEMNED, 1
     if status == descriptor.EMPTY or not descriptor.holds_data(run):
         return FINE, 0
-    if descriptor.is_bad(run):
-        return CONDEMNED, 1
     if run["checksums"]:
         crc = onepage.page_checksum_from(run, road[PLACED], road[AT])
         if crc != descriptor.data_checksum(run):

@@ -123,9 +123,12 @@ def _next_touched(run, page):
 
 @hot
 def _whole_group(run, page, last):
-    """The pages of the group that begins with `page`, is given back as one and ends by `last`; 0 if there is none."""
+    """The pages of the group that begins with `page`, is given back as one and ends by `last`; 0 if there is none.
+
+    Such a group has the pages that one page of descriptors describes, so it lies in one section.
+    """
     shift = run["group_shift"]
-    if page >> shift << shift != page or run["section_shift"] < shift:
+    if page >> shift << shift != page:
         return 0
     end = min(page + (1 << shift), run["page_count"])
     return end - page if end <= last else 0

@@ -320,10 +320,10 @@ class Journal:
             self._put_event(transaction, event)
 
     def sample(self, figures: dict[str, Any]) -> None:
-        """Append figures to the history; where it is long, every second one is dropped."""
+        """Append figures to the history; when it is long every second one is dropped, but neither end."""
         with self._write() as transaction:
             self._put(transaction, b"history", b"%020d" % time.time_ns(), json.dumps(figures).encode())
-            self._thin(transaction, b"history", HISTORY_MAX, slice(None, None, 2))
+            self._thin(transaction, b"history", HISTORY_MAX, slice(1, None, 2))
 
     def _thin(self, transaction: Any, name: bytes, most: int, dropped: slice) -> None:
         """Where a database has more than `most` rows, drop these of them, in order of their keys."""

@@ -195,7 +195,7 @@ def is_blank(run, at, count):
 @hot
 def blank(run, at, count):
     """Make `count` bytes at `at`, within a frame, zeros; the next commit of moves waits for them.  No line is worn."""
-    note_rewritten(run, at, count)
+    # No flush waits for that: the page has nothing to lose, and is not written before the commit.
     clear_bytes(u8_at(run["media"], run["medium_bytes"]), at, count)
     note_filled(run, (at - FRAMES_AT) >> run["frame_shift"])
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from independent_reader import Reader
 
 from pmem_core import geometry, host, image, jit, layout, media, upkeep
 from pmem_core.check import check
@@ -30,7 +31,7 @@ PLANS = {
     "no checksums": {"checksums": False},
     "descriptors that count": {"descriptor_bytes": 128, "parameters": {"interval": 9}},
     "stopped by moves": {"parameters": {"interval": 1, "region_frames": 16, "gap_frames": 1}},
-    "descriptors brought up": {"initialise": "section"},
+    "descriptors brought up": {"initialise": "buddy"},
     "wide descriptors": {"descriptor_bytes": 4096, "frame_bytes": 8192, "parameters": {"interval": 4}},
 }
 CONTRACT = ("interleaved",)  # in plain code, and with bounds checked
@@ -171,6 +172,30 @@ def test_reservation_is_not_taken_for_one_because_of_a_call(filled):
     assert not filled.mapping.kept[0].any()
 
 
+def test_zeros_that_are_written_go_by_calls_where_they_are_many(filled):
+    filled.mapping.run["large"] = 4 * PAGE
+
+    def calls_of_zeros(pages: int) -> int:
+        before = write_calls()
+        filled.zero(pages * PAGE, 40 * PAGE, may_trim=False)
+        return write_calls() - before
+
+    calls_of_zeros(1)  # where this is compiled, that is kept in a file
+    assert calls_of_zeros(8) == 8
+    assert calls_of_zeros(2) == 0
+
+
+@pytest.mark.parametrize("pages", [1, 3])
+def test_page_written_whole_over_a_damaged_descriptor_has_a_new_one(tmp_path, pages):
+    with made(tmp_path / "disk.pmem", leveling_name="none") as device:
+        device.write(os.urandom(8 * PAGE), 0)
+        place = layout.FRAMES_AT + 2 * 64 + 12  # how often page 2 was written, in its descriptor
+        device.mapping.media[place] = 99
+        device.write(bytes(pages * PAGE), 2 * PAGE)
+        path = device.path
+    assert Reader(path).descriptor(2)["writes"] == 1
+
+
 def test_frames_that_move_go_by_calls(tmp_path):
     parameters = {"interval": 1, "region_frames": 64, "gap_frames": 8}
     with made(tmp_path / "disk.pmem", size=4 * MIB, parameters=parameters) as device:
@@ -179,6 +204,24 @@ def test_frames_that_move_go_by_calls(tmp_path):
         moves = int(device.mapping.core["tally"]["moves"][0])
         calls = calls_of(device, bytes(PAGE), 5)
         assert calls == 1 + device.mapping.core["tally"]["moves"][0] - moves > 1
+
+
+def test_flush_after_a_call_to_a_page_that_moved_makes_the_move_durable(tmp_path):
+    """The old frame no longer holds the same."""
+    parameters = {"interval": 20, "region_frames": 64, "gap_frames": 8}
+    with made(tmp_path / "disk.pmem", size=4 * MIB, placement_name="none", parameters=parameters) as device:
+        device.write(os.urandom(64 * PAGE), 0)
+        device.commit_moves()
+        where, moved = [medium_at(device, page) for page in range(64)], []
+        while not moved:
+            device.write(os.urandom(PAGE), 30 * PAGE)
+            moved = [page for page in range(64) if page != 30 and medium_at(device, page) != where[page]]
+        device.flush()
+        at, durable = medium_at(device, moved[0]), device.mapping.table[: len(device.plan.table)].tobytes()
+        assert device.journal.load_checkpoint()[1] != durable
+        assert calls_of(device, os.urandom(PAGE), moved[0]) == 1 and medium_at(device, moved[0]) == at
+        device.flush()
+        assert device.journal.load_checkpoint()[1] == durable
 
 
 # ---- what a call does not take ----

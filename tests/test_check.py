@@ -10,6 +10,8 @@ import shutil
 import numpy as np
 import pytest
 from conftest import one_worker
+from independent_reader import Reader
+from naive import crc32c_raw
 
 from pmem_core import checkscan, datapath, geometry, host, image, infoblock, layout, statefile
 from pmem_core.check import Kind, Report, check, probe
@@ -661,6 +663,82 @@ def test_damaged_descriptor_is_rebuilt(tmp_path, name, holds):
     found, mended = repaired(made, Kind.DESCRIPTOR_DAMAGED)
     assert [(f.page, f.offset, f.detail) for f in found.findings] == [(page, at, f"the descriptor at {descriptor_at}")]
     assert "could not be verified" in mended.findings[0].repaired
+
+
+def test_part_of_a_page_whose_descriptor_was_torn_makes_that_anew(tmp_path):
+    """Nothing of it can be believed."""
+    made = make(tmp_path, SEED, leveling_name="none")
+    page = a_page(made)
+    device = Device(made.path)
+    device.write(b"x" * PAGE, page * PAGE)
+    device.abandon()
+    lose_page_cache(made.path)
+    put(made.path / "media", made.offsets(page)[1] + 12, bytes([99]))  # how often it was written
+    with Device(made.path) as device:
+        device.write(b"part", page * PAGE + 9)
+        assert device.read(PAGE, page * PAGE) == b"x" * 9 + b"part" + b"x" * (PAGE - 13)
+    assert Reader(made.path).descriptor(page)["writes"] == 1
+
+
+def test_write_that_was_refused_is_not_in_flight(tmp_path):
+    """Or the open after a kill would believe the damaged data."""
+    made = make(tmp_path, SEED, leveling_name="none")
+    page = a_page(made)
+    flip(made.path / "media", made.offsets(page)[0])
+    device = Device(made.path)
+    with pytest.raises(BadData):
+        device.write(b"part", page * PAGE + 9)
+    device.abandon()
+    with Device(made.path) as device:
+        assert (device.recovery, device.recovered.pages) == ("killed", range(0))
+        with pytest.raises(BadData):
+            device.read(PAGE, page * PAGE)
+
+
+@pytest.fixture
+def marked(tmp_path):
+    """An image, a page whose descriptor says that it is damaged and nothing else, and where its data is."""
+    made = make(tmp_path, SEED, leveling_name="none")
+    page = a_page(made)
+    at, descriptor_at = made.offsets(page)
+    record = np.zeros(1, layout.DESCRIPTOR)
+    record["flags"] = layout.PG_ERROR
+    record["checksum"] = crc32c_raw(page, record.tobytes())
+    put(made.path / "media", descriptor_at, record.tobytes())
+    return made, page, at
+
+
+def test_page_that_is_marked_as_damaged_is_refused_and_named(marked):
+    made, page, _ = marked
+    assert made.reads() == [page]
+    assert [(finding.kind, finding.page) for finding in check(made.path).findings] == [(Kind.CONDEMNED, page)]
+    with Device(made.path) as device:
+        assert device.extents(PAGE, page * PAGE) == [(page * PAGE, PAGE, True)]
+
+
+def test_page_that_is_marked_as_damaged_can_be_given_back(marked):
+    made, page, _ = marked
+    with Device(made.path) as device:
+        device.trim(PAGE, page * PAGE)
+        assert device.read(PAGE, page * PAGE) == bytes(PAGE)
+
+
+@pytest.mark.parametrize("end", ["killed in a trim", "power cut"])
+def test_what_is_left_of_a_page_that_is_marked_as_damaged_is_not_taken_for_free(marked, end):
+    made, page, at = marked
+    device = Device(made.path)
+    left = bytes(device.mapping.media[at : at + PAGE])
+    device.write(b"x", 0)
+    if end == "killed in a trim":
+        device.mapping.core["intent"][0, layout.TRIM_FIRST] = page
+        device.mapping.core["intent"][0, layout.TRIM_END] = page + 1
+    device.abandon()
+    if end == "power cut":
+        lose_page_cache(made.path)
+    with Device(made.path) as device:
+        with pytest.raises(BadData):
+            device.write(b"part", page * PAGE + 9)
+        assert device.recovered.trimmed == 0 and bytes(device.mapping.media[at : at + PAGE]) == left
 
 
 def test_many_damaged_pages_are_all_named(tmp_path):

@@ -158,6 +158,32 @@ def change(path: Path, page: int, **fields: int) -> None:
         file.write(record.tobytes())
 
 
+def test_page_written_more_often_than_can_be_said_stays_at_the_most(path):
+    use(path)
+    change(path, 0, writes=(1 << 32) - 2)
+    with Device(path) as device:
+        for _ in range(3):
+            device.write(b"x", 0)
+    assert Reader(path).descriptor(0)["writes"] == (1 << 32) - 1
+
+
+def test_descriptor_whose_checksums_are_zero_is_one(tmp_path):
+    """By chance: its first eight bytes are those of a page never written."""
+    path, page = tmp_path / "disk.pmem", 5
+    image.create(path, geometry.plan(1 << 20, leveling_name="none", descriptor_bytes=16, checksums=False))
+    with Device(path) as device:
+        device.write(b"x" * PAGE, page * PAGE)
+    head = bytes(8) + layout.PG_UPTODATE.to_bytes(4, "little")
+    # What the register is, shifted in, leaves zero.
+    forged = head + crc32c_raw(page, head).to_bytes(4, "little")
+    assert crc32c_raw(page, forged) == 0
+    with (path / "media").open("r+b") as file:
+        file.seek(Reader(path).address(Reader(path).placed_descriptor(page)))
+        file.write(forged)
+    with Device(path) as device:
+        assert device.read(PAGE, page * PAGE) == b"x" * PAGE
+
+
 @pytest.mark.parametrize(
     ("fields", "words"),
     [

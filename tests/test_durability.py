@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pmem_core import durability, geometry, housekeeping, image, layout, snapshot
+from pmem_core import durability, geometry, host, housekeeping, image, layout, reservations, snapshot
 from pmem_core.device import Device
 from pmem_core.errors import HostError
 from pmem_core.journal import Journal
@@ -75,6 +75,17 @@ def test_move_between_holes_takes_room_for_one_frame(where):
             # A page more, for the filesystem's own record of where they are.
             assert 512 * (media.stat().st_blocks - taken) <= (moves + 1) * PAGE
             assert device.read(PAGE, 0) == b"x" * PAGE
+
+
+def test_move_of_a_frame_in_use_takes_room_for_those_that_follow(path):
+    parameters = {"interval": 1, "region_frames": 256, "gap_frames": 32}
+    image.create(path, geometry.plan(64 * MIB, placement_name="none", parameters=parameters))
+    with Device(path) as device:
+        device.write(b"x" * PAGE, 255 * PAGE)
+        taken = (path / "media").stat().st_blocks
+        device.write(b"x" * PAGE, 254 * PAGE)  # beside it; before that the other moves to the far end of the gap
+        assert device.mapping.core["tally"]["moves"][0] == 1
+        assert 512 * ((path / "media").stat().st_blocks - taken) >= 1 << reservations.RESERVE_SHIFT
 
 
 def journal_has_the_table(device: Device) -> bool:
@@ -177,6 +188,18 @@ def test_commit_that_is_under_way_is_not_taken_for_done(path):
         assert kept._committed == run["rewritten"]
 
 
+def test_flush_after_a_kill_makes_the_moves_of_the_killed_session_durable(path):
+    """Which of its pages were written after they had moved, nobody knows any more."""
+    image.create(path, geometry.plan(4 * MIB, parameters=MOVING))
+    device = Device(path)
+    device.write(b"x" * PAGE * 3, 0)
+    device.abandon()
+    with Device(path) as device:
+        assert device.recovery == "killed" and not journal_has_the_table(device)
+        device.flush()
+        assert journal_has_the_table(device)
+
+
 def test_flush_after_a_commit_of_moves_commits_nothing(path):
     image.create(path, geometry.plan(4 * MIB, parameters=MOVING))
     with Device(path) as device:
@@ -206,6 +229,19 @@ def test_commit_of_moves_waits_for_no_other_write(path, synced):
         device.commit_moves()
         assert synced == []
         assert journal_has_the_table(device)
+
+
+@pytest.mark.parametrize(
+    ("magic", "files"), [(0xEF53, []), (0x58465342, []), (0x9123683E, ["media"])], ids=["ext4", "xfs", "btrfs"]
+)
+def test_commit_of_moves_syncs_the_medium_where_a_part_of_it_is_not_enough(path, synced, monkeypatch, magic, files):
+    monkeypatch.setattr(host, "_filesystem", lambda fd: magic)
+    image.create(path, geometry.plan(4 * MIB, parameters=MOVING))
+    with Device(path) as device:
+        device.write(b"x" * PAGE * 3, 0)
+        synced.clear()
+        device.commit_moves()
+        assert synced == files and journal_has_the_table(device)
 
 
 def test_moves_that_cannot_be_listed_are_synced_with_the_medium(path, synced):
@@ -241,6 +277,18 @@ def test_failed_commit_is_made_good_by_the_next(path, synced, monkeypatch):
         assert synced == ["media"] and journal_has_the_table(device)
 
 
+def test_no_more_moves_are_listed_than_there_is_room_for(path):
+    image.create(path, geometry.plan(4 * MIB, parameters=MOVING))
+    device, room = Device(path), 3
+    device.mapping.run["moved_room"] = room
+    listed = device.mapping.kept[2]
+    device.write(b"x" * PAGE * 3, 0)
+    assert device.mapping.run["moved_count"] > room
+    assert listed[:room].all() and not listed[room:].any()
+    del listed
+    device.abandon()
+
+
 @pytest.mark.parametrize(
     ("frames", "expected"),
     [([], []), ([5], [(5, 6)]), ([3, 1, 2, 2], [(1, 4)]), ([9, 0, 7, 8], [(0, 1), (7, 10)])],
@@ -269,6 +317,25 @@ def test_count_cut_short_by_a_kill_is_finished(path):
         tally = device.mapping.core["tally"][0].copy()
         assert int(tally["worn"].sum()) == int(device.mapping.wear.sum(dtype=np.int64))
         assert int(tally["hottest"]) == int(device.mapping.wear.max())
+
+
+@pytest.mark.parametrize(("more", "counted"), [(0, 0), (1, 1), (4, 4), (100, 4), (-1, 0)])
+def test_count_cut_short_by_a_kill_is_finished_by_no_more_than_its_lines(path, more, counted):
+    """What the counters have beyond that is damage, and left for check to find."""
+    image.create(path, geometry.plan(4 * MIB, leveling_name="none"))
+    device = Device(path)
+    device.write(b"x" * PAGE, 0)
+    unit, wear, worn = device.mapping.core["unit"][0], device.mapping.wear, device.mapping.core["tally"]["worn"][0]
+    wear[100:104] = 7
+    unit[layout.UNIT_FIRST], unit[layout.UNIT_LINES], unit[layout.UNIT_SUM] = 100, 4, 4 * 7
+    unit[layout.UNIT_TOTAL] = before = int(worn[layout.CAUSE_MOVE])
+    unit[layout.UNIT_CAUSE] = layout.CAUSE_MOVE + 1
+    wear[102] = 7 + more
+    del unit, wear, worn
+    device.abandon()
+    with Device(path) as device:
+        assert device.recovered.lines == 4
+        assert int(device.mapping.core["tally"]["worn"][0, layout.CAUSE_MOVE]) == before + counted
 
 
 # ---- housekeeping ----
@@ -398,6 +465,44 @@ def test_flush_beside_a_failing_one_is_not_answered(path, monkeypatch):
     device.abandon()
 
 
+def test_flush_during_which_another_sync_failed_is_not_answered(path, monkeypatch):
+    """The kernel may have told the other one what was ours too."""
+    image.create(path, geometry.plan(16 * MIB, leveling_name="none"))
+    begun, go, real = threading.Event(), threading.Event(), os.fdatasync
+    device = Device(path)
+    device.write(b"x" * PAGE, 0)
+
+    def fdatasync(fd):
+        if begun.is_set():
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        begun.set()
+        assert go.wait(30)
+        real(fd)
+
+    monkeypatch.setattr(os, "fdatasync", fdatasync)
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        flush = pool.submit(device.flush)
+        assert begun.wait(30)
+        with pytest.raises(HostError):
+            device.checkpoint()
+        go.set()
+        assert isinstance(flush.exception(30), HostError)
+    device.abandon()
+
+
+def test_flush_syncs_by_an_open_file_of_its_own(path, monkeypatch):
+    """The kernel tells each open file of a failure once: what a checkpoint is told is not kept from a flush."""
+    image.create(path, geometry.plan(16 * MIB, leveling_name="none"))
+    with Device(path) as device:
+        used, real = [], os.fdatasync
+        monkeypatch.setattr(os, "fdatasync", lambda fd: (used.append(fd), real(fd)))
+        device.write(b"x" * PAGE, 0)
+        device.flush()
+        (flushed,) = used
+        device.checkpoint()
+        assert os.path.sameopenfile(flushed, used[1]) and flushed not in used[1:]
+
+
 def test_flush_that_waited_for_another_is_answered_by_one_more_sync(path, monkeypatch):
     """However many wait."""
     image.create(path, geometry.plan(16 * MIB, leveling_name="none"))
@@ -423,18 +528,20 @@ def test_flush_that_waited_for_another_is_answered_by_one_more_sync(path, monkey
         assert len(syncs) == 2
 
 
-@pytest.mark.parametrize("journal", ["works", "fails"])
+@pytest.mark.parametrize("known", ["by both", "by the inode", "by the journal"])
 @pytest.mark.parametrize("read_only", [False, True])
-def test_open_after_a_failed_sync_believes_the_last_checkpoint_only(path, monkeypatch, journal, read_only):
+def test_open_after_a_failed_sync_believes_the_last_checkpoint_only(path, monkeypatch, known, read_only):
     image.create(path, geometry.plan(16 * MIB, leveling_name="none"))
     disk, device = FailingDisk(monkeypatch), Device(path)
     device.write(b"x" * PAGE, 0)
-    if journal == "fails":
+    if known == "by the inode":
 
         def refused(self):
             raise HostError(self.path, "input/output error")
 
         monkeypatch.setattr(Journal, "note_failed_sync", refused)
+    elif known == "by the journal":
+        monkeypatch.setattr(host, "mark_failed_sync", lambda files: None)  # the inode left memory since
     fail(device, disk)
     device.abandon()
     assert snapshot.look(path).session == "power cut"
@@ -445,3 +552,22 @@ def test_open_after_a_failed_sync_believes_the_last_checkpoint_only(path, monkey
     if not read_only:
         with Device(path) as device:
             assert device.recovery == ""
+
+
+def test_open_after_a_failed_sync_reads_from_the_disk_again(path, monkeypatch):
+    """The page cache may have as clean what never got there."""
+    image.create(path, geometry.plan(16 * MIB, leveling_name="none"))
+    disk, device = FailingDisk(monkeypatch), Device(path)
+    device.write(b"x" * PAGE, 0)
+    fail(device, disk)
+    device.abandon()
+    dropped, real = set(), os.posix_fadvise
+
+    def fadvise(fd, at, count, advice):
+        if (at, count, advice) == (0, 0, os.POSIX_FADV_DONTNEED):
+            dropped.add(Path(os.readlink(f"/proc/self/fd/{fd}")).name)  # noqa: PTH115
+        real(fd, at, count, advice)
+
+    monkeypatch.setattr(os, "posix_fadvise", fadvise)
+    with Device(path):
+        assert dropped == {"media", "wear"}

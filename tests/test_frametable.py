@@ -91,6 +91,28 @@ def test_kill_between_any_two_stores_leaves_the_exchange_made_or_not(monkeypatch
     assert switched, "no kill fell in a switch"
 
 
+def test_table_is_sane_up_to_its_bounds_and_no_further():
+    state = np.zeros((), leveling.family.modules["table_swap"].STATE)
+    _, table = frametable.plan(state, 40, 2, 3, 0)
+    every, redo = int(state["blocks"]) + 6, len(table) - frametable.REDO_WORDS
+    assert every == 20
+
+    def sane(**words):
+        changed = table.copy()
+        for word, value in words.items():
+            changed[int(word[1:])] = value
+        return frametable.table_is_sane(state, changed)
+
+    assert sane()
+    for word in (0, every - 1):  # the first place, the last, and one beyond each
+        assert sane(**{f"w{word}": -word}) and sane(**{f"w{word}": every - 1 - word})
+        assert not sane(**{f"w{word}": -word - 1}) and not sane(**{f"w{word}": every - word})
+    for word, well in ((0, True), (redo - 1, True), (-1, False), (redo, False)):
+        pair = {f"w{redo}": 1, f"w{redo + 1}": word, f"w{redo + 2}": 0}
+        assert sane(**pair) == well, word
+    assert not sane(**{f"w{redo}": frametable.REDO_PAIRS + 1}) and not sane(**{f"w{redo}": -1})
+
+
 def killed_in_exchange(path, stores):
     """Make an image that was killed after `stores` stores of an exchange of blocks 0 and 1; what its device holds."""
     plan = geometry.plan(1 << 20, leveling_name="table_swap", parameters=SWAP)

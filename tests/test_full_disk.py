@@ -11,7 +11,8 @@ import pytest
 from conftest import needs
 from test_plugin import PAGE, refused, serving
 
-from pmem_core import convert, geometry, image
+from pmem_core import convert, geometry, image, layout, reservations
+from pmem_core import room as blocks
 from pmem_core.device import Device
 from pmem_core.errors import HostFull
 
@@ -20,7 +21,7 @@ pytestmark = [pytest.mark.kernel, needs("nbdkit", "libnbd", "loop")]
 MIB = 1 << 20
 SIZE = 256 * MIB
 # The smallest filesystems that mkfs.xfs makes, and a short time to fill, for the others.
-HOST_MIB = {"ext4": 40, "xfs": 320, "tmpfs": 32}
+HOST_MIB = {"ext4": 40, "ext4 of small blocks": 40, "xfs": 320, "tmpfs": 32}
 KINDS = [pytest.param("ext4", marks=needs("ext4")), pytest.param("xfs", marks=needs("xfs")), "tmpfs"]
 
 
@@ -38,7 +39,8 @@ def host(request, tmp_path):
         with disk.open("wb") as file:
             file.truncate(size)
         # Nothing is kept back for root, and no discard takes time.
-        mkfs = {"ext4": ["mkfs.ext4", "-q", "-m", "0"], "xfs": ["mkfs.xfs", "-q", "-K"]}[kind]
+        ext4 = ["mkfs.ext4", "-q", "-m", "0"]
+        mkfs = {"ext4": ext4, "ext4 of small blocks": [*ext4, "-b", "1024"], "xfs": ["mkfs.xfs", "-q", "-K"]}[kind]
         subprocess.run([*mkfs, disk], check=True, capture_output=True)
         command = ["mount", "-o", "loop", disk, mounted]
     subprocess.run(command, check=True)
@@ -224,6 +226,51 @@ def test_sparse_copy_is_refused_on_a_full_disk_in_words(host):
         device.write(b"x" * PAGE, 0)
         status = (host / "copy.pmem" / "state").stat()
         assert status.st_blocks * 512 >= status.st_size
+
+
+@pytest.mark.parametrize("host", [pytest.param("ext4 of small blocks", marks=needs("ext4"))], indirect=True)
+def test_room_is_asked_for_by_whole_pages_where_blocks_are_smaller(host):
+    """A store to a map asks for all blocks of its page."""
+    path = host / "disk.pmem"
+    image.create(path, geometry.plan(16 * MIB, frame_bytes=512, leveling_name="none"))
+    with Device(path) as device:
+        before = (path / "media").stat().st_blocks
+        assert reservations.reserve_exactly(device.handle[0][0], 8 * MIB + 512, 512) == layout.OK
+        assert 512 * ((path / "media").stat().st_blocks - before) >= PAGE
+
+
+only_xfs = pytest.mark.parametrize("host", [pytest.param("xfs", marks=needs("xfs"))], indirect=True)
+
+
+def share(source: Path, target: Path) -> None:
+    subprocess.run(["cp", "--reflink=always", source, target], check=True)
+
+
+@only_xfs
+def test_file_that_shares_blocks_has_room_of_its_own_or_is_refused(host):
+    (host / "whole").write_bytes(b"w" * 40 * PAGE)
+    share(host / "whole", host / "copy")
+    with (host / "copy").open("r+b") as file:
+        fill(host / "ballast")
+        with pytest.raises(OSError, match="No space left"):
+            blocks.take(file.fileno())
+        os.truncate(host / "ballast", 0)  # xfs gives back by and by what is unlinked
+        blocks.take(file.fileno())
+        assert not blocks.shares_blocks(file.fileno())
+
+
+@only_xfs
+def test_block_that_is_shared_is_found_behind_many_that_are_not(host):
+    with (host / "whole").open("wb") as file:
+        for page in range(40):  # each with a hole behind it
+            os.pwrite(file.fileno(), b"w" * PAGE, 2 * page * PAGE)
+    share(host / "whole", host / "copy")
+    with (host / "copy").open("r+b") as file:
+        for page in range(40):
+            assert blocks.shares_blocks(file.fileno())
+            os.pwrite(file.fileno(), b"c" * PAGE, 2 * page * PAGE)
+            os.fsync(file.fileno())
+        assert not blocks.shares_blocks(file.fileno())
 
 
 def test_image_that_was_never_opened_is_served_on_a_full_disk(path, host):

@@ -237,6 +237,14 @@ def _unit(cause, first, lines):
     return change
 
 
+def _unit_past_the_end(state):
+    state.core["unit"][0, :3] = 1, state.plan.line_count - 1, 2
+
+
+def _trim_past_the_end(state):
+    state.core["intent"][0, layout.TRIM_END] = state.plan.info.page_count + 1
+
+
 def _ticks(value):
     def change(state):
         state.ticks[0] = value
@@ -264,6 +272,8 @@ CHANGES = {
     "intent of a page too many": _together(1, 16),
     "intent of more pages than go together": _together(0, layout.TOGETHER_MAX + 1),
     "intent of no pages": _together(0, 0),
+    "intent of a trim before the start": _intent(-1, layout.TRIM_FIRST),
+    "intent of a trim past the end": _trim_past_the_end,
     "intent of pages before the start": _intent(-1, layout.TOGETHER),
     "unit of an unknown cause": _unit(9, 0, 1),
     "unit of a negative cause": _unit(-1, 0, 1),
@@ -272,6 +282,7 @@ CHANGES = {
     "unit of too many lines": _unit(1, 0, 1 << 40),
     "unit that overflows": _unit(1, (1 << 63) - 1, 2),
     "unit of no lines": _unit(1, 0, 0),
+    "unit past the end": _unit_past_the_end,
     "ticks before the start": _ticks(-(1 << 62)),
     "ticks that no store made": _ticks(1 << 40),
     "pending beyond the end": _pending(1, (1 << 40) * layout.PENDING_SLOTS + 1),
@@ -299,6 +310,16 @@ def test_state_written_back_without_a_change_is_fine(path, end):
         pass
     with Device(path) as device:
         assert device.recovery == ("killed" if end == "killed" else "")
+
+
+def test_reader_after_a_power_cut_does_not_mind_ticks_that_cannot_be(path):
+    """They are not in the journal, and of the state file a cut leaves any mixture."""
+    kill(path)
+    with State(path) as state:
+        _ticks(-1)(state)
+    lose_cache(path)
+    with Device(path, read_only=True) as device:
+        assert device.recovery == "power cut" and device.read(PAGE, PAGE) == bytes(PAGE)
 
 
 @pytest.mark.parametrize("count", [0, 100, layout.ZONE_BYTES, 3 * layout.ZONE_BYTES])

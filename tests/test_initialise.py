@@ -6,12 +6,13 @@ import os
 import random
 
 import pytest
+from independent_reader import Reader
 
 from pmem_core import geometry, image, initialisation, layout
 from pmem_core.check import Kind, check
 from pmem_core.cli import main
 from pmem_core.device import Device
-from pmem_core.errors import UnsupportedImage, UsageError
+from pmem_core.errors import HostFull, UnsupportedImage, UsageError
 
 PAGE = 4096
 SIZE = 12 << 20
@@ -104,6 +105,18 @@ def test_head_that_claims_pages_in_use_is_split(tmp_path):
     require_mended(path, Kind.GROUP_OVERLAP, held)
 
 
+def test_split_of_a_head_that_claims_too_much_spares_a_page_in_use(tmp_path):
+    """A power cut may leave such a head."""
+    path = make(tmp_path, "buddy")
+    whole = get(path, descriptor_at(0), 64)
+    with Device(path) as device:
+        device.write(b"x" * PAGE, 64 * PAGE)  # the first of the group beside that of page 0
+    put(path, descriptor_at(0), whole)
+    with Device(path) as device:
+        device.write(b"y" * PAGE, 0)
+        assert device.read(PAGE, 64 * PAGE) == b"x" * PAGE
+
+
 def test_head_within_a_free_group_is_cleared(tmp_path):
     path = make(tmp_path, "buddy")
     with Device(path) as device:
@@ -149,6 +162,73 @@ def test_damaged_descriptor_of_data_is_still_damaged(tmp_path):
     put(path, descriptor_at(7) + 8, bytes(1))
     report = check(path)
     assert set(report.counts) == {Kind.DESCRIPTOR_DAMAGED}
+
+
+def test_write_whose_section_cannot_be_marked_brings_nothing_up(tmp_path, monkeypatch):
+    with Device(make(tmp_path, "buddy")) as device:
+
+        def fail(rows):
+            raise HostFull("journal", "could not be written")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(device.journal, "put_sections", fail)
+            before = device.mapping.media.tobytes()
+            with pytest.raises(HostFull):
+                device.write(b"x" * PAGE, 0)
+            assert device.mapping.media.tobytes() == before
+
+
+def test_room_is_asked_for_before_a_head_or_descriptor_is_stored(tmp_path):
+    """64 KiB at a time, around each; a store to a hole on a full host would end the server."""
+    with Device(make(tmp_path, "buddy")) as device:
+        before = (device.path / "media").stat().st_blocks
+        device.write(b"x" * PAGE, 0)
+        new = [page for page in (0, 64, 128, 256, 512, 1024) if device.mapping.media[descriptor_at(page)]]
+        assert len(new) == 6
+        assert 512 * ((device.path / "media").stat().st_blocks - before) >= (len(new) - 1) * 65536
+
+
+def test_group_is_given_back_in_a_marked_section_only(tmp_path):
+    with Device(make(tmp_path, "buddy")) as device:
+        device.write(b"x" * PAGE * 64, 0)
+        for settled in (False, True):
+            assert device.checkpoint(settle_sections=True, due=False) == settled
+        assert not device.has_dirty()
+        device.trim(64 * PAGE, 0)
+        assert device.has_dirty()
+        # That was a change of late, as a write is.
+        assert not device.checkpoint(settle_sections=True, due=False)
+
+
+@pytest.mark.parametrize("word", [layout.RAISED, layout.RETURNED], ids=["brought up", "given back"])
+def test_last_group_cut_off_by_the_end_is_finished_after_a_kill(tmp_path, word):
+    path = make(tmp_path, "buddy")
+    device = Device(path)
+    pages = device.plan.info.page_count
+    last = pages // 64 * 64
+    assert last < pages
+    if word == layout.RETURNED:
+        device.write(b"x" * PAGE, last * PAGE)
+    for one, value in ((word, last + 1), (layout.HEAD_PAGE, last), (layout.HEAD_ORDER, 6)):
+        device.mapping.core["intent"][0, one] = value
+    device.abandon()
+    with Device(path) as device:
+        assert device.recovered.group
+    flags = Reader(path).descriptor(last)["flags"]
+    assert flags == (layout.PG_RESERVED if word == layout.RAISED else layout.PG_BUDDY)
+
+
+@pytest.mark.parametrize("word", [layout.RAISED, layout.RETURNED], ids=["brought up", "given back"])
+@pytest.mark.parametrize(("head", "order"), [(0, 35), (0, 64 + 6), (64, 6), (1, 6)])
+def test_group_in_flight_that_cannot_be_is_left_alone(tmp_path, word, head, order):
+    path = make(tmp_path, "buddy")
+    device = Device(path)
+    before = device.mapping.media.tobytes()
+    for one, value in ((word, 1), (layout.HEAD_PAGE, head), (layout.HEAD_ORDER, order)):
+        device.mapping.core["intent"][0, one] = value
+    device.abandon()
+    with Device(path) as device:
+        assert device.mapping.media.tobytes() == before
 
 
 class EndedError(Exception):

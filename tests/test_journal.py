@@ -11,7 +11,7 @@ from pmem_core import geometry, image, journalscan
 from pmem_core.check import Kind, check
 from pmem_core.device import Device
 from pmem_core.errors import DamagedImage, HostFull
-from pmem_core.journal import SEAL_BYTES, UNSEALED, Journal
+from pmem_core.journal import READERS_BYTES, SEAL_BYTES, UNSEALED, Journal
 
 MIB = 1 << 20
 SEED = int(os.environ.get("PMEM_NBD_SEED", "0")) or random.SystemRandom().randrange(1 << 32)
@@ -37,6 +37,28 @@ def everything(path, *, read_only=False):
         return *told, journal.events(), journal.history(), journal.retired()
     finally:
         journal.close()
+
+
+def test_events_that_are_too_many_lose_the_older_half(path, monkeypatch):
+    monkeypatch.setattr("pmem_core.journal.EVENTS_MAX", 8)
+    journal = Journal(path / "journal")
+    for number in range(20):
+        journal.event({"event": "a test", "number": number})
+        told = [event["number"] for event in journal.events() if event["event"] == "a test"]
+        assert len(journal.events()) <= 8
+        assert len(told) >= min(4, number) and told == list(range(number + 1))[-len(told) :]
+    journal.close()
+
+
+def test_history_that_is_too_long_loses_every_second_sample_and_neither_end(path, monkeypatch):
+    monkeypatch.setattr("pmem_core.journal.HISTORY_MAX", 8)
+    journal = Journal(path / "journal")
+    first = journal.history()[0]
+    for number in range(30):
+        journal.sample({"number": number})
+        held = journal.history()
+        assert len(held) <= 8 and held[0] == first and held[-1]["number"] == number
+    journal.close()
 
 
 def unseal(path):
@@ -118,6 +140,17 @@ def test_journal_on_a_full_host_says_so(tmp_path):
     finally:
         subprocess.run(["umount", "--lazy", tmp_path], check=True)
     assert str(error) == f"{tmp_path / 'journal'}: no room for the journal: free space on the host"
+
+
+def test_table_of_readers_has_all_of_its_room(path):
+    """A copy may have holes in it, and LMDB stores to a map of it: on a full host that would be a SIGBUS."""
+    readers = path / "journal" / "lock.mdb"
+    readers.unlink()
+    with readers.open("wb") as file:
+        file.truncate(READERS_BYTES)
+    Journal(path / "journal").close()
+    status = readers.stat()
+    assert status.st_blocks * 512 >= status.st_size >= READERS_BYTES
 
 
 @pytest.mark.parametrize("name", NAMES)

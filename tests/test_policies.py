@@ -418,7 +418,40 @@ def test_start_gap_wants_a_checkpoint_before_it_must_have_one():
     for _ in range(8):
         assert memory.use(0) == []
         wanted.append(int(memory.run["wanted"][0]))
-    assert wanted[0] == 0 and wanted[-1] == 1 and wanted == sorted(wanted)
+    # From the move on that finds three quarters of the gap filled.
+    assert wanted == [0, 0, 0, 0, 0, 0, 1, 1]
+
+
+def test_exchanging_wants_a_checkpoint_before_it_must_have_one():
+    memory = Memory("optane", {"threshold": 1, "block_frames": 1, "spare_blocks": 8}, 40)
+    wanted = []
+    for _ in range(8):
+        assert memory.use(0) == []
+        wanted.append(int(memory.run["wanted"][0]))
+    assert wanted == [0, 0, 0, 0, 0, 0, 1, 1]
+    assert memory.use(0) == [layout.CHECKPOINT]
+
+
+@pytest.mark.parametrize("gap_frames", [1, 3])
+def test_start_gap_spare_frames_go_round_the_ring(gap_frames):
+    parameters = {"interval": 1, "region_frames": 4, "gap_frames": gap_frames, "randomize": 0}
+    module, ring = leveling.family.modules["start_gap"], 4 + gap_frames
+    state, _, table, _ = module.plan(ring + gap_frames + 2, parameters, 65)
+    for gap in range(ring):
+        table[0] = gap << 32
+        found = module.spare_frames(state, table)[:gap_frames].tolist()
+        assert found == [(gap + i) % ring for i in range(gap_frames)]
+
+
+def test_start_gap_table_is_sane_up_to_its_bounds_and_no_further():
+    parameters = {"interval": 1, "region_frames": 8, "gap_frames": 2, "randomize": 0}
+    module = leveling.family.modules["start_gap"]
+    state, _, table, _ = module.plan(10 + 7, parameters, 65)
+    for region, size in ((0, 8), (1, 5)):
+        for gap, turned, sane in ((size + 1, size - 1, True), (size + 2, 0, False), (0, size, False), (-1, 0, False)):
+            changed = table.copy()
+            changed[region] = gap << 32 | turned
+            assert module.table_is_sane(state, changed) == sane, (region, gap, turned)
 
 
 @pytest.mark.parametrize("medium_frames", range(1, 40))
@@ -497,6 +530,16 @@ def test_spare_frames_are_known_in_the_middle_of_a_switch(done):
     memory.table[changed[done:]] = before[changed[done:]]
     assert memory.module.spare_frames(memory.state, memory.table).tolist() == after.tolist()
     assert memory.module.table_is_sane(memory.state, memory.table)
+
+
+def test_sampled_swap_saves_up_for_16_exchanges_and_no_more():
+    """However long the wear was even: else it would do nothing but exchange afterwards."""
+    memory = Memory("sampled_swap", {"interval": 10, "sample": 1, "block_frames": 1, "spare_blocks": 3}, 40)
+    price, credit = 10 * FRAME // 64, memory.arrays["ticks"][1:2]
+    credit[0] = 1 << 40
+    while not memory.moves:
+        memory.use(0)
+    assert credit[0] == (16 - 1) * price
 
 
 # ---- security_refresh ----

@@ -2,6 +2,7 @@
 """What was promised across a kill and a power cut, on a full host, and by closing."""
 
 import contextlib
+import fcntl
 import os
 import random
 import subprocess
@@ -13,7 +14,7 @@ import pytest
 from conftest import needs
 from test_full_disk import fill
 
-from pmem_core import datapath, geometry, image, layout, recovery, snapshot, upkeep
+from pmem_core import datapath, geometry, image, infoblock, layout, recovery, snapshot, upkeep
 from pmem_core.check import check
 from pmem_core.check.findings import Kind
 from pmem_core.device import Device
@@ -26,6 +27,7 @@ PAGE = layout.PAGE_BYTES
 ROOT = Path(__file__).resolve().parent.parent
 TWO_SECTIONS = 40 * MIB  # a section is at least 16 MiB, and descriptors and gaps take their part
 NO_ROOM = 28 << layout.ERRNO_SHIFT | layout.HOST
+F_SET_RW_HINT = 1036  # fcntl(2)
 OLD, NEW = b"old!" * (PAGE // 4), b"new!" * (PAGE // 4)
 
 
@@ -54,11 +56,11 @@ def put_data(path: Path, span: list[int], data: bytes) -> None:
             os.pwrite(file.fileno(), data[256 * i : 256 * (i + 1)], span[i])
 
 
-def lose_cache(path: Path) -> None:
-    """Make the journal say that the last session was before a reboot."""
+def lose_cache(path: Path, **witness: object) -> None:
+    """Make the journal say that the last session was before a reboot, or where other things were so."""
     journal = Journal(path / "journal")
     session = {key: value for key, value in journal.session.items() if key != "open"}
-    journal.begin_session(session | {"boot": "another"})
+    journal.begin_session(session | (witness or {"boot": "another"}))
     journal.close()
 
 
@@ -145,6 +147,30 @@ def test_failed_commit_marks_no_section_that_the_journal_lacks(path, monkeypatch
         assert np.flatnonzero(mapped & ~durable).tolist() == []
         # Nor is one forgotten that was not made clean.
         assert np.flatnonzero(mapped).tolist() == [0]
+
+
+def test_section_that_could_not_be_marked_is_marked_before_the_next_write(path, monkeypatch):
+    image.create(path, geometry.plan(TWO_SECTIONS))
+    with Device(path) as device:
+
+        def fail(rows):
+            raise HostFull("journal", "could not be written")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(device.journal, "put_sections", fail)
+            with pytest.raises(HostFull):
+                device.write(NEW, 0)
+        device.write(NEW, 0)
+        assert durable_sections(device)[0] & layout.SECTION_DIRTY
+
+
+def test_journal_has_no_mark_that_only_a_running_device_wants(path):
+    image.create(path, geometry.plan(TWO_SECTIONS))
+    with Device(path) as device:
+        device.write(NEW, 0)
+        device.write(NEW, device.plan.info.section_pages * PAGE)  # in the same row
+        assert device.mapping.sections[0] & layout.SECTION_RECENT
+        assert durable_sections(device)[:2].tolist() == [layout.SECTION_DIRTY | layout.SECTION_TOUCHED] * 2
 
 
 def test_write_after_a_failed_commit_survives_a_power_cut(path, monkeypatch):
@@ -434,6 +460,54 @@ def test_no_write_passes_one_that_waits_for_leftovers_to_be_gone(path, monkeypat
         assert device.read(PAGE, 5 * PAGE) == NEW[:100] + bytes(1900) + NEW[:100] + bytes(PAGE - 2100)
 
 
+def test_what_is_blanked_during_a_commit_waits_for_the_next(path, monkeypatch):
+    leave_behind(path, 5, leveling_name="none")
+    data = np.frombuffer(NEW, np.uint8)
+    with Device(path) as device:
+
+        def write(page: int) -> int:
+            return datapath.write(device.handle, data.ctypes.data, PAGE, page * PAGE, 0) & layout.STOP_MASK
+
+        for at in medium_span(device, 6):
+            device.mapping.media[at : at + 256] = 1
+        assert write(5) == layout.CHECKPOINT
+        with monkeypatch.context() as patch:
+            for name in ("_sync_frames", "sync"):
+                patch.setattr(Durability, name, lambda self, *what: write(6))
+            device.commit_moves()
+        assert on_medium(device, 6) == bytes(PAGE) and write(6) == layout.CHECKPOINT
+        device.commit_moves()
+        assert write(6) == layout.OK
+
+
+def test_commit_makes_durable_the_frames_that_were_blanked(path, monkeypatch):
+    leave_behind(path, 5, leveling_name="none")
+    monkeypatch.setattr("pmem_core.host.can_sync_ranges", lambda fd: True)
+    frames, real = [], Durability._sync_frames
+
+    def sync(self, which):
+        frames.extend(which)
+        real(self, which)
+
+    with Device(path) as device:
+        device.commit_moves()  # of the whole medium, after a power cut
+        monkeypatch.setattr(Durability, "_sync_frames", sync)
+        device.write(NEW, 5 * PAGE)
+        assert frames == [(medium_span(device, 5)[0] - layout.FRAMES_AT) // PAGE]
+
+
+def test_kill_in_a_trim_of_what_was_never_written_leaves_an_image_that_opens(path, monkeypatch):
+    """The next page that may hold something would lie past the end: the last section does."""
+    image.create(path, geometry.plan(TWO_SECTIONS))
+    with Device(path) as device:
+        run, core, seen = device.handle[0][0], device.handle[1][0], []
+        monkeypatch.setattr(datapath, "_punch", lambda *range_: seen.append(core["intent"].copy()) or layout.OK)
+        monkeypatch.setattr(datapath, "publish", lambda array, at, value: array.__setitem__(at, value))
+        plain = getattr(datapath.free, "py_func", datapath.free)
+        assert plain(run, core, 0, device.plan.device_bytes, 0) == layout.OK
+        assert [recovery.intent_problems(intent, device.plan) for intent in seen] == [[]]
+
+
 def test_first_write_of_a_page_that_a_kill_cut_short_leaves_nothing(path):
     image.create(path, geometry.plan(16 * MIB))
     device = Device(path)
@@ -505,6 +579,25 @@ def test_kill_seen_from_another_mount_namespace_is_a_kill(path):
     elsewhere, *told = done.stdout.split()
     assert int(elsewhere) != mount  # or this tests nothing
     assert told == ["killed", "b'new!'"]
+
+
+@pytest.mark.parametrize("what", ["boot", "device", "inode"])
+def test_image_elsewhere_than_its_session_was_has_lost_its_cache(path, what):
+    image.create(path, geometry.plan(16 * MIB))
+    Device(path).abandon()
+    lose_cache(path, **{what: 0})
+    assert snapshot.look(path).session == "power cut"
+
+
+@pytest.mark.parametrize("lost", ["media", "wear", "state", None])
+def test_mount_that_cannot_be_compared_is_trusted_where_every_inode_has_stayed(path, lost):
+    image.create(path, geometry.plan(16 * MIB))
+    Device(path).abandon()
+    lose_cache(path, mount=0)
+    if lost:
+        with (path / lost).open("rb") as file:
+            fcntl.fcntl(file.fileno(), F_SET_RW_HINT, bytes(8))
+    assert snapshot.look(path).session == ("power cut" if lost else "killed")
 
 
 @pytest.mark.serial  # a mount namespace that another test makes meanwhile would keep the mount, and with it the cache
@@ -829,6 +922,35 @@ def test_create_removes_what_a_killed_one_left(path, monkeypatch, same):
     image.create(path, plan)
     assert [one.name for one in path.parent.iterdir()] == [path.name]
     assert check(path).clean
+
+
+def test_image_is_durable_before_it_has_its_name_and_its_name_is_then(path, monkeypatch):
+    done = []
+    for owner, name in ((os, "fsync"), (os, "fdatasync"), (Path, "rename")):
+        real = getattr(owner, name)
+
+        def noted(what, *arguments, real=real):
+            place = os.readlink(f"/proc/self/fd/{what}") if isinstance(what, int) else str(arguments[0])  # noqa: PTH115
+            done.append("/".join(Path(place).relative_to(path.parent).parts[1:]) if place != str(path) else "named")
+            return real(what, *arguments)
+
+        monkeypatch.setattr(owner, name, noted)
+    image.create(path, geometry.plan(16 * MIB))
+    named = done.index("named")
+    # The journal syncs its own file.
+    assert {"media", "wear", "state", "journal", ""} <= set(done[:named])
+    assert done[named + 1 :] == [""]
+
+
+def test_copies_of_the_info_block_become_durable_one_after_the_other(path, monkeypatch):
+    """So that one is whole at every instant."""
+    plan = geometry.plan(16 * MIB)
+    image.create(path, plan)
+    done, real = [], os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda fd, data, at: (done.append(at), real(fd, data, at))[1])
+    monkeypatch.setattr(os, "fdatasync", lambda fd: done.append("sync"))
+    infoblock.write(path / "media", plan.info)
+    assert done == [layout.INFO_OFFSETS[0], "sync", layout.INFO_OFFSETS[1], "sync"]
 
 
 def test_create_leaves_alone_what_others_make_and_what_only_looks_so(path):

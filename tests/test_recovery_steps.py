@@ -139,6 +139,24 @@ def opened_until(path: Path, step: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
+def test_state_made_anew_is_durable_before_it_has_its_name_and_its_name_is_then(tmp_path, monkeypatch):
+    path = tmp_path / "disk.pmem"
+    image.create(path, geometry.plan(4 * MIB))
+    Device(path).abandon()
+    lose_cache(path)
+    done, sync, rename = [], os.fsync, Path.rename
+
+    def fsync(fd):
+        done.append(Path(os.readlink(f"/proc/self/fd/{fd}")).name)  # noqa: PTH115
+        sync(fd)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(Path, "rename", lambda old, new: (done.append(f"{old.name} > {new.name}"), rename(old, new)))
+    with Device(path) as device:
+        assert device.recovery == "power cut"
+        assert done == ["state.new", "state.new > state", path.name]
+
+
 @pytest.mark.parametrize("again", ["killed", "power cut"], ids=["then killed", "then cut"])
 @pytest.mark.parametrize("end", ["killed", "power cut"])
 @pytest.mark.parametrize("writes", ["each", "coalesced"])

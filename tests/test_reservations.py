@@ -79,6 +79,18 @@ def test_reading_takes_no_room_where_pages_were_given_back(path):
         assert (path / "media").stat().st_blocks == used
 
 
+def test_room_that_was_given_back_is_forgotten_at_once(path):
+    """Where no descriptor says that a page reads as zeros, the hole is read; by a call, for a look would fill it."""
+    path = path.with_name("bare.pmem")
+    image.create(path, geometry.plan(8 * MIB, placement_name="none", leveling_name="none"))
+    with Device(path) as device:
+        device.write(bytes([1]) * 4 * MIB, 0)
+        device.trim(2 * MIB, MIB)
+        used = (path / "media").stat().st_blocks
+        assert device.read(4 * MIB, 0) == bytes([1]) * MIB + bytes(2 * MIB) + bytes([1]) * MIB
+        assert (path / "media").stat().st_blocks == used
+
+
 def test_counters_that_are_a_hole_are_not_taken_for_room(path):
     with Device(path) as device:
         device.write(bytes([1]) * 4 * MIB, 0)

@@ -549,3 +549,22 @@ def test_stalls_are_accounted_where_the_leveling_knows_of_them(tmp_path):
     assert stats.collect(path)["leveling"] == live
     other = make(tmp_path / "b.pmem", 4 << 20)
     assert "stall_seconds" not in stats.collect(other)["leveling"]
+
+
+def test_map_of_a_served_image_is_read_between_two_moves(tmp_path, monkeypatch):
+    path, real, turns = make(tmp_path / "disk.pmem", 1 << 20), snapshot._read_core, []
+    with Device(path) as device:
+        device.write(bytes(9 * PAGE), 0)
+        moves, gap = int(device.mapping.core["tally"]["moves"][0]), int(device.mapping.table[0])
+
+        def read_core(fd, plan):
+            if 0 < len(turns) < 3:  # after the table was read: a move ends
+                device.mapping.core["tally"]["moves"] += 1
+                device.mapping.table[0] -= 1 << 32
+            turns.append(1)
+            return real(fd, plan)
+
+        monkeypatch.setattr(snapshot, "_read_core", read_core)
+        found = snapshot.look(path)
+        assert found.session == "served" and len(turns) > 3
+        assert (int(found.core["tally"]["moves"][0]), int(found.table[0])) == (moves + 2, gap - (2 << 32))
