@@ -748,11 +748,6 @@ def test_probe_survives_a_journal_that_crashes_its_reader(tmp_path, monkeypatch)
     crash.write_text("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
     monkeypatch.setattr(probe, "PROGRAM", crash)
     assert "SIGSEGV" in probe.read_journal(made.path / "journal").problem
-    crash.write_text("raise ValueError('no')")
-    assert "ValueError: no" in probe.read_journal(made.path / "journal").problem
-    crash.write_text("import time; time.sleep(9)")
-    monkeypatch.setattr(probe, "SECONDS_MAX", 0.5)
-    assert "did not end" in probe.read_journal(made.path / "journal").problem
 
 
 def test_every_kind_has_its_own_words():

@@ -6,7 +6,9 @@ block, pages and totals (`Mender`), so that every store is counted and moves as 
 leaves an image that can be checked and repaired again.
 """
 
+import contextlib
 import os
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -75,7 +77,8 @@ def _put(journal: Journal, belief: Belief) -> None:
 def _new_journal(path: Path, plan: Geometry, belief: Belief, record: Record) -> str:
     """Make the journal anew; what the old one still tells people is kept.  Returns where the old one was put."""
     fresh, number, aside = path / f"journal.new.{time.time_ns()}", 0, ""
-    with host_errors(path / "journal"):
+    with contextlib.ExitStack() as undo, host_errors(path / "journal"):
+        undo.callback(shutil.rmtree, fresh, ignore_errors=True)
         fresh.mkdir()
         journal = Journal(fresh, create=True)
         try:
@@ -97,8 +100,10 @@ def _new_journal(path: Path, plan: Geometry, belief: Belief, record: Record) -> 
             aside = f"journal.damaged.{number}"
             if not (path / aside).exists():
                 (path / "journal").rename(path / aside)
+                undo.callback((path / aside).rename, path / "journal")
             number += 1
         fresh.rename(path / "journal")
+        undo.pop_all()
     return aside
 
 
