@@ -12,7 +12,7 @@ checkpoint  table/NNNNNNNN            4096 bytes of the leveling's table
 sections    NNNNNNNN                  1024 sections' bytes: TOUCHED, DIRTY and SUSPECT bits
 retired     page number               JSON: a page whose data was given up, why and when
 history     time in ns                JSON: wear figures, for plots
-events      time in ns                JSON: created, opened, closed, unclean, recovered, repaired
+events      time in ns                JSON: created, opened, closed, unclean, recovered, remade, repaired
 =========== ========================= =====================================================================
 
 Behind each value are four bytes of CRC-32 (`seal`), and `meta` also has `transaction`, LMDB's number of the transaction

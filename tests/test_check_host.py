@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What the host refuses is no damage."""
+"""What the host refuses is no damage; and where the journal is lost, what the state says is not believed blindly."""
 
 import errno
 import os
@@ -10,14 +10,16 @@ import textwrap
 
 import lmdb
 import pytest
-from test_check import PLANS, SEED, hashes, lose_page_cache, make, put
+from test_check import PLANS, SEED, Made, a_page, flip, hashes, kinds, lose_page_cache, make, put
 
 from pmem_core import journal as journal_
-from pmem_core.check import check, probe
+from pmem_core.check import Kind, check, probe
+from pmem_core.check import run as check_run
 from pmem_core.device import Device
 from pmem_core.errors import DamagedImage, HostError, HostFull
 from pmem_core.journal import Journal
 
+PAGE = 4096
 REAL = "import resource, sys\nfrom pmem_core import journal\nfrom pmem_core.check import probe\n"
 FULL = """
 from pmem_core.errors import HostFull
@@ -153,3 +155,57 @@ def test_repair_that_fails_leaves_no_half_made_journal(cut, monkeypatch):
     with pytest.raises(HostFull):
         check(cut.path, repair=True)
     assert hashes(cut.path) == before
+
+
+# ---- the state of another session ----
+
+
+@pytest.fixture
+def stale(tmp_path):
+    """An image after a power cut: the state is as it was at first, and the journal is gone bad as well."""
+    parameters = {"interval": 1, "region_frames": 64, "gap_frames": 4}
+    made = Made(tmp_path / "a.pmem", 1 << 20, leveling_name="start_gap", parameters=parameters)
+    state = (made.path / "state").read_bytes()
+    with Device(made.path) as device:
+        for _ in range(4):
+            for page in range(made.plan.info.page_count):
+                made.bytes[page * PAGE : (page + 1) * PAGE] = page.to_bytes(4, "little") * (PAGE // 4)
+                device.write(made.bytes[page * PAGE : (page + 1) * PAGE], page * PAGE)
+    (made.path / "state").write_bytes(state)
+    put(made.path / "journal" / "data.mdb", 0, bytes(20_000))
+    return made
+
+
+def test_state_that_most_pages_contradict_is_not_repaired_by(stale):
+    before = hashes(stale.path)
+    for repair in (False, True):
+        report = check(stale.path, repair=repair)
+        assert kinds(report) == {Kind.JOURNAL_DAMAGED, Kind.MAP_DOUBTFUL}
+        assert not report.clean and not report.repairs and "move the folder 'journal'" in report.unchecked[0]
+    assert hashes(stale.path) == before
+
+
+def test_pages_that_the_state_misplaces_are_refused_not_rebuilt(stale):
+    shutil.rmtree(stale.path / "journal")
+    mended = check(stale.path, repair=True)
+    assert mended.repairs == mended.counts
+    refused, differing = stale.compare()
+    assert len(refused) > 100 and not differing
+    assert check(stale.path).clean
+
+
+def test_repair_by_the_state_that_was_cut_short_goes_on_refusing(stale, monkeypatch):
+    shutil.rmtree(stale.path / "journal")
+    monkeypatch.setattr(check_run, "_mend", lambda *arguments: None)
+    check(stale.path, repair=True)
+    monkeypatch.undo()
+    check(stale.path, repair=True)
+    refused, differing = stale.compare()
+    assert len(refused) > 100 and not differing
+    # It is over: a descriptor that is damaged now is rebuilt again.
+    page = a_page(stale)
+    with Device(stale.path) as device:
+        device.write(stale.bytes[page * PAGE : (page + 1) * PAGE], page * PAGE)
+    flip(stale.path / "media", stale.offsets(page)[1] + 9)
+    assert check(stale.path, repair=True).repairs == {Kind.DESCRIPTOR_DAMAGED: 1}
+    assert stale.compare() == ([other for other in refused if other != page], [])

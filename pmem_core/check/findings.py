@@ -65,6 +65,12 @@ class Kind(enum.Enum):
         "makes it anew from the state and from what can be read",
     )
     MAP_LOST = ("map_lost", Severity.DAMAGE, "neither state nor journal says which frame is where", "")
+    MAP_DOUBTFUL = (
+        "map_doubtful",
+        Severity.DAMAGE,
+        "too many pages fail their checksums where the state says they are, and no journal says otherwise",
+        "",
+    )
     WEAR_SUM = (
         "wear_sum",
         Severity.WRONG,
