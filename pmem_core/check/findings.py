@@ -101,6 +101,12 @@ class Kind(enum.Enum):
         "a descriptor fails its checksum",
         "builds it anew from the page's data, which nothing can verify then",
     )
+    DESCRIPTOR_LOST = (
+        "descriptor_lost",
+        Severity.DAMAGE,
+        "a descriptor is missing: the page reads as zeros, and has bytes on the medium",
+        "builds it anew from the page's data, which nothing can verify then",
+    )
     DATA_DAMAGED = (
         "data_damaged",
         Severity.DAMAGE,

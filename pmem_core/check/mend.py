@@ -28,7 +28,7 @@ from .probe import Record
 from .trust import Belief
 
 STATE_KINDS = (Kind.STATE_LOST, Kind.STATE_DAMAGED, Kind.STATE_DIFFERS)
-DOUBTED_KINDS = (Kind.DESCRIPTOR_DAMAGED, Kind.UNSETTLED)
+DOUBTED_KINDS = (Kind.DESCRIPTOR_DAMAGED, Kind.DESCRIPTOR_LOST, Kind.UNSETTLED)
 REMADE = "remade"
 JOURNAL_KINDS = (Kind.JOURNAL_LOST, Kind.JOURNAL_FOREIGN, Kind.JOURNAL_DAMAGED)
 
@@ -163,7 +163,7 @@ class Mender:
                 self.device.journal.retire(page, why)
                 self.report.done(finding, "data lost; reads fail until the page is written whole")
             else:
-                self._call(upkeep.heal, page)
+                self._call(upkeep.rebuild if finding.kind is Kind.DESCRIPTOR_LOST else upkeep.heal, page)
                 verified = finding.kind is Kind.UNSETTLED
                 self.report.done(finding, "rebuilt" if verified else "rebuilt; the data could not be verified")
 

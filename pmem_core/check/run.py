@@ -261,9 +261,9 @@ def _walk(found: _Image, report: Report, stage: Stage, belief: Belief, watch: Wa
         report.session += f", and compares no checksums in {suspect} sections"
     # As opening would after a kill, but in memory; nothing is in flight otherwise.
     recovery.finish_count(stage.mapping)
-    media, in_flight = found.path / "media", recovery.pages_in_flight(stage.mapping.core[0]["intent"])
-    ordered = _totals_only_grew(found)
-    scan = pages.Scan(report, media, found.plan, stage.handle, sections, belief.held, ordered, in_flight)
+    media, intent, ordered = found.path / "media", stage.mapping.core[0]["intent"], _totals_only_grew(found)
+    flying = recovery.pages_in_flight(intent), recovery.pages_in_trim(intent)
+    scan = pages.Scan(report, media, found.plan, stage.handle, sections, belief.held, ordered, *flying)
     scan.run(lambda share: watch(MAP_SHARE + (1 - MAP_SHARE) * share))
     if found.end == CLOSED and groups.can_be_told(found.plan) and not np.any(sections & layout.SECTION_SUSPECT):
         # After a crash heads may be stale or missing, until the device is opened, or repaired.
