@@ -11,8 +11,9 @@ from .layout import INITIALISE_BUDDY, INITIALISE_EAGER, OK, PAGE_BYTES, PAGE_SHI
 from .roads import AT, PLACED
 
 # Verdicts: nothing to say; the descriptor fails its checksum; the data does not match it; it says that the data is
-# damaged; bytes lie behind a page that holds nothing; something lies in a section that was never written.
-FINE, DAMAGED, MISMATCHED, CONDEMNED, LEAKED, UNMARKED = range(6)
+# damaged; bytes lie behind a page that is free; something lies in a section that was never written; bytes lie behind a
+# page that has no descriptor and must have one.
+FINE, DAMAGED, MISMATCHED, CONDEMNED, LEAKED, UNMARKED, LOST = range(7)
 IN_HOLE = 2
 # Of groups: pages have neither descriptors of their own nor a head that covers them; a group is claimed by two.
 GAP, OVERLAP = range(1, 3)
@@ -88,6 +89,21 @@ def _leaks(run, held, page):
 
 
 @hot
+def _leak(run, page):
+    """LOST or LEAKED: whether `page`, which holds nothing and has bytes behind it, was written once.
+
+    A trim leaves a descriptor, unless it gives those of a group back: then a free group covers the page.
+    """
+    if onepage.load_descriptor(run, page) != descriptor.EMPTY:
+        return LEAKED
+    if run["initialise"] == INITIALISE_BUDDY:
+        head, order = bringup.covering(run, page)
+        if bringup.look(run, head) == order:
+            return LEAKED
+    return LOST
+
+
+@hot
 def _in_hole(run, held, page):
     """True where the descriptor of `page` is in a hole."""
     return not has(held, policies.descriptor_at(run, page) >> PAGE_SHIFT)
@@ -130,10 +146,24 @@ def touched(device, first, last, held, holds):
             verdict, holding = _examine(run, page)
         holds[page - first] = holding
         if verdict == FINE and holding != 1 and _leaks(run, held, page):
-            verdict = LEAKED
+            verdict = _leak(run, page)
         if verdict != FINE:
             return page, verdict
     return last, FINE
+
+
+@hot
+def lost(device, first, last, held):
+    """The first of pages first .. last - 1 that was written and has lost its descriptor, or `last`."""
+    run = device[0][0]
+    for page in range(first, last):
+        if (
+            has(held, policies.page_at(run, page) >> PAGE_SHIFT)
+            and _leak(run, page) == LOST
+            and _leaks(run, held, page)
+        ):
+            return page
+    return last
 
 
 @hot
@@ -147,7 +177,7 @@ def untouched(device, first, last, held):
             if verdict != FINE or holding:
                 return page, UNMARKED
         if _leaks(run, held, page):
-            return page, LEAKED if has_descriptors else UNMARKED
+            return page, LEAKED if has_descriptors and _leak(run, page) == LEAKED else UNMARKED
     return last, FINE
 
 

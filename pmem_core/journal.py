@@ -12,7 +12,7 @@ checkpoint  table/NNNNNNNN            4096 bytes of the leveling's table
 sections    NNNNNNNN                  1024 sections' bytes: TOUCHED, DIRTY and SUSPECT bits
 retired     page number               JSON: a page whose data was given up, why and when
 history     time in ns                JSON: wear figures, for plots
-events      time in ns                JSON: created, opened, closed, unclean, recovered, repaired
+events      time in ns                JSON: created, opened, closed, unclean, recovered, remade, repaired
 =========== ========================= =====================================================================
 
 Behind each value are four bytes of CRC-32 (`seal`), and `meta` also has `transaction`, LMDB's number of the transaction
@@ -46,6 +46,16 @@ HISTORY_MAX = 8192
 EVENTS_MAX = 8192
 READERS_MAX = 64
 READERS_BYTES = 64 * READERS_MAX + 128  # of lock.mdb: a cache line for each, two before them
+_MEMORY = f"{MAP_BYTES >> 20} MiB of address space, and memory ('ulimit -v')"
+_NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
+_OF_THE_HOST = (
+    lmdb.DiskError,
+    lmdb.LockError,
+    lmdb.PanicError,  # what LMDB answers after a failed write
+    lmdb.ReadersFullError,
+    lmdb.ReadonlyError,
+    lmdb.TlsFullError,
+)
 _NAMES = (b"meta", b"checkpoint", b"sections", b"retired", b"history", b"events")
 
 
@@ -89,11 +99,7 @@ class Journal:
                 self._env.close()
                 raise
         except lmdb.Error as error:
-            if full := _full(error, path):
-                raise full from error
-            raise DamagedImage(
-                path, f"the journal cannot be opened ({error})", "a readable LMDB environment"
-            ) from error
+            raise _translated(error, path, "opened") from error
         self._sealed = True
         if not create:
             try:
@@ -120,9 +126,14 @@ class Journal:
             raise HostError(self.path / "lock.mdb", (error.strerror or str(error)).lower()) from error
 
     def _look_over(self) -> None:
+        file = self.path / "data.mdb"
         try:
-            problem = journalscan.find_problem((self.path / "data.mdb").read_bytes())
+            problem = journalscan.find_problem(file.read_bytes())
+        except MemoryError as error:
+            raise HostError(self.path, "no memory to read the journal", _MEMORY) from error
         except OSError as error:
+            if error.errno not in _NO_FILE:
+                raise HostError(file, (error.strerror or str(error)).lower()) from error
             problem = f"data.mdb: {(error.strerror or str(error)).lower()}"
         if problem:
             raise DamagedImage(self.path, f"the journal cannot be opened ({problem})", "a healthy LMDB environment")
@@ -180,14 +191,12 @@ class Journal:
 
     @contextlib.contextmanager
     def _reading(self, name: bytes) -> Iterator[Any]:
-        """A read transaction on database `name`; what cannot be read is DamagedImage."""
+        """A read transaction on database `name`; what cannot be read is DamagedImage, if the host did not refuse."""
         try:
             with self._env.begin(db=self._db[name]) as transaction:
                 yield transaction
         except (lmdb.Error, ValueError) as error:
-            raise DamagedImage(
-                self.path, f"the journal cannot be read ({error})", "a healthy LMDB environment"
-            ) from error
+            raise _translated(error, self.path, "read") from error
 
     def _meta(self, key: str, parse: Callable[[bytes], Any] = json.loads) -> Any:
         with self._reading(b"meta") as transaction:
@@ -366,26 +375,34 @@ class _Transaction:
         try:
             self._transaction = self._env.begin(write=True)
         except lmdb.Error as error:
-            raise self._translated(error) from error
+            raise _translated(error, self._path, "written") from error
         return self._transaction
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         if error is not None:
             self._transaction.abort()
             if isinstance(error, lmdb.Error):
-                raise self._translated(error) from error
+                raise _translated(error, self._path, "written") from error
             return
         try:
             self._finish(self._transaction)
             self._transaction.commit()
         except lmdb.Error as failure:
             self._transaction.abort()  # nothing to do where the commit was tried
-            raise self._translated(failure) from failure
+            raise _translated(failure, self._path, "written") from failure
 
-    def _translated(self, error: Exception) -> Exception:
-        if full := _full(error, self._path):
-            return full
-        return HostError(self._path, f"the journal could not be written ({error})", "a healthy disk")
+
+def _translated(error: Exception, path: Path, verb: str) -> Exception:
+    """The error of ours for one that LMDB answered; a refusal of the host's says nothing of the journal."""
+    if full := _full(error, path):
+        return full
+    told = str(error).removeprefix(f"{path}: ")
+    if isinstance(error, lmdb.MemoryError):
+        return HostError(path, f"the journal cannot be {verb} ({told.lower()})", _MEMORY)
+    # An error number of the system's has no class of its own.
+    if type(error) is lmdb.Error or isinstance(error, _OF_THE_HOST):
+        return HostError(path, f"the journal cannot be {verb} ({told.lower()})", "a host that lets it")
+    return DamagedImage(path, f"the journal cannot be {verb} ({told})", "a healthy LMDB environment")
 
 
 def _full(error: Exception, path: Path) -> HostFull | None:

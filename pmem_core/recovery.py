@@ -141,6 +141,11 @@ def pages_in_flight(intent: np.ndarray) -> range:
     return range(page, page + 1) if page >= 0 else range(0)
 
 
+def pages_in_trim(intent: np.ndarray) -> range:
+    """The pages that a killed process was trimming; intent: CORE's, int64[INTENT_WORDS]."""
+    return range(int(intent[layout.TRIM_FIRST]), int(intent[layout.TRIM_END]))
+
+
 def intent_problems(intent: np.ndarray, plan: Geometry) -> list[str]:
     """What cannot be of what a kill interrupted: "page", "trim"; intent: CORE's, int64[INTENT_WORDS]."""
     found, pages, together = [], plan.info.page_count, pages_in_flight(intent)

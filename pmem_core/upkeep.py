@@ -120,6 +120,21 @@ def heal(device, page):
         return onepage.scrub(run, page)
     if status == descriptor.VALID and (descriptor.is_bad(run) or crc == descriptor.data_checksum(run)):
         return OK
+    return _describe(run, core, page, crc)
+
+
+@hot
+def rebuild(device, page):
+    """Make a descriptor for `page`, which has lost its own, of what lies there; OK or a stop code."""
+    run, core = device[0][0], device[1][0]
+    road = policies.where(run, page)
+    crc = onepage.page_checksum_from(run, road[PLACED], road[AT]) if run["checksums"] else 0
+    return _describe(run, core, page, crc)
+
+
+@hot
+def _describe(run, core, page, crc):
+    """Let the descriptor of `page` say that it holds data with the checksum `crc`; OK or a stop code."""
     code, road = onepage.begin(run, core, page, False)
     if code:
         return code

@@ -65,6 +65,12 @@ class Kind(enum.Enum):
         "makes it anew from the state and from what can be read",
     )
     MAP_LOST = ("map_lost", Severity.DAMAGE, "neither state nor journal says which frame is where", "")
+    MAP_DOUBTFUL = (
+        "map_doubtful",
+        Severity.DAMAGE,
+        "too many pages fail their checksums where the state says they are, and no journal says otherwise",
+        "",
+    )
     WEAR_SUM = (
         "wear_sum",
         Severity.WRONG,
@@ -93,6 +99,12 @@ class Kind(enum.Enum):
         "descriptor_damaged",
         Severity.DAMAGE,
         "a descriptor fails its checksum",
+        "builds it anew from the page's data, which nothing can verify then",
+    )
+    DESCRIPTOR_LOST = (
+        "descriptor_lost",
+        Severity.DAMAGE,
+        "a descriptor is missing: the page reads as zeros, and has bytes on the medium",
         "builds it anew from the page's data, which nothing can verify then",
     )
     DATA_DAMAGED = (

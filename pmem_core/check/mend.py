@@ -6,7 +6,9 @@ block, pages and totals (`Mender`), so that every store is counted and moves as 
 leaves an image that can be checked and repaired again.
 """
 
+import contextlib
 import os
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +28,8 @@ from .probe import Record
 from .trust import Belief
 
 STATE_KINDS = (Kind.STATE_LOST, Kind.STATE_DAMAGED, Kind.STATE_DIFFERS)
+DOUBTED_KINDS = (Kind.DESCRIPTOR_DAMAGED, Kind.DESCRIPTOR_LOST, Kind.UNSETTLED)
+REMADE = "remade"
 JOURNAL_KINDS = (Kind.JOURNAL_LOST, Kind.JOURNAL_FOREIGN, Kind.JOURNAL_DAMAGED)
 
 
@@ -75,7 +79,8 @@ def _put(journal: Journal, belief: Belief) -> None:
 def _new_journal(path: Path, plan: Geometry, belief: Belief, record: Record) -> str:
     """Make the journal anew; what the old one still tells people is kept.  Returns where the old one was put."""
     fresh, number, aside = path / f"journal.new.{time.time_ns()}", 0, ""
-    with host_errors(path / "journal"):
+    with contextlib.ExitStack() as undo, host_errors(path / "journal"):
+        undo.callback(shutil.rmtree, fresh, ignore_errors=True)
         fresh.mkdir()
         journal = Journal(fresh, create=True)
         try:
@@ -87,6 +92,7 @@ def _new_journal(path: Path, plan: Geometry, belief: Belief, record: Record) -> 
                 journal.event(event)
             for figures in record.history:
                 journal.sample(figures)
+            journal.event({"event": REMADE})
             if _was_in_use(belief):
                 # How the last session ended is not known any more; nothing suggests that the page cache was lost.
                 journal.begin_session(witness(path))
@@ -97,9 +103,17 @@ def _new_journal(path: Path, plan: Geometry, belief: Belief, record: Record) -> 
             aside = f"journal.damaged.{number}"
             if not (path / aside).exists():
                 (path / "journal").rename(path / aside)
+                undo.callback((path / aside).rename, path / "journal")
             number += 1
         fresh.rename(path / "journal")
+        undo.pop_all()
     return aside
+
+
+def was_cut_short(record: Record) -> bool:
+    """True where a repair made the journal anew and did not get to the end of the pages."""
+    told = [event["event"] for event in record.events if event.get("event") in (REMADE, "repaired")]
+    return told[-1:] == [REMADE]
 
 
 def _was_in_use(belief: Belief) -> bool:
@@ -109,10 +123,13 @@ def _was_in_use(belief: Belief) -> bool:
 
 
 class Mender:
-    """Repairs through the opened device."""
+    """Repairs through the opened device.
 
-    def __init__(self, device: Device, report: Report) -> None:
-        self.device, self.report = device, report
+    sure: the map is that of the last session.  Else what fails a checksum may be another page's, and gets no new one.
+    """
+
+    def __init__(self, device: Device, report: Report, *, sure: bool = True) -> None:
+        self.device, self.report, self.sure = device, report, sure
 
     def mark(self, section: int) -> None:
         """Mark a section as written, durably."""
@@ -140,13 +157,13 @@ class Mender:
             if finding.kind is Kind.LEAKED_DATA:
                 self._call(checkscan.punch_page, page)
                 self.report.done(finding, "space given back")
-            elif finding.kind is Kind.DATA_DAMAGED:
+            elif finding.kind is Kind.DATA_DAMAGED or (not self.sure and finding.kind in DOUBTED_KINDS):
                 self._call(upkeep.condemn, page)
                 why = {"why": finding.kind.sentence, "time": int(time.time()), "offset": finding.offset}
                 self.device.journal.retire(page, why)
                 self.report.done(finding, "data lost; reads fail until the page is written whole")
             else:
-                self._call(upkeep.heal, page)
+                self._call(upkeep.rebuild if finding.kind is Kind.DESCRIPTOR_LOST else upkeep.heal, page)
                 verified = finding.kind is Kind.UNSETTLED
                 self.report.done(finding, "rebuilt" if verified else "rebuilt; the data could not be verified")
 
@@ -181,7 +198,7 @@ class Mender:
         sections[:] &= np.uint8(layout.SECTION_TOUCHED | layout.SECTION_DIRTY | layout.SECTION_RECENT)
         if settled:
             device.journal.put_sections(dict(statefile.section_rows(sections)))
-        if self.report.repairs or settled:
+        if self.report.repairs or settled or not self.sure:
             counts = {kind.word: count for kind, count in self.report.repairs.items()}
             uncheckpointed = int(device.mapping.core["tally"][0]["uncheckpointed"])
             device.journal.event({"event": "repaired", "counts": counts, "uncheckpointed": uncheckpointed})

@@ -34,7 +34,7 @@ def count_bad(plan: Geometry, handle: Handle, sections: np.ndarray, held: np.nda
         at, last = int(section) * size, min((int(section) + 1) * size, plan.info.page_count)
         while at < last:
             at, verdict = checkscan.touched(handle, at, last, held, holds)
-            bad += verdict in (checkscan.DAMAGED, checkscan.MISMATCHED, checkscan.LEAKED)
+            bad += verdict in (checkscan.DAMAGED, checkscan.MISMATCHED, checkscan.LEAKED, checkscan.LOST)
             at += 1
     return bad
 
@@ -68,7 +68,8 @@ class Scan:
 
     path: of the medium file; held: which placed blocks are in no hole (checkscan); ordered: whether a later write has a
     higher generation, and totals that descriptors cannot exceed (wear.totals_only_grew); in_flight: pages that the last
-    session was writing when it was killed; mark: called with a section that turns out to be in use.
+    session was writing when it was killed; trimmed: those it was trimming; mark: called with a section that turns out
+    to be in use.
     """
 
     report: Report
@@ -79,6 +80,7 @@ class Scan:
     held: np.ndarray
     ordered: bool
     in_flight: range = range(0)
+    trimmed: range = range(0)
     mark: Callable[[int], None] = lambda section: None
     todo: list[tuple[int, Finding]] = dataclasses.field(default_factory=list)
     lines: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(2, np.int64))
@@ -146,12 +148,16 @@ class Scan:
         return int(np.count_nonzero(holds == 1))
 
     def _judge(self, page: int, verdict: int, suspect: bool) -> None:
-        if verdict == checkscan.LEAKED:
+        unsettled = suspect or page in self.in_flight
+        if verdict == checkscan.LEAKED or (verdict == checkscan.LOST and (unsettled or page in self.trimmed)):
             self._found(Kind.LEAKED_DATA, page)
         elif verdict == checkscan.CONDEMNED:
             self._found(Kind.CONDEMNED, page)
-        elif suspect or page in self.in_flight:
+        elif unsettled:
             self._found(Kind.UNSETTLED, page)
+        elif verdict == checkscan.LOST:
+            at = int(checkscan.descriptor_offset(self.handle, page))
+            self._found(Kind.DESCRIPTOR_LOST, page, f"the descriptor at {at}")
         elif verdict == checkscan.DAMAGED:
             at = int(checkscan.descriptor_offset(self.handle, page))
             self._found(Kind.DESCRIPTOR_DAMAGED, page, f"the descriptor at {at}")

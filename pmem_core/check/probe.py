@@ -7,6 +7,7 @@ because a damaged list of free pages shows only then.  The journal itself is not
 
 import base64
 import dataclasses
+import errno
 import json
 import os
 import resource
@@ -18,11 +19,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from pmem_core.errors import PmemError, UnsupportedImage
+from pmem_core.errors import HostError, HostFull, PmemError, UnsupportedImage
 
-SECONDS_MAX = 60
+SECONDS_MAX = 300  # no walk is endless, since the file is looked over before; this is for a machine that hangs
 MEMORY_MAX = 4 << 30
 TRIALS = 12
+CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT)
 PROGRAM = Path(__file__)
 
 
@@ -42,10 +44,14 @@ class Record:
 
 
 def read_journal(folder: Path) -> Record:
-    """What the journal in `folder` holds.  UnsupportedImage where a newer program wrote it."""
+    """What the journal in `folder` holds.
+
+    UnsupportedImage where a newer program wrote it; HostFull, HostError where the host does not let it be looked at,
+    which says nothing of the journal: it may be the only one that knows where what was flushed is.
+    """
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    with tempfile.TemporaryDirectory(prefix="pmem-nbd-") as work:
-        try:
+    try:
+        with tempfile.TemporaryDirectory(prefix="pmem-nbd-") as work:
             shutil.copy(folder / "data.mdb", work)
             told = subprocess.run(
                 [sys.executable, "-P", PROGRAM, work],
@@ -55,23 +61,47 @@ def read_journal(folder: Path) -> Record:
                 timeout=SECONDS_MAX,
                 check=False,
             )
-        except OSError as error:
-            return Record(problem=f"data.mdb: {(error.strerror or str(error)).lower()}")
-        except subprocess.TimeoutExpired:
-            return Record(problem=f"reading it did not end in {SECONDS_MAX} s")
-    if told.returncode < 0:
+    except subprocess.TimeoutExpired as error:
+        raise HostError(folder, f"not read within {SECONDS_MAX} s", "a machine that is less busy") from error
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise _no_room() from error
+        raise HostError(error.filename or folder, (error.strerror or str(error)).lower()) from error
+    if -told.returncode in CRASHES and not _memory_is_limited():
         return Record(problem=f"reading it ends in a crash, {signal.Signals(-told.returncode).name}")
+    if told.returncode < 0:
+        what = f"what reads it was ended by {signal.Signals(-told.returncode).name}"
+        raise HostError(folder, what, "memory enough, and nobody who kills it")
     try:
         answer = json.loads(told.stdout)
     except ValueError:
         last = (told.stderr.strip().splitlines() or ["no answer"])[-1]
-        return Record(problem=f"reading it fails, {last}")
+        raise HostError(folder, f"what reads it fails ({last})", "a program that runs") from None
+    if "full" in answer:
+        raise _no_room()
+    if "host" in answer:
+        raise HostError(folder, *answer["host"])
     if "unsupported" in answer:
         raise UnsupportedImage(folder, answer["unsupported"], "use a newer pmem-nbd")
     for name in ("core", "table", "sections"):
         answer[name] = base64.b64decode(answer[name])
     answer["retired"] = {int(page): record for page, record in answer["retired"].items()}
     return Record(**answer)
+
+
+def _no_room() -> HostFull:
+    return HostFull(tempfile.gettempdir(), "no room for a copy of the journal", "free space, or another TMPDIR")
+
+
+def _memory_limit() -> int:
+    """The most address space that the process may have, at most MEMORY_MAX: bytes."""
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    return min([MEMORY_MAX, *(limit for limit in limits if limit != resource.RLIM_INFINITY)])
+
+
+def _memory_is_limited() -> bool:
+    """True where a crash may come of memory that there was not."""
+    return _memory_limit() < MEMORY_MAX
 
 
 def _everything(journal: Any) -> dict[str, Any]:
@@ -101,7 +131,7 @@ def main(folder: str) -> None:
     from pmem_core.journal import SCHEMA, Journal
 
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_MAX, MEMORY_MAX))
+    resource.setrlimit(resource.RLIMIT_AS, (_memory_limit(), _memory_limit()))
     try:
         journal = Journal(Path(folder))
         found = _everything(journal)
@@ -116,6 +146,14 @@ def main(folder: str) -> None:
         schema = error.what.removeprefix("journal schema ")
         newer = schema.isdigit() and int(schema) > SCHEMA
         found = {"unsupported": error.what} if newer else {"problem": error.what}
+    except HostFull:
+        found = {"full": True}
+    except HostError as error:
+        found = {"host": [error.what, error.expected]}
+    except MemoryError:
+        found = {"host": ["no memory to read it", "more memory ('ulimit -v')"]}
+    except OSError as error:
+        found = {"host": [(error.strerror or str(error)).lower(), ""]}
     except Exception as error:
         found = {"problem": error.what if isinstance(error, PmemError) else f"{type(error).__name__}: {error}"}
     json.dump({"core": "", "table": "", "sections": "", "retired": {}, **found}, sys.stdout)

@@ -13,7 +13,7 @@ from .. import geometry, image, infoblock, layout, recovery, statefile
 from ..errors import DamagedImage, UnsupportedImage, UsageError
 from ..geometry import Geometry
 from ..host import Lock, cache_was_kept, host_errors
-from . import groups, mend, pages, trust, wear
+from . import doubt, groups, mend, pages, trust, wear
 from .findings import Kind, Report
 from .probe import Record, read_journal
 from .trust import Belief, Stage
@@ -24,6 +24,7 @@ JOURNAL_FILES = {"data.mdb", "lock.mdb"}
 HEAD_BITS_MAX = 8  # wrong ones, in the head of a state that is believed all the same
 MAP_SHARE = 0.1  # of the time, for the progress
 
+MISSING = "missing"
 CLOSED, KILLED, CUT, UNKNOWN = "closed", "killed", "power cut", "unknown"
 SESSIONS = {
     CLOSED: "closed properly",
@@ -35,13 +36,14 @@ SESSIONS = {
 
 @dataclasses.dataclass
 class _Image:
-    """What is known of the image being checked."""
+    """What is known of the image being checked.  sure: the map that is believed is that of the last session."""
 
     path: Path
     plan: Geometry
     record: Record
     end: str
     wear_is_whole: bool
+    sure: bool = True
 
 
 def check(path: Path, *, repair: bool = False, watch: Watch = lambda share: None) -> Report:
@@ -77,6 +79,8 @@ def _look(path: Path, report: Report, repair: bool, watch: Watch) -> tuple[Belie
         if belief is None:
             report.add(Kind.MAP_LOST, "state")
             report.unchecked.append("descriptors and data: nothing says where they are")
+        elif _is_doubtful(found, belief, report, stage):
+            return None, found
         elif not repair:
             _walk(found, report, stage, belief, watch)
     return belief, found
@@ -143,7 +147,7 @@ def _examine_journal(path: Path, plan: Geometry, report: Report) -> tuple[Record
     """What the journal holds, and how the last session ended by it."""
     if not (path / "journal" / "data.mdb").is_file():
         report.add(Kind.JOURNAL_LOST, "journal")
-        return Record(problem="missing"), UNKNOWN
+        return Record(problem=MISSING), UNKNOWN
     record = read_journal(path / "journal")
     if record.problem:
         report.add(Kind.JOURNAL_DAMAGED, "journal", record.problem)
@@ -159,6 +163,15 @@ def _examine_journal(path: Path, plan: Geometry, report: Report) -> tuple[Record
 
 
 # ---- whom to believe ----
+
+
+def _is_doubtful(found: _Image, belief: Belief, report: Report, stage: Stage) -> bool:
+    """True where the state is all there is to believe, and the medium contradicts it; fills in found.sure."""
+    untold = found.end == UNKNOWN or (found.end == CUT and belief.source.startswith("state"))
+    found.sure = not len(found.plan.table) or not (untold or mend.was_cut_short(found.record))
+    if found.sure or not untold or found.record.problem == MISSING:
+        return False
+    return doubt.find(report, stage, belief)
 
 
 def _believe(found: _Image, report: Report, stage: Stage, watch: Watch) -> Belief | None:
@@ -248,9 +261,9 @@ def _walk(found: _Image, report: Report, stage: Stage, belief: Belief, watch: Wa
         report.session += f", and compares no checksums in {suspect} sections"
     # As opening would after a kill, but in memory; nothing is in flight otherwise.
     recovery.finish_count(stage.mapping)
-    media, in_flight = found.path / "media", recovery.pages_in_flight(stage.mapping.core[0]["intent"])
-    ordered = _totals_only_grew(found)
-    scan = pages.Scan(report, media, found.plan, stage.handle, sections, belief.held, ordered, in_flight)
+    media, intent, ordered = found.path / "media", stage.mapping.core[0]["intent"], _totals_only_grew(found)
+    flying = recovery.pages_in_flight(intent), recovery.pages_in_trim(intent)
+    scan = pages.Scan(report, media, found.plan, stage.handle, sections, belief.held, ordered, *flying)
     scan.run(lambda share: watch(MAP_SHARE + (1 - MAP_SHARE) * share))
     if found.end == CLOSED and groups.can_be_told(found.plan) and not np.any(sections & layout.SECTION_SUSPECT):
         # After a crash heads may be stale or missing, until the device is opened, or repaired.
@@ -269,7 +282,7 @@ def _mend(found: _Image, report: Report, watch: Watch) -> None:
     if device is None:
         return
     with device:
-        mender = mend.Mender(device, report)
+        mender = mend.Mender(device, report, sure=found.sure)
         mender.info_blocks()
         media, mapping = found.path / "media", device.mapping
         blocks = pages.blocks_in_use(media, device.plan.info.size)

@@ -8,6 +8,7 @@ power cut only the journal is (device.py has the table).
 
 import contextlib
 import dataclasses
+import os
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ import numpy as np
 from .. import checkscan, layout, recovery, statefile
 from ..binding import Handle, bind
 from ..geometry import Geometry
+from ..host import host_errors
 from ..mapping import map_image
 from .probe import Record
 
@@ -197,7 +199,8 @@ class Stage:
     def __init__(self, path: Path, plan: Geometry, folder: Path, wear_is_whole: bool) -> None:
         (folder / "media").symlink_to((path / "media").absolute())
         with (folder / "state").open("wb") as file:
-            file.truncate(plan.zones()["end"][0])
+            # Not a hole: where it is looked at and there is no room for it, that is a SIGBUS.
+            os.posix_fallocate(file.fileno(), 0, plan.zones()["end"][0])
         if wear_is_whole:
             (folder / "wear").symlink_to((path / "wear").absolute())
         else:
@@ -243,10 +246,10 @@ class Stage:
 @contextlib.contextmanager
 def staged(path: Path, plan: Geometry, *, wear_is_whole: bool) -> Iterator[Stage]:
     """A Stage for the image at `path`."""
-    with (
-        tempfile.TemporaryDirectory(prefix="pmem-nbd-") as folder,
-        Stage(path, plan, Path(folder), wear_is_whole) as stage,
-    ):
+    with contextlib.ExitStack() as undo:
+        with host_errors(Path(tempfile.gettempdir())):
+            folder = undo.enter_context(tempfile.TemporaryDirectory(prefix="pmem-nbd-"))
+            stage = undo.enter_context(Stage(path, plan, Path(folder), wear_is_whole))
         yield stage
 
 

@@ -16,7 +16,7 @@ from .. import geometry, host, image, layout
 from ..device import Device
 from ..errors import BadData, DoesNotFit, PmemError, UnsupportedImage
 from . import filesystems
-from .steps import require_settled, shape
+from .steps import require_settled, require_whole, shape
 
 CHUNK_BYTES = 4 << 20
 
@@ -47,6 +47,7 @@ def convert_into(
                 path, f"placement {info.placement} has no descriptors on the medium", "interleaved or linear"
             )
         require_settled(source)
+        require_whole(source, [], 0)
         plan = geometry.plan(
             size or info.size,
             placement_name=info.placement,

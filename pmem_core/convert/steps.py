@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import capacity, host, infoblock, layout, reshape, statefile
+from .. import capacity, checkscan, host, infoblock, layout, reshape, statefile
 from ..binding import Handle, bind
 from ..check import pages as check_pages
 from ..check import trust
@@ -48,6 +48,35 @@ def require_settled(device: Device) -> None:
         raise UnsupportedImage(device.path, what, f"'pmem-nbd check --repair {device.path}' first")
 
 
+def pages_in_file(device: Device) -> np.ndarray:
+    """Which placed pages are in no hole of the medium (`held` of checkscan); DamagedImage."""
+    blocks = check_pages.blocks_in_use(device.path / "media", device.plan.info.size)
+    table = device.mapping.table[: len(device.plan.table)].copy()
+    problem, in_file = trust.survey(device.plan, device.handle, table, blocks, lambda share: None)
+    if problem:
+        raise DamagedImage(device.path / "state", problem, "a map that is one-to-one")
+    return in_file
+
+
+def lost_pages(device: Device) -> Iterator[int]:
+    """The pages that read as zeros for want of their descriptors, and are not: a conversion would leave them behind."""
+    in_file, at, end = pages_in_file(device), 0, device.plan.info.page_count
+    while (at := int(checkscan.lost(device.handle, at, end, in_file))) < end:
+        yield at
+        at += 1
+
+
+def require_whole(device: Device, bad: list[int], count: int) -> None:
+    """BadData where `count` pages, some of which are in `bad`, fail a checksum, or where others have no descriptor."""
+    lost = list(lost_pages(device))
+    if not count and not lost:
+        return
+    pages_ = sorted({*bad, *lost})
+    shown = ", ".join(map(str, pages_[:BAD_SHOWN])) + (", ..." if count + len(lost) > BAD_SHOWN else "")
+    what = f"{count + len(lost)} pages are damaged, and a conversion would hide it: {shown}"
+    raise BadData(device.path, what, "'pmem-nbd check' names them; trim them or write them whole")
+
+
 def target_of(device: Device, new: Geometry) -> Handle:
     """The `target` of reshape's loops."""
     run, core = device.mapping.run.copy(), device.mapping.core.copy()
@@ -74,10 +103,7 @@ def gather(device: Device, new: Geometry, writer: saved.Writer, watch: Watch) ->
             bad_pages += bad[: min(wrong, BAD_SHOWN)].tolist()
             bad_count, beyond = bad_count + wrong, beyond + outside
             writer.append(numbers[:made], pages[: made * layout.PAGE_BYTES])
-    if bad_count:
-        shown = ", ".join(map(str, bad_pages[:BAD_SHOWN])) + (", ..." if bad_count > BAD_SHOWN else "")
-        what = f"{bad_count} pages are damaged, and a conversion would hide it: {shown}"
-        raise BadData(device.path, what, "'pmem-nbd check' names them; trim them or write them whole")
+    require_whole(device, bad_pages, bad_count)
     if beyond:
         what = f"{beyond} pages with data lie beyond the {new.device_bytes} bytes that would be left"
         raise DoesNotFit(
@@ -154,11 +180,7 @@ class Conversion:
 
     def _sweep(self) -> None:
         device, new, found = self.device, self.new, self.saved
-        blocks = check_pages.blocks_in_use(device.path / "media", new.info.size)
-        table = device.mapping.table[: len(device.plan.table)].copy()
-        problem, in_file = trust.survey(device.plan, device.handle, table, blocks, lambda share: None)
-        if problem:
-            raise DamagedImage(device.path / "state", problem, "a map that is one-to-one")
+        in_file = pages_in_file(device)
         each = layout.PAGE_BYTES // new.info.descriptor_bytes
         self._loop(reshape.sweep_pages, self.target, found.held, in_file, at=0, behind=(new.info.page_count,))
         numbers = -(-new.info.page_count // each)
