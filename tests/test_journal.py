@@ -84,19 +84,6 @@ def test_sealed_row_that_is_no_record_is_damage(path, name, value):
         everything(path)
 
 
-def test_long_history_is_thinned_out_and_of_events_the_oldest_go(path, monkeypatch):
-    monkeypatch.setattr("pmem_core.journal.HISTORY_MAX", 4)
-    monkeypatch.setattr("pmem_core.journal.EVENTS_MAX", 4)
-    journal = Journal(path / "journal")
-    for number in range(6):
-        journal.sample({"number": number})
-        journal.event({"number": number})
-    # The fixture left a sample and three events; of that sample and 0 to 3 every second one stayed.
-    assert [row["number"] for row in journal.history()] == [0, 2, 4, 5]
-    assert [row["number"] for row in journal.events()] == [3, 4, 5]
-    journal.close()
-
-
 def test_journal_of_the_schema_before_is_read_and_given_checksums(path):
     before = everything(path)
     unseal(path)

@@ -256,9 +256,13 @@ def test_checkout_needs_no_pythonpath(path):
     assert int(done.stdout) > 0
 
 
+@pytest.mark.parametrize("is_checkout", [True, False])
 @pytest.mark.parametrize("package", ["pmem_core", "numba", "lmdb"])
-def test_missing_package_is_one_sentence(tmp_path, path, package):
+def test_missing_package_is_one_sentence(tmp_path, path, package, is_checkout):
     """The plug-in alone in a folder, its packages beside it but for one that says it is for another Python."""
+    if is_checkout:
+        (tmp_path / "scripts").mkdir()
+        (tmp_path / "scripts" / "setup").touch()
     plugin = tmp_path / "nbd_plugin" / "pmem.py"
     plugin.parent.mkdir()
     shutil.copy(launch.PLUGIN, plugin)
@@ -268,7 +272,7 @@ def test_missing_package_is_one_sentence(tmp_path, path, package):
     env = launch.nbdkit_environment()
     env["PYTHONPATH"] = f"{broken.parent}:{env['PYTHONPATH']}"
     line = refusal(f"image={path}", plugin=plugin, env=env)
-    assert f"cannot import {package}: expected" in line and "scripts/setup" in line
+    assert f"cannot import {package}: expected" in line and ("scripts/setup" in line) == is_checkout
 
 
 def test_error_without_a_name_tells_its_first_words(tmp_path, path):
