@@ -243,7 +243,11 @@ def derive(info: Info, *, fresh: bool = False) -> Geometry:
     if not levelling.MOVES:
         # Nothing moves, so the last frame need not be whole; Linux's layout counts on it.
         placed_bytes = max(info.size - layout.FRAMES_AT, 0)
-    placement_state, page_count = placing.plan(placed_bytes, info.descriptor_bytes)
+    try:
+        placement_state, page_count = placing.plan(placed_bytes, info.descriptor_bytes)
+    except ValueError as error:
+        what = f"not with descriptors of {info.descriptor_bytes} bytes"
+        raise UsageError(f"placement={info.placement}", what, str(error)) from None
     if page_count < 1:
         raise UsageError(f"size={info.size}", f"too small for placement {info.placement}", "room for one page at least")
     if fresh:

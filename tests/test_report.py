@@ -222,6 +222,13 @@ def test_bars_stand_in_their_groups():
     assert "$zipf$" in drawn and "start_gap" in drawn and "–" in drawn
 
 
+def test_colour_bar_of_lives_is_in_percent_as_its_cells_are():
+    figure = figures.matrix([[0.289, None]], rows=["none"], columns=["uniform", "zipf"], label="normalised life")
+    cells, bar = figure.axes
+    assert [text.get_text() for text in cells.texts] == ["28.9"]
+    assert bar.get_ylim() == (0, 100) and bar.get_ylabel() == "normalised life, %"
+
+
 def test_style_is_ours_whatever_the_user_has_set():
     with mpl.rc_context({"font.size": 40, "text.usetex": True, "svg.fonttype": "path"}):
         drawn = page.inline(figures.bars_by_group({"a": {"b": 1.0}}, label="c"), "bars", "")

@@ -267,7 +267,7 @@ def matrix(values: list[list[float | None]], *, rows: list[str], columns: list[s
     shown = np.array([[np.nan if value is None else value for value in row] for row in values], float)
     with _new(2.4 + 0.72 * len(columns), 1.3 + 0.32 * len(rows)) as figure:
         axis = figure.add_subplot()
-        image = axis.imshow(shown, cmap="viridis", vmin=0, vmax=1, aspect="auto")
+        image = axis.imshow(100 * shown, cmap="viridis", vmin=0, vmax=100, aspect="auto")
         for (row, column), value in np.ndenumerate(shown):
             if not np.isnan(value):
                 text = f"{np.floor(value * 1000) / 10:.1f}"
@@ -275,6 +275,6 @@ def matrix(values: list[list[float | None]], *, rows: list[str], columns: list[s
         axis.set_xticks(np.arange(len(columns)), columns, rotation=30, ha="right")
         axis.set_yticks(np.arange(len(rows)), rows)
         axis.tick_params(length=0)
-        bar = figure.colorbar(image, ax=axis, label=f"{label} (cells: %)")
+        bar = figure.colorbar(image, ax=axis, label=f"{label}, %")
         bar.outline.set_visible(False)
     return figure
