@@ -5,9 +5,11 @@
 (LMDB) and `lock`.  The files are sparse where the device was never touched.
 """
 
+import contextlib
 import glob
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -80,17 +82,12 @@ def create(path: Path, plan: Geometry) -> None:
     Errors: UsageError (the path exists), HostFull, HostError.
     """
     require_new(path)
-    with host_errors(path):
-        work = work_folder(path, "creating")
+    with host_errors(path), work_folder(path, "creating") as work:
         try:
-            try:
-                fill(work, plan)
-            except HostFull as error:
-                raise HostFull(path, error.what, error.expected) from None  # nobody knows the folder it is made in
-            put_in_place(work, path)
-        except BaseException:
-            shutil.rmtree(work, ignore_errors=True)
-            raise
+            fill(work, plan)
+        except HostFull as error:
+            raise HostFull(path, error.what, error.expected) from None  # nobody knows the folder it is made in
+        put_in_place(work, path)
 
 
 def require_new(path: Path) -> None:
@@ -106,8 +103,11 @@ def put_in_place(work: Path, path: Path) -> None:
     sync_folder(path.parent)
 
 
-def work_folder(path: Path, doing: str) -> Path:
-    """Make the folder that `path` is made in, of this process alone; what a kill left of an earlier try is removed.
+@contextlib.contextmanager
+def work_folder(path: Path, doing: str) -> Iterator[Path]:
+    """Make the folder that `path` is made in, of this process alone, and remove it if it is still there at the end.
+
+    What a kill left of an earlier try is removed.
 
     doing: how its name ends, so that no image of somebody's is taken for one.  HostError, OSError.
     """
@@ -119,8 +119,11 @@ def work_folder(path: Path, doing: str) -> Path:
         if pid.isdecimal() and (int(pid) == os.getpid() or not Path(f"/proc/{pid}").exists()):
             shutil.rmtree(left, ignore_errors=True)
     work = path.with_name(f".{path.name}.{os.getpid()}.{doing}")
-    work.mkdir(mode=0o700)
-    return work
+    try:  # before it is there: an interrupt may come between
+        work.mkdir(mode=0o700)
+        yield work
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
 
 
 def fill(work: Path, plan: Geometry) -> None:

@@ -6,7 +6,6 @@ for, another size; its wear begins with these writes.  It appears whole or not a
 """
 
 import contextlib
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -62,18 +61,13 @@ def convert_into(
             initialise=info.initialise,
         )
         filesystems.require_room(source, plan.device_bytes)
-        with host.host_errors(output):
-            work = image.work_folder(output, "converting")
-        try:
+        with host.host_errors(output), image.work_folder(output, "converting") as work:
             with _named(output, work):
                 with host.host_errors(work):
                     image.fill(work, plan)
                 with Device(work) as target:
                     held = _copy(source, target, watch)
-            with host.host_errors(output):
-                image.put_in_place(work, output)
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
+            image.put_in_place(work, output)
     finally:
         source.abandon()
     return {
