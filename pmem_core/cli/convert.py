@@ -25,7 +25,11 @@ from ._common import (
 @click.command()
 @IMAGE
 @click.option("--descriptor-bytes", type=SIZE, help="New size of a descriptor, in bytes: 16 to 4096, a power of two.")
-@click.option("--descriptor-format", type=click.IntRange(1, 2), help="1 or 2; the default is 2 from 128 bytes on, with initialise=zeros.")
+@click.option(
+    "--descriptor-format",
+    type=click.IntRange(1, 2),
+    help="1 or 2; the default is 2 from 128 bytes on, where initialise is zeros.",
+)
 @click.option("-o", "--output", type=PATH, help="Write the result to this new image; IMAGE is not changed.")
 @click.option("-s", "--size", type=SIZE, help="With --output: the size of the new medium; the old one's by default.")
 @policy_file_option

@@ -39,7 +39,8 @@ EVENTS_SHOWN = 5
 @click.option(
     "--descriptor-format",
     type=click.IntRange(1, 2),
-    help="2 also records line writes, last session and first write of each page; the default from 128 bytes on, with --initialise zeros.",
+    help="2 also records line writes, last session and first write of each page; the default from 128 bytes on, with "
+    "--initialise zeros.",
 )
 @click.option(
     "--initialise",
