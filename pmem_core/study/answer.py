@@ -169,7 +169,7 @@ def _longer(rows: list[Row]) -> str:
         for label in distinct(every, "leveling"):
             of_label = select(every, leveling=label, workload=load, line_bytes=unit)
             lives = sorted((row["endurance"], row["normalized_life"]) for row in of_label)
-            if len(lives) == len(endurances) and lives[0][1] < PROPERLY:
+            if len(lives) > 1 and lives[0][1] < PROPERLY:
                 told.append(f"`{label}` {', '.join(percent(value) for _, value in lives)}")
         if told:
             parts.append(f"under {load} writes {'; '.join(told)}")
@@ -177,9 +177,9 @@ def _longer(rows: list[Row]) -> str:
         return ""
     return (
         "**A life is a life at one W**: W / ψ is how often a policy turns in it. In units of"
-        f" {unit} bytes, with W = {', '.join(map(str, endurances))} and the same intervals, the lives are,"
-        f" {'; '.join(parts)}. It need not grow with W: what goes round comes back to the same frame after the same"
-        " number of turns, and it matters which turn the first death falls into."
+        f" {unit} bytes, with W = {', '.join(map(str, endurances))}, as far as it was run, and the same intervals, the"
+        f" lives are, {'; '.join(parts)}. It need not grow with W: what goes round comes back to the same frame after the"
+        " same number of turns, and it matters which turn the first death falls into."
     )
 
 
@@ -199,7 +199,7 @@ def _data(rows: list[Row], units: list[int]) -> str:
         f" data alone get at most {', '.join(told)}."
     )
     if len(pages) == len(told):
-        text += f" That many more pages can be written without descriptors: of these it is {', '.join(pages)}."
+        text += f" Of the pages that can be written without descriptors that is {', '.join(pages)}."
     return text
 
 
