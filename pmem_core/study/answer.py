@@ -178,8 +178,8 @@ def _longer(rows: list[Row]) -> str:
     return (
         "**A life is a life at one W**: W / ψ is how often a policy turns in it. In units of"
         f" {unit} bytes, with W = {', '.join(map(str, endurances))}, as far as it was run, and the same intervals, the"
-        f" lives are, {'; '.join(parts)}. It need not grow with W: what goes round comes back to the same frame after the"
-        " same number of turns, and it matters which turn the first death falls into."
+        f" lives are, {'; '.join(parts)}. It need not grow with W: what goes round comes back to the same frame after"
+        " the same number of turns, and it matters which turn the first death falls into."
     )
 
 
