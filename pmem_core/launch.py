@@ -3,7 +3,6 @@
 
 import contextlib
 import importlib.util
-import itertools
 import os
 import re
 import signal
@@ -89,10 +88,49 @@ def nbdkit_command(
     ]
 
 
+def _read(nbdkit_args: Sequence[str]) -> Iterator[tuple[str, str, str]]:
+    """Each option in these words: the word that it is in, its name with dashes, and its own word, "" where it has none.
+
+    As getopt_long(3) reads them: options may be abbreviated, letters bundled, and mixed with other words, which have
+    no name.
+    """
+    words = iter(nbdkit_args)
+    for word in words:
+        if word.startswith("--"):
+            name, is_assignment, value = word.partition("=")
+            if not is_assignment and any(f"--{option}".startswith(name) for option in _OPTIONS_WITH_WORD):
+                value = next(words, "")
+            yield word, name, value
+        elif word.startswith("-"):
+            for at, letter in enumerate(word[1:], 2):
+                if letter in _LETTERS_WITH_WORD:
+                    yield word, f"-{letter}", word[at:] or next(words, "")
+                    break
+                yield word, f"-{letter}", ""
+        else:
+            yield word, "", ""
+
+
+def _is_own(name: str) -> bool:
+    if name.startswith("--"):
+        return name != "--" and any(f"--{option}".startswith(name) for option in _OWN_OPTIONS)
+    return name.removeprefix("-") in _OWN_LETTERS
+
+
+def own_word(nbdkit_args: Sequence[str]) -> str | None:
+    """The first of these words that says what nbdkit_command() has to say; None where there is none."""
+    for word, name, _ in _read(nbdkit_args):
+        if _is_own(name) if name else "=" in word and word.partition("=")[0] in _OWN_PARAMETERS:
+            return word
+    return None
+
+
 def threads_warning(threads: int, nbdkit_args: Sequence[str] = ()) -> str | None:
     """Return what can happen to a server with so many threads a connection, and what helps; None where nothing can."""
-    told = re.findall(r"(?<=\0)(?:-t|--th\w*)[\0=]?(\d+)(?=\0)", "\0".join(["", *nbdkit_args, ""]))
-    if (int(told[-1]) if told else threads) == 1:
+    for _, name, value in _read(nbdkit_args):
+        if (name == "-t" or (name.startswith("--th") and "--threads".startswith(name))) and value.isdecimal():
+            threads = int(value)
+    if threads == 1:
         return None
     command = [runtime.program("nbdkit", "nbdkit"), "--version"]
     said = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False).stdout
@@ -103,34 +141,9 @@ def threads_warning(threads: int, nbdkit_args: Sequence[str] = ()) -> str | None
     return f"nbdkit {version[0]}: {what}: {_HELPS}"
 
 
-def own_word(nbdkit_args: Sequence[str]) -> str | None:
-    """The first of these words that says what nbdkit_command() has to say; None where there is none.
-
-    As getopt_long(3) reads them: options may be abbreviated, letters bundled, and mixed with other words.
-    """
-    words = iter(nbdkit_args)
-    for word in words:
-        name, is_assignment, _ = word.removeprefix("--").partition("=")
-        takes_next = False
-        if word.startswith("--"):
-            is_own = bool(name) and any(option.startswith(name) for option in _OWN_OPTIONS)
-            takes_next = not is_assignment and any(option.startswith(name) for option in _OPTIONS_WITH_WORD)
-        elif word.startswith("-"):
-            # What is behind a letter with a word is that word; where nothing is, it is the next one.
-            end = next((at for at, letter in enumerate(word) if letter in _LETTERS_WITH_WORD), len(word))
-            is_own, takes_next = any(letter in _OWN_LETTERS for letter in word[:end]), end == len(word) - 1
-        else:
-            is_own = bool(is_assignment) and name in _OWN_PARAMETERS
-        if is_own:
-            return word
-        if takes_next:
-            next(words, None)
-    return None
-
-
 def requires_tls(nbdkit_args: Sequence[str]) -> bool:
     """Whether these arguments make nbdkit refuse clients without TLS."""
-    return "--tls=require" in nbdkit_args or ("--tls", "require") in itertools.pairwise(nbdkit_args)
+    return any((name, value) == ("--tls", "require") for _, name, value in _read(nbdkit_args))
 
 
 def nbdkit_environment() -> dict[str, str]:
