@@ -13,29 +13,12 @@ Normalised life = line writes by the host, data and descriptors, at the first de
 
 import argparse
 import itertools
-import uuid
 from pathlib import Path
 
 import numpy as np
+from rivals import life
 
-from pmem_core import geometry, layout
-from pmem_core.replay import lives
-from pmem_core.replay.endurance import Endurance
-
-
-def life(leveling, parameters, *, frames, endurance, frame_lines, workload, seed):
-    """(normalised life, lines moved / host lines) of one device."""
-    plan = geometry.plan(
-        layout.FRAMES_AT + frames * layout.PAGE_BYTES,
-        leveling_name=leveling,
-        parameters=parameters,
-        line_bytes=layout.PAGE_BYTES // frame_lines,
-        uuid=str(uuid.UUID(int=seed)),  # policies draw their keys from it
-    )
-    source, survives = lives.Synthetic(workload, {}, plan, seed), Endurance(endurance)
-    found = lives.figures(lives.live(plan, source, survives), source, survives)
-    return found["normalized_life"], found["extra_writes"]
-
+from pmem_core.layout import PAGE_BYTES
 
 CHOICES = [
     ("none", "none", {}),
@@ -79,15 +62,7 @@ def main() -> None:
         cells, extras = [], {}
         for workload, frame_lines in itertools.product(("uniform", "zipf"), (1, 16)):
             seen = [
-                life(
-                    leveling,
-                    parameters,
-                    frames=frames,
-                    endurance=chosen.endurance,
-                    frame_lines=frame_lines,
-                    workload=workload,
-                    seed=seed,
-                )
+                life((leveling, parameters), workload, PAGE_BYTES // frame_lines, frames, chosen.endurance, seed)
                 for seed in range(1, chosen.seeds + 1)
             ]
             cells.append(f"{100 * float(np.median([one for one, _ in seen])):.1f} %")

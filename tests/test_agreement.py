@@ -124,14 +124,18 @@ def test_life_of_the_document_is_that_of_an_independent_simulation(label, load):
     compare([life(*TABLE[label], load, seed, independent.FRAMES, independent.ENDURANCE) for seed in seeds], theirs)
 
 
-def test_script_of_start_gap_s_choices_lives_as_they_do():
+def test_script_of_start_gap_s_choices_lives_as_they_do(monkeypatch):
     """It is run once in months, and has to work then."""
-    script = runpy.run_path(str(Path(__file__).parent.parent / "scripts" / "life.py"))
-    size = {"frames": FRAMES + 1, "endurance": ENDURANCE, "frame_lines": 1, "workload": "uniform"}
+    folder = Path(__file__).parent.parent / "scripts"
+    monkeypatch.syspath_prepend(folder)
+    script = runpy.run_path(str(folder / "life.py"))
     gap = {"region_frames": 1 << 30, "gap_frames": 1, "interval": INTERVAL}
     theirs = {"region": FRAMES, "interval": INTERVAL}
     compare(
-        [100 * script["life"]("start_gap", gap, seed=seed, **size)[0] for seed in range(1, KEYS + 1)],
+        [
+            100 * script["life"](("start_gap", gap), "uniform", 4096, FRAMES + 1, ENDURANCE, seed)[0]
+            for seed in range(1, KEYS + 1)
+        ],
         [
             independent.life(independent.start_gap, theirs, "desc65", seed, frames=FRAMES, endurance=ENDURANCE)
             for seed in range(1, KEYS + 1)

@@ -3,7 +3,8 @@
 
 import dataclasses
 import os
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -26,17 +27,28 @@ def blocks_in_use(path: Path, size: int) -> np.ndarray:
     return bits
 
 
-def count_bad(plan: Geometry, handle: Handle, sections: np.ndarray, held: np.ndarray) -> int:
-    """How many pages are not as their descriptors say: how well the map on stage fits the medium."""
-    bad, size = 0, plan.info.section_pages
+def verdicts(plan: Geometry, handle: Handle, sections: Iterable[int], held: np.ndarray) -> tuple[Counter[int], int]:
+    """What checkscan says of the pages of these sections: how often each verdict, and how many pages hold data.
+
+    It tells how well the map on stage fits the medium.
+    """
+    found, pages, size = Counter[int](), 0, plan.info.section_pages
     holds = np.zeros(size, np.uint8)
-    for section in np.flatnonzero(sections[: plan.section_count]) if plan.has_descriptors else ():
-        at, last = int(section) * size, min((int(section) + 1) * size, plan.info.page_count)
+    for section in sections if plan.has_descriptors else ():
+        first = at = int(section) * size
+        last = min(first + size, plan.info.page_count)
         while at < last:
-            at, verdict = checkscan.touched(handle, at, last, held, holds)
-            bad += verdict in (checkscan.DAMAGED, checkscan.MISMATCHED, checkscan.LEAKED, checkscan.LOST)
+            at, verdict = checkscan.touched(handle, at, last, held, holds[at - first :])
+            found[verdict] += 1
             at += 1
-    return bad
+        pages += int(np.count_nonzero(holds[: last - first] == 1))
+    return found, pages
+
+
+def count_bad(plan: Geometry, handle: Handle, sections: np.ndarray, held: np.ndarray) -> int:
+    """How many pages are not as their descriptors say, in the sections that are marked."""
+    told, _ = verdicts(plan, handle, np.flatnonzero(sections[: plan.section_count]), held)
+    return sum(told[one] for one in (checkscan.DAMAGED, checkscan.MISMATCHED, checkscan.LEAKED, checkscan.LOST))
 
 
 class _ReadAhead:
@@ -155,12 +167,10 @@ class Scan:
             self._found(Kind.CONDEMNED, page)
         elif unsettled:
             self._found(Kind.UNSETTLED, page)
-        elif verdict == checkscan.LOST:
+        elif verdict in (checkscan.LOST, checkscan.DAMAGED):
+            kind = Kind.DESCRIPTOR_LOST if verdict == checkscan.LOST else Kind.DESCRIPTOR_DAMAGED
             at = int(checkscan.descriptor_offset(self.handle, page))
-            self._found(Kind.DESCRIPTOR_LOST, page, f"the descriptor at {at}")
-        elif verdict == checkscan.DAMAGED:
-            at = int(checkscan.descriptor_offset(self.handle, page))
-            self._found(Kind.DESCRIPTOR_DAMAGED, page, f"the descriptor at {at}")
+            self._found(kind, page, f"the descriptor at {at}")
         else:
             self._found(Kind.DATA_DAMAGED, page)
 

@@ -38,12 +38,6 @@ def typical(rows: Iterable[Row]) -> list[Row]:
     return found
 
 
-def life(rows: Iterable[Row], **wanted: object) -> float | None:
-    """The normalised life of the one row that is as wanted; None where it was not run."""
-    found = select(rows, **wanted)
-    return found[0]["normalized_life"] if found else None
-
-
 def percent(share: float | None) -> str:
     """A share of life, rounded down: never in our favour."""
     if share is None:
