@@ -213,6 +213,16 @@ def _check_stored(info: Info) -> None:
         raise UnsupportedImage(error.subject, error.what, error.expected) from None
 
 
+def _require_that_size_helps(placing: Any, info: Info) -> None:
+    """UsageError where no medium has room for a page beside descriptors of that size."""
+    sizes = [info.descriptor_bytes >> shift for shift in range(info.descriptor_bytes.bit_length())]
+    most = next((size for size in sizes if placing.plan(choices.SIZE_MAX, size)[1]), info.descriptor_bytes)
+    if most < info.descriptor_bytes:
+        what = f"not with descriptors of {info.descriptor_bytes} bytes"
+        expected = f"at most {most}, or they take all of the medium, whatever its size"
+        raise UsageError(f"placement={info.placement}", what, expected)
+
+
 def derive(info: Info, *, fresh: bool = False) -> Geometry:
     """The geometry of an image.  UnsupportedImage for a policy that this program does not have."""
     if not fresh:
@@ -243,12 +253,9 @@ def derive(info: Info, *, fresh: bool = False) -> Geometry:
     if not levelling.MOVES:
         # Nothing moves, so the last frame need not be whole; Linux's layout counts on it.
         placed_bytes = max(info.size - layout.FRAMES_AT, 0)
-    try:
-        placement_state, page_count = placing.plan(placed_bytes, info.descriptor_bytes)
-    except ValueError as error:
-        what = f"not with descriptors of {info.descriptor_bytes} bytes"
-        raise UsageError(f"placement={info.placement}", what, str(error)) from None
+    placement_state, page_count = placing.plan(placed_bytes, info.descriptor_bytes)
     if page_count < 1:
+        _require_that_size_helps(placing, info)
         raise UsageError(f"size={info.size}", f"too small for placement {info.placement}", "room for one page at least")
     if fresh:
         data_at = layout.FRAMES_AT + placing.data_at(placement_state)

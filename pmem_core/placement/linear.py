@@ -22,13 +22,7 @@ STATE = np.dtype([("data_at", "<i8"), ("array_shift", "<i8")])
 
 
 def plan(placed_bytes, descriptor_bytes):
-    """Share out `placed_bytes`; returns the state (STATE[]) and the number of pages the client sees.
-
-    ValueError for descriptors of a page, whose array would be as large as the medium, whatever its size.
-    """
-    if descriptor_bytes >= PAGE_BYTES:
-        most = PAGE_BYTES // 2
-        raise ValueError(f"at most {most}, or their array is as large as the medium, whatever its size")
+    """Share out `placed_bytes`; returns the state (STATE[]) and the number of pages the client sees."""
     array_bytes = descriptor_bytes * (placed_bytes // PAGE_BYTES)
     data_at = -(-(FRAMES_AT + array_bytes) // ALIGN) * ALIGN - FRAMES_AT
     state = np.zeros((), STATE)
