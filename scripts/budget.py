@@ -7,7 +7,8 @@ Looks at the same thing:
 
 * parts removed: the server's processor time for a request, of nbdkit's null plugin (the way through the sockets and
   nothing else), its memory plugin (and a copy), and of images in tmpfs with everything on and with one thing off each;
-* samples: what the server with everything on was doing, by perf, 4000 times a second of its time;
+* samples: what the server with everything on and the one that it is measured against were doing, by perf, 4000 times a
+  second of their time;
 * a disk's filesystem (--dir): images beside nbdkit's file plugin, parts removed there too; and stores to the map of a
   file and pwrite, to clean pages and to dirty ones;
 * compiled code by itself, in this process, with no server: writes and reads of 4096 bytes, all in the processor's
@@ -39,11 +40,19 @@ from benchlib.workloads import WORKLOADS, in_turn, renew, run_for
 from pmem_core import layout
 from pmem_core.jit import hot, pwrite
 
-NAMES = ("randwrite 4k depth 16", "randread 4k depth 16", "randwrite 4k depth 1", "seqwrite 128k", "seqread 128k")
-FULL = "pmem@tmpfs"
+NAMES = (
+    "randwrite 4k depth 16",
+    "randread 4k depth 16",
+    "randwrite 4k depth 1",
+    "randread 4k depth 1",
+    "seqwrite 128k",
+    "seqread 128k",
+    "seqwrite 1m",
+)
+FULL, AGAINST = "pmem@tmpfs", "memory"
 PEERS = {
     "null": "nbdkit's null plugin: sockets alone",
-    "memory": "nbdkit's memory plugin: and a copy",
+    AGAINST: "nbdkit's memory plugin: and a copy",
     FULL: "everything on",
     "pmem:leveling=none@tmpfs": "without leveling",
     "pmem:placement=none@tmpfs": "without descriptors, and so without checksums",
@@ -53,9 +62,9 @@ PEERS = {
     "pmem:line-bytes=4096@tmpfs": "lines of 4096 bytes",
 }
 DISK_NAMES = ("randwrite 4k flush", "randwrite 4k depth 16", "seqwrite 128k")
-DISK_FULL = "pmem"
+DISK_FULL, DISK_AGAINST = "pmem", "file"
 DISK_PEERS = {
-    "file": "nbdkit's file plugin: a page written, and synced at a flush",
+    DISK_AGAINST: "nbdkit's file plugin: a page written, and synced at a flush",
     DISK_FULL: PEERS[FULL],
     "pmem:leveling=none": "without leveling",
     "pmem:placement=none": "without descriptors, and so without checksums",
@@ -186,26 +195,33 @@ def calls(fd, data, places, count):
 # ---- what is printed ----
 
 
-def servers(by: dict[str, list[float]], peers: dict[str, str], full: str) -> list[str]:
-    """The table of one workload."""
+def servers(
+    by: dict[str, list[float]], shares: dict[str, dict[str, float]], peers: dict[str, str], full: str
+) -> list[str]:
+    """The tables of one workload: servers with parts removed, and by samples what the time of some went to."""
     lines = ["| server | its time a request, ns | less than everything | requests/s |", "| --- | ---: | ---: | ---: |"]
     for spec, (cpu, rate) in by.items():
         less = "" if spec == full else f"{by[full][0] - cpu:+.0f}"
         lines.append(f"| `{spec}`: {peers[spec]} | {cpu:.0f} | {less} | {rate:.0f} |")
+    sampled_ = [spec for spec in shares if shares[spec]]
+    if sampled_:
+        columns = "".join(f" `{spec}`, ns | share |" for spec in sampled_)
+        lines += ["", "By samples:", "", f"| part |{columns}", "| --- |" + " ---: |" * 2 * len(sampled_)]
+        for part, _ in PARTS:
+            cells = "".join(
+                f" {by[spec][0] * shares[spec][part]:.0f} | {shares[spec][part]:.1%} |" for spec in sampled_
+            )
+            lines.append(f"| {part} |{cells}")
     return lines
 
 
 def told(found: dict[str, Any]) -> list[str]:
     """The tables, in Markdown."""
     lines = []
-    for name, by in found.get("removed", {}).items():
-        lines += ["", f"### {name}", "", *servers(by, PEERS, FULL)]
-        if shares := found["sampled"].get(name):
-            lines += ["", f"Of the {by[FULL][0]:.0f} ns with everything on, by samples:", ""]
-            lines += ["| part | ns | share |", "| --- | ---: | ---: |"]
-            lines += [f"| {part} | {by[FULL][0] * share:.0f} | {share:.1%} |" for part, share in shares.items()]
-    for name, by in found.get("removed on a disk", {}).items():
-        lines += ["", f"### {name}, on a disk", "", *servers(by, DISK_PEERS, DISK_FULL)]
+    for where, peers, full in (("", PEERS, FULL), (" on a disk", DISK_PEERS, DISK_FULL)):
+        for name, by in found.get(f"removed{where}", {}).items():
+            shares = found[f"sampled{where}"][name]
+            lines += ["", f"### {name}{where}", "", *servers(by, shares, peers, full)]
     if file := found.get("file"):
         ways = list(next(iter(file.values())))
         lines += ["", "### A page of 4096 bytes of a file on a disk, ns", "", f"| | {' | '.join(ways)} |"]
@@ -234,18 +250,20 @@ def told(found: dict[str, Any]) -> list[str]:
 
 def of_servers(given: argparse.Namespace, tell: Callable[[str], None]) -> dict[str, Any]:
     """What servers cost, with parts removed and by samples; and a file on a disk."""
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        peers_at([(spec, given.size) for spec in PEERS], Path(folder)) as peers,
+    found: dict[str, Any] = {}
+    for where, dir_, specs, names, looked_at in (
+        ("", None, PEERS, NAMES, (AGAINST, FULL)),
+        (" on a disk", given.dir, DISK_PEERS, DISK_NAMES, (DISK_AGAINST, DISK_FULL)),
     ):
-        found = {"removed": removed(peers, NAMES, given.rounds, given.seconds, tell)}
-        full = next(peer for peer in peers if peer.spec == FULL)
-        found["sampled"] = {name: sampled(full, name, 3) for name in NAMES}
-    with (
-        tempfile.TemporaryDirectory(dir=given.dir) as folder,
-        peers_at([(spec, given.size) for spec in DISK_PEERS], Path(folder)) as peers,
-    ):
-        found["removed on a disk"] = removed(peers, DISK_NAMES, given.rounds, given.seconds, tell)
+        with (
+            tempfile.TemporaryDirectory(dir=dir_) as folder,
+            peers_at([(spec, given.size) for spec in specs], Path(folder)) as peers,
+        ):
+            found[f"removed{where}"] = removed(peers, names, given.rounds, given.seconds, tell)
+            by_spec = {peer.spec: peer for peer in peers}
+            found[f"sampled{where}"] = {
+                name: {spec: sampled(by_spec[spec], name, 3) for spec in looked_at} for name in names
+            }
     tell("a file on a disk")
     found["file"] = through_file(given.dir, given.rounds, given.seed)
     return found
