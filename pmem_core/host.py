@@ -108,17 +108,19 @@ def clone(source: int, target: int) -> None:
     fcntl.ioctl(target, _FICLONE, source)
 
 
+def next_data(fd: int, size: int, at: int = 0) -> int:
+    """The first byte from `at` on that lies in no hole of the file; `size` where that is not before it."""
+    try:
+        return min(os.lseek(fd, at, os.SEEK_DATA), size) if at < size else size
+    except OSError as error:
+        if error.errno == errno.ENXIO:
+            return size  # nothing but a hole from here on
+        raise
+
+
 def data_ranges(fd: int, size: int, at: int = 0) -> Iterator[tuple[int, int]]:
     """First byte and end of each part of the file between `at` and `size` that is no hole."""
-    while at < size:
-        try:
-            at = os.lseek(fd, at, os.SEEK_DATA)
-        except OSError as error:
-            if error.errno == errno.ENXIO:
-                return  # nothing but a hole from here on
-            raise
-        if at >= size:
-            return
+    while (at := next_data(fd, size, at)) < size:
         end = min(os.lseek(fd, at, os.SEEK_HOLE), size)
         yield at, end
         at = end

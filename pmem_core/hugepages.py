@@ -80,14 +80,25 @@ class Collapser:
     def turn(self, seconds: float) -> bool:
         """Go on for about so long; True when the end is reached and the next turn begins anew."""
         deadline = time.monotonic() + seconds
-        for start, end in host.data_ranges(self._fd, self._size, self._at):
-            for at in range(-(-start // self._huge) * self._huge, end - self._huge + 1, self._huge):
-                if time.monotonic() >= deadline:
-                    self._at = at
-                    return False
+        # Holes are skipped at once.  The next one is not looked for: to find it, the kernel passes each page before it.
+        while (at := host.next_data(self._fd, self._size, self._at)) < self._size:
+            at = -(-at // self._huge) * self._huge
+            if at + self._huge > self._size:
+                break
+            if time.monotonic() >= deadline:
+                self._at = at
+                return False
+            if self._is_full(at):
                 self._collapse(at)
+            self._at = at + self._huge
         self._at = 0
         return True
+
+    def _is_full(self, at: int) -> bool:
+        """True where all pages of the huge one at `at` are in memory (mincore(2))."""
+        found = np.empty(self._huge // mmap.PAGESIZE, np.uint8)
+        where, count = ctypes.c_void_p(self._address + at), ctypes.c_size_t(self._huge)
+        return _LIBC.mincore(where, count, found.ctypes) == 0 and bool(np.all(found & 1))
 
     def _collapse(self, at: int) -> None:
         where, count = ctypes.c_void_p(self._address + at), ctypes.c_size_t(self._huge)

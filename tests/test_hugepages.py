@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Huge pages under a medium in tmpfs: where they come, and that nothing but time is different with them."""
 
+import os
 import random
 import re
 import tempfile
@@ -128,6 +129,25 @@ def test_turn_ends_when_its_time_is_over_and_the_next_one_goes_on(path):
         while not step.turn(0.0005):
             turns += 1
         assert turns and huge(device) >= 6 * HUGE
+
+
+def test_turn_looks_no_further_than_it_goes(path, monkeypatch):
+    """On a full medium the next hole is at its end, and the kernel would pass every page before it, at each turn."""
+    with Device(path) as device:
+        fill(device, random.Random(SEED))
+        looked, real = [], os.lseek
+        monkeypatch.setattr(os, "lseek", lambda fd, at, whence: (looked.append(whence), real(fd, at, whence))[1])
+        assert collapser(device).turn(60) and huge(device) >= 6 * HUGE
+        assert looked and set(looked) == {os.SEEK_DATA}
+
+
+def test_pages_behind_a_hole_get_them(path):
+    with Device(path) as device:
+        fill(device, random.Random(SEED))
+        device.trim(3 * MIB, 2 * MIB)
+        used = blocks(path)
+        assert collapser(device).turn(60)
+        assert huge(device) >= 3 * HUGE and blocks(path) == used
 
 
 def test_served_device_gets_them_by_itself(path, monkeypatch):
