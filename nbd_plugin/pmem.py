@@ -26,7 +26,7 @@ _ROOT = Path(__file__).resolve().parent.parent
 _PYTHON = "python{}.{}".format(*sys.version_info)
 sys.path += [str(_ROOT), *map(str, _ROOT.glob(f".venv/lib/{_PYTHON}/site-packages"))]
 try:
-    from nbd_plugin import compiled, logged, pace, recorded, sockets, threads, turn
+    from nbd_plugin import compiled, logged, pace, recorded, sockets, threads
     from nbd_plugin.faults import fail, may_trim, or_fail, reported
     from pmem_core import (
         __version__,
@@ -40,6 +40,7 @@ try:
         layout,
         leveling,
         placement,
+        turn,
         warmup,
     )
     from pmem_core.errors import NOT_CLOSED, PmemError, UsageError
@@ -144,8 +145,12 @@ def after_fork():
         callbacks = globals()
         callbacks["pread"] = compiled.callback(datapath.read_at, _served, pread, _resume_read)
         if not _options["record"]:
-            callbacks["pwrite"] = compiled.callback(datapath.write_at, _served, pwrite, _resume_write)
-        nbdkit.debug(f"pread: {type(callbacks['pread']).__name__}, pwrite: {type(callbacks['pwrite']).__name__}")
+            keeps = _served.plan.pending_bytes or _served.read_only  # what a flush writes, or that it has nothing to do
+            fua = 0 if keeps else nbdkit.FLAG_FUA
+            callbacks["pwrite"] = compiled.callback(datapath.write_at, _served, pwrite, _resume_write, fua)
+            if not keeps:
+                callbacks["flush"] = compiled.flush_callback(_served, flush, reported(_served.finish_flush))
+        nbdkit.debug(", ".join(f"{name}: {type(callbacks[name]).__name__}" for name in ("pread", "pwrite", "flush")))
         if _options["logwrites"]:
             callbacks.update(logged.begin(_served, _options["logwrites"], open))
         if not _served.read_only:
@@ -236,8 +241,7 @@ def is_rotational(h):
 # ---- requests ----
 
 
-# With compiled code (compiled.py) these two are called for a thread's first request, every compiled.EVERY-th of its
-# others, and a FUA write only.
+# With compiled code (compiled.py) these two, and `flush`, are called for what is rare only.
 
 
 @reported
@@ -253,13 +257,17 @@ def pwrite(h, buf, offset, flags):
 
 
 @reported
-def _resume_read(buf, offset, result):
+def _resume_read(buf, offset, flags, result):
     _served.transfer(datapath.read, buf, offset, result)
 
 
 @reported
-def _resume_write(buf, offset, result):
+def _resume_write(buf, offset, flags, result):
+    if result & compiled.FLUSH_STOPPED:
+        return _served.finish_flush(result & ~compiled.FLUSH_STOPPED)
     _served.transfer(datapath.write, buf, offset, result)
+    if flags & nbdkit.FLAG_FUA:
+        _served.flush(counted=False)
 
 
 @reported

@@ -7,7 +7,7 @@ from typing import Any
 import numba
 import numpy as np
 
-from . import bringup, datapath, jit, layout, media, onepage, reservations, roads, together
+from . import bringup, datapath, jit, layout, media, onepage, reservations, roads, together, upkeep
 from .geometry import Geometry
 
 # By name in `run`: the function, and how many numbers it takes.
@@ -16,6 +16,7 @@ REQUESTS = {
     "free": (datapath.free, 3),
     "write_at": (datapath.write_at, 4),
     "read_at": (datapath.read_at, 4),
+    "flush_at": (upkeep.flush_at, 2),
 }
 
 Handle = tuple[np.ndarray, np.ndarray]  # what compiled code calls `device`: RUN[1], CORE[1]

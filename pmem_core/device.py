@@ -35,6 +35,7 @@ from .errors import BadData, DamagedImage, HostError, HostFull, UsageError
 from .host import Lock
 from .infoblock import Info
 from .journal import Journal
+from .turn import Turn
 
 EXTENTS_MAX = 2048
 PREFETCH_PAGES = 4096  # at most, whose places are looked up in a turn
@@ -268,7 +269,16 @@ class Device:
         if self.read_only:
             return
         self._drain()
-        self._durability.flush(int(self._call(upkeep.begin_flush, counted)))
+        self._durability.flush(counted=counted)
+
+    def finish_flush(self, result: int) -> None:
+        """Do the rest of a flush that compiled code began; see upkeep.flush_at."""
+        self._durability.finish_flush(result)
+
+    @property
+    def flushing(self) -> Turn:
+        """See durability.Durability."""
+        return self._durability.flushing
 
     def _drain(self) -> None:
         if self.plan.pending_bytes:

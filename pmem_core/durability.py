@@ -22,11 +22,12 @@ No view of a mapped file is kept, in an attribute or a variable: an exception th
 """
 
 import contextlib
+import errno
 import os
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -36,6 +37,7 @@ from .errors import HostError, HostFull
 from .geometry import Geometry
 from .journal import Journal
 from .mapping import MOVED_ROOM, Mapping
+from .turn import Turn
 
 
 class Durability:
@@ -58,54 +60,53 @@ class Durability:
         self._journal, self._drain = journal, drain
         self._lock = threading.RLock()
         self._can_sync_ranges = host.can_sync_ranges(mapping.files["media"])
-        self._sync_failed: OSError | None = None
-        self._flushing = threading.Lock()  # one flush at a time, or one would not hear of what the other was told
-        self._begun = self._ended = 0  # their syncs, and which of these ended well last
-        self._committed = self._rewritten()  # what `rewritten` was when all moves so far were committed; -1: unknown
-
-    def _rewritten(self) -> int:
-        return int(self._mapping.run["rewritten"][0])
+        # Held by a flush that syncs: one at a time, or one would not hear of what the other was told.
+        self.flushing = Turn()
 
     def forget_moves(self) -> None:
         """Take none of the moves so far for durable: an earlier session made them, and nothing says which are."""
 
         def forget(handle: Handle) -> None:
             handle[0]["moved_count"] = MOVED_ROOM + 1
+            handle[0]["committed"] = -1
 
         self._call(forget)
-        self._committed = -1
 
     # ---- the disk ----
 
     @contextlib.contextmanager
     def _syncing(self) -> Iterator[None]:
         # After a failed sync the kernel may have dropped the pages: nothing later can be promised.
-        if self._sync_failed:
+        if self.sync_failed:
             raise HostError(self._path, "an earlier sync failed", "stop the server and check the disk")
         try:
             yield
-            if self._sync_failed:
-                raise self._sync_failed  # of one beside ours, which may have been told what is ours too
+            if self.sync_failed:  # of one beside ours, which may have been told what is ours too
+                raise host.os_error(self._error())
         except OSError as error:
-            self._sync_failed = error
-            self._say_that_sync_failed()
-            with host.host_errors(self._path):
-                raise
+            self._mapping.run["sync_failed"] = error.errno or errno.EIO
+            self._refuse(error)
 
     @property
     def sync_failed(self) -> bool:
         """True where a sync failed: until the image is opened again nothing can be made durable."""
-        return self._sync_failed is not None
+        return self._error() != 0
 
-    def _say_that_sync_failed(self) -> None:
-        """Tell the next open that not all of the page cache is on the disk: after a kill it would believe the cache."""
+    def _error(self) -> int:
+        return int(self._mapping.run["sync_failed"][0])
+
+    def _refuse(self, error: OSError) -> NoReturn:
+        """A sync failed with `error`, and so whoever asked for it does."""
+        # The next open is told that not all of the page cache is on the disk: after a kill it would believe the cache.
         host.mark_failed_sync(self._mapping.files)
         with contextlib.suppress(HostError, HostFull):  # it lies on the same disk
             self._journal.note_failed_sync()
+        with host.host_errors(self._path):
+            raise error
 
     def sync(self, *names: str) -> None:
         """Wait until files of the image are on the disk as they were when this was called."""
-        if "media" in names or "flushes" in names:
+        if "media" in names:
             self._mapping.run["epoch"] = self._mapping.run["epoch"] % reservations.EPOCHS + 1
         with self._syncing():
             for name in names:
@@ -117,17 +118,29 @@ class Durability:
             ranges = [(layout.FRAMES_AT + size * first, layout.FRAMES_AT + size * end) for first, end in runs(frames)]
             host.sync_ranges(self._mapping.files["media"], int(self._mapping.run["media"][0]), ranges)
 
-    def flush(self, rewritten: int) -> None:
-        """Make the medium durable, and whatever it takes to find it; rewritten: RUN's word when the flush began."""
-        if rewritten != self._committed:
-            self._commit_table(whole=True)
+    def flush(self, *, counted: bool) -> None:
+        """Make the medium durable, and whatever it takes to find it; the plugin has the same, compiled.
+
+        One sync is for all who asked for it before it began.
+        """
+        begun = self._step(upkeep.FLUSH_BEGUN, counted)
+        if begun & layout.STOP_MASK:
+            self.finish_flush(begun)
             return
-        asked = self._begun
-        with self._flushing:
-            if self._ended <= asked:  # else a sync that began after we asked was for us too
-                self._begun += 1
+        with self.flushing:
+            if self._step(upkeep.FLUSH_SYNC, begun >> layout.STOP_SHIFT):
                 self.sync("flushes")
-                self._ended = self._begun
+                self._step(upkeep.FLUSH_SYNCED, 0)
+
+    def _step(self, step: int, number: int) -> int:
+        return int(self._call(upkeep.flush, step, number))
+
+    def finish_flush(self, result: int) -> None:
+        """Do the rest of a flush that answered `result` and not OK (upkeep.flush_at)."""
+        if result == layout.CHECKPOINT:
+            self._commit_table(whole=True)
+        else:
+            self._refuse(host.os_error(result >> layout.ERRNO_SHIFT))
 
     # ---- moves ----
 
@@ -142,7 +155,7 @@ class Durability:
         def take(handle: Handle) -> tuple[int, int, int]:
             # It counts as a rewriting: until what is taken is committed, flushes wait for that.
             count = int(upkeep.take_moves(handle, table, frames))
-            return count, self._rewritten(), int(handle[0]["blanked"][0])
+            return count, int(handle[0]["rewritten"][0]), int(handle[0]["blanked"][0])
 
         count, rewritten, blanked = self._call(take)
         try:
@@ -152,7 +165,7 @@ class Durability:
             raise
         self._mapping.durable[:] = table
         self._mapping.run["blanked_durably"] = blanked
-        self._committed = rewritten
+        self._mapping.run["committed"] = rewritten
 
     def _changed(self, table: np.ndarray) -> dict[int, bytes]:
         words = len(self._plan.table)

@@ -273,6 +273,10 @@ RUN = np.dtype(
         ("blanked", "<i8"),  # how often leftovers behind a page were blanked (onepage.scrub)
         ("blanked_durably", "<i8"),  # how many of these the last commit of moves has waited for
         ("rewritten", "<i8"),  # grows where such a frame is changed, and at each commit of moves (durability.py)
+        ("committed", "<i8"),  # what `rewritten` was when all moves so far were committed; -1: unknown
+        ("syncs_begun", "<i8"),  # of flushes (durability.py)
+        ("syncs_ended", "<i8"),  # which of these ended well last
+        ("sync_failed", "<i8"),  # the errno of a sync of any file that did not
         ("media_fd", "<i8"),
         ("wear_fd", "<i8"),
         ("page_count", "<i8"),
@@ -304,6 +308,7 @@ RUN = np.dtype(
         ("look", "<i8"),
         ("read_at", "<i8"),  # requests, and parts of them; of a device only
         ("write_at", "<i8"),
+        ("flush_at", "<i8"),
         ("together", "<i8"),
         ("free", "<i8"),
         ("checksums", "<i8"),

@@ -6,9 +6,12 @@ which there is a turn (see datapath).  `device` and the answers are those of dat
 """
 
 from . import descriptor, media, onepage, policies
-from .jit import copy_bytes, hot, publish, u8_at
+from .jit import call_at, copy_bytes, hot, int64, publish, u8_at
 from .layout import (
     CAUSE_INFO,
+    CHECKPOINT,
+    ERRNO_SHIFT,
+    HOST,
     INFO_BYTES,
     OK,
     PENDING_SLOTS,
@@ -21,7 +24,10 @@ from .layout import (
     TRIM_END,
     TRIM_FIRST,
 )
+from .reservations import EPOCHS
 from .roads import AT, PLACED
+
+FLUSH_BEGUN, FLUSH_SYNC, FLUSH_SYNCED = range(3)
 
 # ---- checkpoints ----
 
@@ -46,14 +52,45 @@ def drain(device, done):
 
 
 @hot
-def begin_flush(device, counted):
-    """Count a flush, if it is `counted`; RUN's `rewritten`."""
-    core = device[1][0]
-    if counted:
-        held = media.begin_count(core)
-        core["tally"]["flushes"] += 1
-        media.end_count(core, held, 1)
-    return device[0][0]["rewritten"]
+def flush(device, step, number):
+    """Take a step of a flush; see flush_at."""
+    run = device[0][0]
+    return call_at(run["flush_at"], (run, device[1][0], step, number))
+
+
+@hot
+def flush_at(run, core, step, number):
+    """`flush`, for a caller that has the records RUN and CORE.  The sync is no step: nobody's turn is kept meanwhile.
+
+    ============ ============================ ==================================================================
+    step         number                       answer
+    ============ ============================ ==================================================================
+    FLUSH_BEGUN  1: it is counted             CHECKPOINT: what moved must be committed, and then all is done;
+                                              else how many syncs had begun << STOP_SHIFT
+    FLUSH_SYNC   that                         0: one that began later has ended, and all is done; 1: sync
+    FLUSH_SYNCED the errno of the sync, or 0  OK, or HOST: this sync failed, or another while it went on
+    ============ ============================ ==================================================================
+    """
+    if step == FLUSH_BEGUN:
+        if number:
+            held = media.begin_count(core)
+            core["tally"]["flushes"] += 1
+            media.end_count(core, held, 1)
+        if run["rewritten"] != run["committed"]:
+            return int64(CHECKPOINT)
+        return run["syncs_begun"] << STOP_SHIFT
+    if step == FLUSH_SYNC:
+        if run["syncs_ended"] > number:
+            return int64(0)
+        run["syncs_begun"] += 1
+        run["epoch"] = run["epoch"] % EPOCHS + 1
+        return int64(1)
+    if number:
+        run["sync_failed"] = number
+    if run["sync_failed"]:
+        return run["sync_failed"] << ERRNO_SHIFT | HOST
+    run["syncs_ended"] = run["syncs_begun"]
+    return int64(OK)
 
 
 @hot

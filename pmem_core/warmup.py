@@ -44,7 +44,7 @@ def _needed(plan: Geometry, handle: binding.Handle) -> list[Part]:
         partial(jit.compile_for, datapath.extents, handle, 0, 0, np.empty((1, 2), np.int64)),
         partial(jit.compile_for, datapath.read, handle, 0, 0, 0, 0),
         partial(jit.compile_for, datapath.write, handle, 0, 0, 0, 0),
-        partial(jit.compile_for, upkeep.begin_flush, handle, False),
+        partial(jit.compile_for, upkeep.flush, handle, 0, 0),
         partial(jit.compile_for, upkeep.take_moves, handle, numbers, numbers),
         partial(jit.compile_for, upkeep.clear_dirty, handle, False, numbers),
         partial(jit.compile_for, upkeep.restore_dirty, handle, numbers),

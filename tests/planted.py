@@ -63,7 +63,7 @@ def freed_frame_reused() -> Any:
 
 def flush_forgets_the_journal() -> Any:
     """A flush syncs the medium and leaves the table of the frames that moved uncommitted."""
-    return _replaced(Durability, "flush", lambda self, rewritten: self.sync("flushes"))
+    return _replaced(Durability, "flush", lambda self, counted: self.sync("flushes"))
 
 
 def rewriting_not_noticed() -> Any:

@@ -179,13 +179,13 @@ def test_after_a_flush_the_journals_table_finds_every_byte(path, name, large):
 def test_commit_that_is_under_way_is_not_taken_for_done(path):
     image.create(path, geometry.plan(4 * MIB, parameters=MOVING))
     with Device(path) as device:
-        kept, run = device._durability, device.mapping.run
+        kept, run = device._durability, device.mapping.run[0]
         device.write(b"x" * PAGE * 64, 0)
         device.flush()
-        assert kept._committed == run["rewritten"]
+        assert run["committed"] == run["rewritten"]
         with kept._taken():
-            assert kept._committed != run["rewritten"]
-        assert kept._committed == run["rewritten"]
+            assert run["committed"] != run["rewritten"]
+        assert run["committed"] == run["rewritten"]
 
 
 def test_flush_after_a_kill_makes_the_moves_of_the_killed_session_durable(path):

@@ -166,7 +166,7 @@ def test_a_servers_threads_mind_whether_requests_wait(place, parameter):
         client = server.connect()
         one_by_one()
         assert policies() == {ORDINARY}
-        waiting, found = [client.aio_pwrite(bytes(PAGE), 0) for _ in range(1000)], set()
+        waiting, found = [client.aio_pwrite(bytes(PAGE), 0) for _ in range(4 * compiled.EVERY)], set()
         while waiting:
             client.poll(-1)
             found |= policies()

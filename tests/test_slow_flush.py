@@ -170,3 +170,23 @@ def test_flush_without_a_move_is_one_system_call(tmp_path):
     begin, end = (next(i for i, line in enumerate(lines) if f'"{word}"' in line) for word in ("begin", "end"))
     done = [re.match(r"\d+ +(\w+)\(\d+<.*/(\w+)>\) = 0", line) for line in lines[begin + 1 : end]]
     assert [one and one.groups() for one in done] == [("fdatasync", "media")] * 5, lines[begin : end + 1]
+
+
+@needs("strace", "nbdkit", "libnbd")
+def test_flush_and_fua_of_a_server_are_one_system_call(tmp_path):
+    """Of one with a thread a connection: its first request is a write, so that the flushes are compiled code's."""
+    import nbd
+
+    traced = ["strace", "-f", "-y", "-I", "1", "-e", "trace=fdatasync,fsync,msync,sync_file_range,pwrite64"]
+    traced += ["-e", "signal=none", "-o", tmp_path / "calls"]
+    with serving(make(tmp_path / "disk.pmem"), options=["-t", "1"], prefix=traced) as server:
+        client = server.connect()
+        client.pwrite(b"x" * PAGE, 0)
+        before = len((tmp_path / "calls").read_text().splitlines())
+        for page in range(3):
+            client.pwrite(b"y" * PAGE, page * PAGE)
+            client.flush()
+            client.pwrite(b"z" * PAGE, page * PAGE, nbd.CMD_FLAG_FUA)
+        lines = (tmp_path / "calls").read_text().splitlines()[before:]
+    done = [re.match(r"\d+ +(\w+)\(\d+<.*/(\w+)>\) = 0", line) for line in lines]
+    assert [one and one.groups() for one in done] == [("fdatasync", "media")] * 6, lines

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from kills import SEED
 
-from nbd_plugin import compiled, threads, turn
-from pmem_core import datapath, geometry, image, layout, recovery
+from nbd_plugin import compiled, threads
+from pmem_core import datapath, geometry, image, layout, recovery, turn
 from pmem_core.check import check
 from pmem_core.device import Device
 
@@ -31,8 +31,11 @@ def opened(path, **options):
         yield device
 
 
+FUA = 2
+
+
 def callbacks(device):
-    """`pread` and `pwrite` of the device, as the plugin makes them."""
+    """`pread`, `pwrite` and `flush` of the device, as the plugin makes them."""
 
     def pread(handle, buffer, offset, flags):
         device.read_into(buffer, offset)
@@ -40,19 +43,30 @@ def callbacks(device):
     def pwrite(handle, buffer, offset, flags):
         device.write(buffer, offset, fua=bool(flags))
 
-    def rest_of(function):
-        return lambda buffer, offset, result: device.transfer(function, buffer, offset, result)
+    def flush(handle, flags):
+        device.flush()
 
+    def resume_read(buffer, offset, flags, result):
+        device.transfer(datapath.read, buffer, offset, result)
+
+    def resume_write(buffer, offset, flags, result):
+        if result & compiled.FLUSH_STOPPED:
+            device.finish_flush(result & ~compiled.FLUSH_STOPPED)
+        else:
+            device.transfer(datapath.write, buffer, offset, result)
+
+    keeps = device.plan.pending_bytes
     return [
-        compiled.callback(datapath.read_at, device, pread, rest_of(datapath.read)),
-        compiled.callback(datapath.write_at, device, pwrite, rest_of(datapath.write)),
+        compiled.callback(datapath.read_at, device, pread, resume_read),
+        compiled.callback(datapath.write_at, device, pwrite, resume_write, 0 if keeps else FUA),
+        flush if keeps else compiled.flush_callback(device, flush, device.finish_flush),
     ]
 
 
 def request_waits(path):
     """A request waits for its turn; whoever has the turn goes on in Python meanwhile."""
     with opened(path) as device:
-        pread, _ = callbacks(device)
+        pread, *_ = callbacks(device)
         done = threading.Event()
 
         def ask():
@@ -109,7 +123,7 @@ def checkpoint(device):
 def test_requests_and_python_keep_apart(tmp_path, options):
     """Each worker has pages of its own, and finds what it wrote, whatever else is done to the device meanwhile."""
     with opened(tmp_path / "image.pmem", **options) as device:
-        pread, pwrite = callbacks(device)
+        pread, pwrite, flush = callbacks(device)
         pages = device.plan.info.page_count // 2
         free = pages * PAGE, device.plan.device_bytes  # what no worker has
         problems = []
@@ -124,7 +138,9 @@ def test_requests_and_python_keep_apart(tmp_path, options):
                     page = chance.randrange(number, pages, WORKERS)
                     if page not in written or chance.random() < 0.5:
                         written[page] = chance.randbytes(16) * (PAGE // 16)
-                        pwrite(None, memoryview(written[page]), page * PAGE, 0)
+                        pwrite(None, memoryview(written[page]), page * PAGE, chance.choice([0, 0, 0, FUA]))
+                    elif chance.random() < 0.1:
+                        flush(None, 0)
                     else:
                         pread(None, memoryview(found), page * PAGE, 0)
                         assert bytes(found) == written[page]
