@@ -25,6 +25,7 @@ device's turn (turn.py).
 import ctypes
 import functools
 from collections.abc import Callable
+from errno import EINTR
 from typing import Any, no_type_check
 
 import numpy as np
@@ -95,8 +96,10 @@ def _flush(words, counted):
         return result
     _begin_turn(words[FLUSHING])
     result = _in_turn(words, FLUSH, (upkeep.FLUSH_SYNC, result >> layout.STOP_SHIFT))
-    if result:
-        error = _word(jit.u32_at(_errno_at(), 1)[0]) if _fdatasync(_int(words[MEDIA])) else 0
+    if result == upkeep.SYNC:
+        error = EINTR
+        while error == EINTR:  # a signal came; as Python has it
+            error = _word(jit.u32_at(_errno_at(), 1)[0]) if _fdatasync(_int(words[MEDIA])) else 0
         result = _in_turn(words, FLUSH, (upkeep.FLUSH_SYNCED, error))
     _end_turn(words[FLUSHING])
     return result

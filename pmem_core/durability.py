@@ -78,7 +78,7 @@ class Durability:
     def _syncing(self) -> Iterator[None]:
         # After a failed sync the kernel may have dropped the pages: nothing later can be promised.
         if self.sync_failed:
-            raise HostError(self._path, "an earlier sync failed", "stop the server and check the disk")
+            raise self._earlier_failure()
         try:
             yield
             if self.sync_failed:  # of one beside ours, which may have been told what is ours too
@@ -91,6 +91,9 @@ class Durability:
     def sync_failed(self) -> bool:
         """True where a sync failed: until the image is opened again nothing can be made durable."""
         return self._error() != 0
+
+    def _earlier_failure(self) -> HostError:
+        return HostError(self._path, "an earlier sync failed", "stop the server and check the disk")
 
     def _error(self) -> int:
         return int(self._mapping.run["sync_failed"][0])
@@ -139,8 +142,10 @@ class Durability:
         """Do the rest of a flush that answered `result` and not OK (upkeep.flush_at)."""
         if result == layout.CHECKPOINT:
             self._commit_table(whole=True)
+        elif error := result >> layout.ERRNO_SHIFT:
+            self._refuse(host.os_error(error))
         else:
-            self._refuse(host.os_error(result >> layout.ERRNO_SHIFT))
+            raise self._earlier_failure()
 
     # ---- moves ----
 

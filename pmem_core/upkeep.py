@@ -28,6 +28,7 @@ from .reservations import EPOCHS
 from .roads import AT, PLACED
 
 FLUSH_BEGUN, FLUSH_SYNC, FLUSH_SYNCED = range(3)
+SYNC = -1
 
 # ---- checkpoints ----
 
@@ -67,8 +68,9 @@ def flush_at(run, core, step, number):
     ============ ============================ ==================================================================
     FLUSH_BEGUN  1: it is counted             CHECKPOINT: what moved must be committed, and then all is done;
                                               else how many syncs had begun << STOP_SHIFT
-    FLUSH_SYNC   that                         0: one that began later has ended, and all is done; 1: sync
-    FLUSH_SYNCED the errno of the sync, or 0  OK, or HOST: this sync failed, or another while it went on
+    FLUSH_SYNC   that                         OK: one that began later has ended, and all is done; SYNC; or HOST,
+                                              without an errno: an earlier sync failed
+    FLUSH_SYNCED the errno of the sync, or 0  OK, or HOST: it failed, or another while it went on
     ============ ============================ ==================================================================
     """
     if step == FLUSH_BEGUN:
@@ -81,10 +83,12 @@ def flush_at(run, core, step, number):
         return run["syncs_begun"] << STOP_SHIFT
     if step == FLUSH_SYNC:
         if run["syncs_ended"] > number:
-            return int64(0)
+            return int64(OK)
+        if run["sync_failed"]:
+            return int64(HOST)
         run["syncs_begun"] += 1
         run["epoch"] = run["epoch"] % EPOCHS + 1
-        return int64(1)
+        return int64(SYNC)
     if number:
         run["sync_failed"] = number
     if run["sync_failed"]:

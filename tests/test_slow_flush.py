@@ -1,17 +1,21 @@
 # SPDX-License-Identifier: MIT
 """A flush that waits long for the disk holds up nobody who needs no disk; and what a flush costs."""
 
+import contextlib
+import errno
 import os
 import re
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import needs
-from test_plugin import serving
+from test_plugin import refused, serving
 
 from pmem_core import geometry, image, launch, layout
 from pmem_core.device import Device
@@ -172,21 +176,63 @@ def test_flush_without_a_move_is_one_system_call(tmp_path):
     assert [one and one.groups() for one in done] == [("fdatasync", "media")] * 5, lines[begin : end + 1]
 
 
-@needs("strace", "nbdkit", "libnbd")
-def test_flush_and_fua_of_a_server_are_one_system_call(tmp_path):
-    """Of one with a thread a connection: its first request is a write, so that the flushes are compiled code's."""
-    import nbd
+@contextlib.contextmanager
+def traced(tmp_path: Path, *words: str) -> Iterator[tuple[Any, Callable[[], list[tuple[str, ...] | None]]]]:
+    """A client of a server under strace, and what syncs and calls for its files there were since, with their results.
 
-    traced = ["strace", "-f", "-y", "-I", "1", "-e", "trace=fdatasync,fsync,msync,sync_file_range,pwrite64"]
-    traced += ["-e", "signal=none", "-o", tmp_path / "calls"]
-    with serving(make(tmp_path / "disk.pmem"), options=["-t", "1"], prefix=traced) as server:
+    The server has a thread a connection, and its first request is a write: flushes are compiled code's.
+    """
+    calls = tmp_path / "calls"
+    command = ["strace", "-f", "-y", "-I", "1", "-e", "trace=fdatasync,fsync,msync,sync_file_range,pwrite64", *words]
+    command += ["-e", "signal=none", "-o", calls]
+    with serving(make(tmp_path / "disk.pmem"), options=["-t", "1"], prefix=command) as server:
         client = server.connect()
         client.pwrite(b"x" * PAGE, 0)
-        before = len((tmp_path / "calls").read_text().splitlines())
+        before = len(calls.read_text().splitlines())
+
+        def done() -> list[tuple[str, ...] | None]:
+            found = [
+                re.match(r"\d+ +(\w+)\(\d+<.*/(\w+)>.*\) = (-1 \w+|\w+)", line)
+                for line in calls.read_text().splitlines()[before:]
+            ]
+            return [one and one.groups() for one in found]
+
+        yield client, done
+
+
+def failing(tmp_path: Path, error: str) -> list[str]:
+    """strace's words for a second sync of the medium that fails."""
+    return ["-P", str(tmp_path / "disk.pmem" / "media"), "-e", f"inject=fdatasync:error={error}:when=2"]
+
+
+@needs("strace", "nbdkit", "libnbd")
+def test_flush_and_fua_of_a_server_are_one_system_call(tmp_path):
+    import nbd
+
+    with traced(tmp_path) as (client, done):
         for page in range(3):
             client.pwrite(b"y" * PAGE, page * PAGE)
             client.flush()
             client.pwrite(b"z" * PAGE, page * PAGE, nbd.CMD_FLAG_FUA)
-        lines = (tmp_path / "calls").read_text().splitlines()[before:]
-    done = [re.match(r"\d+ +(\w+)\(\d+<.*/(\w+)>\) = 0", line) for line in lines]
-    assert [one and one.groups() for one in done] == [("fdatasync", "media")] * 6, lines
+        assert done() == [("fdatasync", "media", "0")] * 6
+
+
+@needs("strace", "nbdkit", "libnbd")
+def test_sync_that_a_signal_interrupts_is_done_again(tmp_path):
+    with traced(tmp_path, *failing(tmp_path, "EINTR")) as (client, done):
+        client.flush()
+        client.flush()
+        assert done() == [("fdatasync", "media", result) for result in ("0", "-1 EINTR", "0")]
+
+
+@needs("strace", "nbdkit", "libnbd")
+@pytest.mark.parametrize("how", ["flush", "fua"])
+def test_client_is_told_that_its_sync_failed_and_no_later_one_is_answered(tmp_path, how):
+    import nbd
+
+    with traced(tmp_path, *failing(tmp_path, "ENOSPC")) as (client, _):
+        requests = {"flush": client.flush, "fua": lambda: client.pwrite(b"y" * PAGE, PAGE, nbd.CMD_FLAG_FUA)}
+        requests[how]()
+        assert refused(requests[how]) == errno.ENOSPC
+        assert [refused(request) for request in requests.values()] == [errno.EIO] * 2
+        assert client.pread(PAGE, 0) == b"x" * PAGE
