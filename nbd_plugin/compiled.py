@@ -2,24 +2,23 @@
 """`pread`, `pwrite` and `flush` without a line of Python on the way.
 
 A Python function that calls compiled code takes longer than that code: a frame is made, a variable of the thread's own
-is looked up, every argument is taken apart.  So what nbdkit finds under these two names is a built-in function whose
-body numba compiled, `_answer`.  It keeps to the documented C API of Python:
+is looked up, every argument is taken apart.  So what nbdkit finds under these names are built-in functions whose bodies
+numba compiled, `_answer` and `_answer_flush`.  They keep to the documented C API of Python:
 
 =========================== ========================================================================
 what comes                  what is done
 =========================== ========================================================================
 a thread's first request,   `ordinary` is called, the Python function of the same arguments, here
-and each EVERY-th of reads  those of pmem.py, which looks whether requests wait (pace.py)
-and writes
+and each EVERY-th of reads  those of pmem.py; those of reads and writes look whether requests wait
+and writes                  (pace.py)
 any other                   datapath.read_at or write_at runs on the memory of the buffer, and behind a
                             write with FUA a flush
 a flush                     Durability.flush, step by step, with fdatasync(2) in between
 a stop code of these        `resume` is called, and does the rest
 =========================== ========================================================================
 
-A flush in Python takes 10 us where all of it is in the processor's caches, and three to four times as long after a
-thread has slept for a disk.  The GIL is given up while compiled code runs, which is kept apart from others by the
-device's turn (turn.py).
+What sleeps between two requests finds its caches full of other things, and Python is slow then: hence flushes too.  The
+GIL is given up while compiled code runs, which is kept apart from others by the device's turn (turn.py).
 """
 
 import ctypes
@@ -113,6 +112,8 @@ def _done(words, at, count, result):
         _keep(words[NONE])
         return words[NONE]
     room, stopped = jit.i64_at(at, threads.ROOM_WORDS), _of_number(result)
+    if stopped == 0:
+        return stopped  # with Python's own exception
     room[TO_RESUME + count - 1] = stopped
     answer = _call(words[RESUME], at + 8 * TO_RESUME, count, 0)
     _drop(stopped)
@@ -124,8 +125,11 @@ def _answer(itself, arguments, count):
     """Answer nbdkit's call: `arguments` are handle, buffer, offset and flags.  Objects are their addresses."""
     words = jit.i64_at(_as_number(itself), WORDS)
     given = jit.i64_at(arguments, 4)
-    at, flags = _room(types.uint32(words[ROOM_KEY])), _as_number(given[3])
-    if not at or count != 4 or flags & ~words[FUA]:
+    at = _room(types.uint32(words[ROOM_KEY]))
+    if not at or count != 4:
+        return _call(words[ORDINARY], arguments, count, 0)
+    flags = _as_number(given[3])
+    if flags & ~words[FUA]:
         return _call(words[ORDINARY], arguments, count, 0)
     buffer, offset, room = given[1], given[2], jit.i64_at(at, threads.ROOM_WORDS)
     room[COUNT] += 1

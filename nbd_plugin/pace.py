@@ -13,8 +13,8 @@ another waits in the socket of a connection are SCHED_BATCH
 none has for CALM_SECONDS                   are what they began as
 =========================================== ========================
 
-A thread looks at its first read or write, at each compiled.EVERY-th, and at those that Python answers whole.  What
-began with another policy, by chrt(1) say, keeps it.
+A thread looks at its first request where that is a read or a write, at each compiled.EVERY-th of these, and at those
+that Python answers whole.  What began with another policy, by chrt(1) say, keeps it.
 """
 
 import contextlib

@@ -145,7 +145,8 @@ def after_fork():
         callbacks = globals()
         callbacks["pread"] = compiled.callback(datapath.read_at, _served, pread, _resume_read)
         if not _options["record"]:
-            keeps = _served.plan.pending_bytes or _served.read_only  # what a flush writes, or that it has nothing to do
+            # A flush that has descriptors to write first, or nothing to do, is Python's.
+            keeps = _served.plan.pending_bytes or _served.read_only
             fua = 0 if keeps else nbdkit.FLAG_FUA
             callbacks["pwrite"] = compiled.callback(datapath.write_at, _served, pwrite, _resume_write, fua)
             if not keeps:
@@ -241,7 +242,7 @@ def is_rotational(h):
 # ---- requests ----
 
 
-# With compiled code (compiled.py) these two, and `flush`, are called for what is rare only.
+# Mostly compiled code answers in place of these two and of `flush` (compiled.py).
 
 
 @reported

@@ -84,7 +84,6 @@ class Durability:
             if self.sync_failed:  # of one beside ours, which may have been told what is ours too
                 raise host.os_error(self._error())
         except OSError as error:
-            self._mapping.run["sync_failed"] = error.errno or errno.EIO
             self._refuse(error)
 
     @property
@@ -99,7 +98,8 @@ class Durability:
         return int(self._mapping.run["sync_failed"][0])
 
     def _refuse(self, error: OSError) -> NoReturn:
-        """A sync failed with `error`, and so whoever asked for it does."""
+        """A sync failed with `error`, and so does whoever asked for it, and every later one."""
+        self._mapping.run["sync_failed"] = error.errno or errno.EIO
         # The next open is told that not all of the page cache is on the disk: after a kill it would believe the cache.
         host.mark_failed_sync(self._mapping.files)
         with contextlib.suppress(HostError, HostFull):  # it lies on the same disk
@@ -109,8 +109,12 @@ class Durability:
 
     def sync(self, *names: str) -> None:
         """Wait until files of the image are on the disk as they were when this was called."""
+
+        def begin_epoch(handle: Handle) -> None:
+            handle[0]["epoch"] = handle[0]["epoch"] % reservations.EPOCHS + 1
+
         if "media" in names:
-            self._mapping.run["epoch"] = self._mapping.run["epoch"] % reservations.EPOCHS + 1
+            self._call(begin_epoch)
         with self._syncing():
             for name in names:
                 os.fdatasync(self._mapping.files[name])
@@ -126,14 +130,15 @@ class Durability:
 
         One sync is for all who asked for it before it began.
         """
-        begun = self._step(upkeep.FLUSH_BEGUN, counted)
-        if begun & layout.STOP_MASK:
-            self.finish_flush(begun)
-            return
-        with self.flushing:
-            if self._step(upkeep.FLUSH_SYNC, begun >> layout.STOP_SHIFT):
-                self.sync("flushes")
-                self._step(upkeep.FLUSH_SYNCED, 0)
+        result = self._step(upkeep.FLUSH_BEGUN, int(counted))
+        if not result & layout.STOP_MASK:
+            with self.flushing:
+                result = self._step(upkeep.FLUSH_SYNC, result >> layout.STOP_SHIFT)
+                if result == upkeep.SYNC:
+                    self.sync("flushes")
+                    result = self._step(upkeep.FLUSH_SYNCED, 0)
+        if result:
+            self.finish_flush(result)
 
     def _step(self, step: int, number: int) -> int:
         return int(self._call(upkeep.flush, step, number))

@@ -275,8 +275,8 @@ RUN = np.dtype(
         ("rewritten", "<i8"),  # grows where such a frame is changed, and at each commit of moves (durability.py)
         ("committed", "<i8"),  # what `rewritten` was when all moves so far were committed; -1: unknown
         ("syncs_begun", "<i8"),  # of flushes (durability.py)
-        ("syncs_ended", "<i8"),  # which of these ended well last
-        ("sync_failed", "<i8"),  # the errno of a sync of any file that did not
+        ("syncs_ended", "<i8"),  # the number of the last that ended well
+        ("sync_failed", "<i8"),  # the errno of a sync that failed, of whichever file; 0: none has
         ("media_fd", "<i8"),
         ("wear_fd", "<i8"),
         ("page_count", "<i8"),

@@ -68,9 +68,9 @@ def flush_at(run, core, step, number):
     ============ ============================ ==================================================================
     FLUSH_BEGUN  1: it is counted             CHECKPOINT: what moved must be committed, and then all is done;
                                               else how many syncs had begun << STOP_SHIFT
-    FLUSH_SYNC   that                         OK: one that began later has ended, and all is done; SYNC; or HOST,
+    FLUSH_SYNC   that                         OK: one that began later has ended well, and all is done; SYNC; or HOST,
                                               without an errno: an earlier sync failed
-    FLUSH_SYNCED the errno of the sync, or 0  OK, or HOST: it failed, or another while it went on
+    FLUSH_SYNCED the errno of the sync, or 0  OK, or HOST with the errno: it failed, or another while it went on
     ============ ============================ ==================================================================
     """
     if step == FLUSH_BEGUN:

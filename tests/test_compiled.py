@@ -196,9 +196,8 @@ def test_flush_whose_moves_are_to_be_committed_is_done_by_python(tmp_path, calls
         assert calls == [] and run["rewritten"] == run["committed"]
 
 
-@pytest.mark.usefixtures("known")
-def test_flushes_that_wait_share_the_next_sync(device, calls):
-    _, flush = flushing(device, calls)
+def four_flushes_at_once(device, flush):
+    """All of them ask while another flush syncs."""
 
     def one():
         threads.pin()
@@ -209,14 +208,57 @@ def test_flushes_that_wait_share_the_next_sync(device, calls):
     workers = [threading.Thread(target=one) for _ in range(4)]
     for worker in workers:
         worker.start()
-    with device.flushing:  # of a flush that syncs
+    with device.flushing:
         started.wait()
         while int(device.mapping.core[0]["tally"]["flushes"]) < 4:
             time.sleep(0.001)  # all have begun
         time.sleep(0.05)
     for worker in workers:
         worker.join()
+
+
+@pytest.mark.usefixtures("known")
+def test_flushes_that_wait_share_the_next_sync(device, calls):
+    four_flushes_at_once(device, flushing(device, calls)[1])
     assert device.mapping.run["syncs_begun"][0] == 1 and calls == []
+
+
+@pytest.mark.usefixtures("known")
+def test_flushes_that_wait_for_one_that_fails_are_not_answered(device, calls):
+    kept, device.mapping.files["flushes"] = device.mapping.files["flushes"], 10**6
+    _, flush = flushing(device, calls)
+    device.mapping.files["flushes"] = kept
+    four_flushes_at_once(device, flush)
+    failed = errno.EBADF << layout.ERRNO_SHIFT | layout.HOST
+    assert sorted(calls) == [("resume", layout.HOST)] * 3 + [("resume", failed)]
+    device.mapping.run["sync_failed"] = 0  # so that it can be closed
+
+
+@pytest.mark.usefixtures("known")
+def test_write_with_fua_that_stops_is_not_flushed_here(device, calls):
+    """Whoever does the rest of it flushes."""
+    pwrite, _ = flushing(device, calls)
+    data, section = memoryview(b"\1" * PAGE), device.plan.info.section_pages * PAGE
+    pwrite(None, data, section, FUA)
+    assert calls == [("resume", data, section, FUA, layout.SECTION)]
+    assert device.mapping.run["syncs_begun"][0] == 0
+
+
+def test_compiled_code_that_raises_in_a_flush_ends_all_flushes(device):
+    with pytest.raises(HostError, match="input/output error"):
+        device.finish_flush(layout.BROKE)
+    with pytest.raises(HostError, match="an earlier sync failed"):
+        device.flush()
+    device.mapping.run["sync_failed"] = 0  # so that it can be closed
+
+
+def test_arguments_that_are_missing_are_python_s(device, calls):
+    pwrite, flush = flushing(device, calls)
+    threads.pin()
+    for count in range(4):
+        pwrite(*[None] * count)
+    flush()
+    assert calls == [("ordinary", *[None] * count) for count in (0, 1, 2, 3, 0)]
 
 
 @pytest.mark.usefixtures("known")

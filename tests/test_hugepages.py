@@ -36,8 +36,13 @@ def collapser(device: Device) -> hugepages.Collapser:
 
 
 def huge(device: Device) -> int:
-    """How many bytes of the medium lie in huge pages (proc(5), smaps)."""
-    address, found = device.medium[0], -1
+    """How many bytes of the medium lie in huge pages."""
+    return huge_at(device.medium[0])
+
+
+def huge_at(address: int) -> int:
+    """How many bytes of the map at `address` lie in huge pages (proc(5), smaps)."""
+    found = -1
     for line in Path("/proc/self/smaps").read_text().splitlines():
         if "-" in line.split()[0]:
             start, end = (int(part, 16) for part in line.split()[0].split("-"))
@@ -139,6 +144,17 @@ def test_turn_looks_no_further_than_it_goes(path, monkeypatch):
         monkeypatch.setattr(os, "lseek", lambda fd, at, whence: (looked.append(whence), real(fd, at, whence))[1])
         assert collapser(device).turn(60) and huge(device) >= 6 * HUGE
         assert looked and set(looked) == {os.SEEK_DATA}
+
+
+def test_last_page_of_a_file_gets_one():
+    with tempfile.TemporaryFile(dir="/dev/shm") as file:
+        file.write(b"x" * 2 * HUGE)
+        file.flush()
+        held, view = hugepages.map_aligned(file.fileno(), 2 * HUGE)
+        assert hugepages.Collapser(file.fileno(), view.ctypes.data, 2 * HUGE).turn(60)
+        assert huge_at(view.ctypes.data) == 2 * HUGE
+        del view
+        held.close()
 
 
 def test_pages_behind_a_hole_get_them(path):

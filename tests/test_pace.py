@@ -166,9 +166,10 @@ def test_a_servers_threads_mind_whether_requests_wait(place, parameter):
         client = server.connect()
         one_by_one()
         assert policies() == {ORDINARY}
-        waiting, found = [client.aio_pwrite(bytes(PAGE), 0) for _ in range(4 * compiled.EVERY)], set()
+        waiting, found = [client.aio_pwrite(bytes(PAGE), 0) for _ in range(12 * compiled.EVERY)], set()
         while waiting:
-            client.poll(-1)
+            for _ in range(20):  # a client that is slow to ask lets nothing wait
+                client.poll(100)
             found |= policies()
             waiting = [each for each in waiting if not client.aio_command_completed(each)]
         assert BATCH in found

@@ -192,15 +192,22 @@ def path(tmp_path):
     return make(tmp_path / "disk.pmem")
 
 
+COMPILED = ", ".join(f"{name}: builtin_function_or_method" for name in ("pread", "pwrite", "flush"))
+
+
 @pytest.mark.parametrize("place", ["/var/tmp", "/dev/shm"])
 def test_requests_go_to_compiled_code(place):
     with tempfile.TemporaryDirectory(dir=place) as folder:
         path = make(Path(folder) / "disk.pmem")
         with serving(path, options=["-v"]) as server:
             server.connect().pwrite(bytes(PAGE), 0)
-            assert (
-                ", ".join(f"{name}: builtin_function_or_method" for name in ("pread", "pwrite", "flush")) in server.said
-            )
+            assert COMPILED in server.said
+
+
+def test_flush_of_a_read_only_server_has_nothing_to_do(path):
+    with serving(path, "readonly=true", options=["-v"]) as server:
+        server.connect().flush()
+        assert COMPILED.replace("flush: builtin_function_or_method", "flush: function") in server.said
 
 
 MIB = 1 << 20
@@ -368,18 +375,22 @@ def test_fua_makes_a_write_durable_by_itself(path):
     assert tally_of(path)["flushes"] == 0, "a FUA is no flush of the client's"
 
 
-@pytest.mark.parametrize("how", ["pwrite", "trim", "zero"])
+@pytest.mark.parametrize("how", ["pwrite", "trim", "zero", "flush"])
 def test_fua_syncs_through_the_server(tmp_path, how):
     """With pending descriptors a FUA shows: afterwards they are on the medium."""
     import nbd
 
     path = make(tmp_path / "disk.pmem", 8 << 20, leveling_name="none", descriptor_writes="coalesced")
-    with serving(path) as server:
+    # One thread, whose first request is another: compiled code has the second, if it takes it.
+    with serving(path, options=["-t", "1"]) as server:
         client = server.connect()
         client.pwrite(b"x" * PAGE, 0)
         assert snapshot.look(path).tally["worn"][layout.CAUSE_DESCRIPTOR] == 0
         request = [b"y"] if how == "pwrite" else [PAGE]
-        getattr(client, how)(*request, 0, nbd.CMD_FLAG_FUA)
+        if how == "flush":
+            client.flush()
+        else:
+            getattr(client, how)(*request, 0, nbd.CMD_FLAG_FUA)
         assert snapshot.look(path).tally["worn"][layout.CAUSE_DESCRIPTOR] == 1
 
 

@@ -17,41 +17,18 @@ import pytest
 from conftest import needs
 from test_plugin import refused, serving
 
-from pmem_core import geometry, image, launch, layout
+from pmem_core import geometry, host, image, layout
 from pmem_core.device import Device
-from pmem_core.journal import _Transaction
+from pmem_core.journal import Journal, _Transaction
 
 MIB = 1 << 20
 PAGE = layout.PAGE_BYTES
-# The plugin, in whose process a sync of the medium lasts until the file `go` appears; `begun` says that one waits.
-SLOW = """
-import os, pathlib, time
-real, here = os.fdatasync, pathlib.Path({folder!r})
-
-def fdatasync(fd):
-    if os.readlink(f"/proc/self/fd/{{fd}}").endswith("/media"):
-        (here / "begun").touch()
-        while not (here / "go").exists():
-            time.sleep(0.01)
-    real(fd)
-
-os.fdatasync = fdatasync
-__file__ = {plugin!r}
-exec(compile(pathlib.Path(__file__).read_text(), __file__, "exec"))
-"""
 
 
-def make(path: Path, **options) -> Path:
+def make(path: Path, size: int = 16 * MIB, **options) -> Path:
     """An image that leveling leaves alone."""
-    image.create(path, geometry.plan(16 * MIB, leveling_name="none", **options))
+    image.create(path, geometry.plan(size, leveling_name="none", **options))
     return path
-
-
-def slow_plugin(folder: Path) -> Path:
-    """SLOW as a file, with its signs in `folder`."""
-    plugin = folder / "slow.py"
-    plugin.write_text("# SPDX-License-Identifier: MIT" + SLOW.format(folder=str(folder), plugin=str(launch.PLUGIN)))
-    return plugin
 
 
 def test_reads_go_on_while_a_flush_waits_for_the_disk(tmp_path, monkeypatch):
@@ -77,45 +54,6 @@ def test_reads_go_on_while_a_flush_waits_for_the_disk(tmp_path, monkeypatch):
                 go.set()
                 flusher.join(30)
         assert device.read(PAGE, 0) == b"y" * PAGE
-
-
-@needs("nbdkit", "libnbd")
-def test_reads_of_another_connection_go_on_while_a_flush_waits(tmp_path):
-    with serving(make(tmp_path / "disk.pmem"), plugin=slow_plugin(tmp_path)) as server:
-        one, other = server.connect(), server.connect()
-        try:
-            one.pwrite(b"x" * PAGE, 0)
-            flusher = threading.Thread(target=one.flush)
-            flusher.start()
-            while not (tmp_path / "begun").exists():
-                assert flusher.is_alive()
-                time.sleep(0.01)
-            for _ in range(100):
-                assert other.pread(PAGE, 0) == b"x" * PAGE
-            other.pwrite(b"y" * PAGE, PAGE)
-            assert flusher.is_alive(), "the flush was to wait until now"
-        finally:
-            (tmp_path / "go").touch()
-            flusher.join(30)
-        assert not flusher.is_alive()
-
-
-@needs("nbdkit", "libnbd")
-def test_reads_of_the_same_connection_go_on_while_a_flush_waits(tmp_path):
-    with serving(make(tmp_path / "disk.pmem"), plugin=slow_plugin(tmp_path)) as server:
-        client = server.connect()
-        try:
-            client.pwrite(b"x" * PAGE, 0)
-            flush = client.aio_flush()
-            while not (tmp_path / "begun").exists():
-                client.poll(10)
-            for _ in range(100):
-                assert client.pread(PAGE, 0) == b"x" * PAGE
-            assert not client.aio_command_completed(flush), "the flush was to wait until now"
-        finally:
-            (tmp_path / "go").touch()
-        while not client.aio_command_completed(flush):
-            assert client.poll(30_000) == 1
 
 
 @pytest.mark.parametrize("writes", ["each", "coalesced"])
@@ -177,17 +115,19 @@ def test_flush_without_a_move_is_one_system_call(tmp_path):
 
 
 @contextlib.contextmanager
-def traced(tmp_path: Path, *words: str) -> Iterator[tuple[Any, Callable[[], list[tuple[str, ...] | None]]]]:
-    """A client of a server under strace, and what syncs and calls for its files there were since, with their results.
+def traced(
+    tmp_path: Path, *words: str, threads: int = 1, size: int = 16 * MIB
+) -> Iterator[tuple[Any, Callable[[], list[tuple[str, ...] | None]]]]:
+    """A server under strace, and what syncs and calls for its files there were since, with their results.
 
-    The server has a thread a connection, and its first request is a write: flushes are compiled code's.
+    It has a client, whose first request was a write: with one thread, flushes are compiled code's.
     """
     calls = tmp_path / "calls"
     command = ["strace", "-f", "-y", "-I", "1", "-e", "trace=fdatasync,fsync,msync,sync_file_range,pwrite64", *words]
     command += ["-e", "signal=none", "-o", calls]
-    with serving(make(tmp_path / "disk.pmem"), options=["-t", "1"], prefix=command) as server:
-        client = server.connect()
-        client.pwrite(b"x" * PAGE, 0)
+    path = make(tmp_path / "disk.pmem", size)
+    with serving(path, options=["-t", str(threads)], prefix=command) as server:
+        server.connect().pwrite(b"x" * PAGE, 0)
         before = len(calls.read_text().splitlines())
 
         def done() -> list[tuple[str, ...] | None]:
@@ -197,19 +137,43 @@ def traced(tmp_path: Path, *words: str) -> Iterator[tuple[Any, Callable[[], list
             ]
             return [one and one.groups() for one in found]
 
-        yield client, done
+        yield server, done
 
 
-def failing(tmp_path: Path, error: str) -> list[str]:
-    """strace's words for a second sync of the medium that fails."""
-    return ["-P", str(tmp_path / "disk.pmem" / "media"), "-e", f"inject=fdatasync:error={error}:when=2"]
+def of_medium(tmp_path: Path, what: str) -> list[str]:
+    """strace's words for something to be done to syncs of the medium."""
+    return ["-P", str(tmp_path / "disk.pmem" / "media"), "-e", f"inject=fdatasync:{what}"]
+
+
+@needs("strace", "nbdkit", "libnbd")
+@pytest.mark.parametrize("how", ["flush", "fua"])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_reads_go_on_while_a_flush_of_a_server_waits(tmp_path, how, threads):
+    """Of another connection; and with several threads, of its own."""
+    import nbd
+
+    with traced(tmp_path, *of_medium(tmp_path, "delay_enter=3000000"), threads=threads) as (server, _):
+        one, *_ = server._clients
+        other = one if threads > 1 else server.connect()
+        begun = time.monotonic()
+        waits = one.aio_flush() if how == "flush" else one.aio_pwrite(bytes(PAGE), PAGE, flags=nbd.CMD_FLAG_FUA)
+        one.poll(0)
+        time.sleep(0.3)
+        for _ in range(50):
+            assert other.pread(PAGE, 0) == b"x" * PAGE
+        other.trim(PAGE, 2 * PAGE)
+        assert not one.aio_command_completed(waits), "it was to wait until now"
+        while not one.aio_command_completed(waits):
+            assert one.poll(30_000) == 1
+        assert time.monotonic() - begun > 3
 
 
 @needs("strace", "nbdkit", "libnbd")
 def test_flush_and_fua_of_a_server_are_one_system_call(tmp_path):
     import nbd
 
-    with traced(tmp_path) as (client, done):
+    with traced(tmp_path) as (server, done):
+        (client,) = server._clients
         for page in range(3):
             client.pwrite(b"y" * PAGE, page * PAGE)
             client.flush()
@@ -218,8 +182,20 @@ def test_flush_and_fua_of_a_server_are_one_system_call(tmp_path):
 
 
 @needs("strace", "nbdkit", "libnbd")
+def test_write_with_fua_that_python_ends_is_synced_too(tmp_path):
+    """As one to a section that was never written is."""
+    import nbd
+
+    with traced(tmp_path, size=256 * MIB) as (server, done):
+        (client,) = server._clients
+        client.pwrite(b"y" * PAGE, client.get_size() - PAGE, nbd.CMD_FLAG_FUA)
+        assert done()[-1] == ("fdatasync", "media", "0")
+
+
+@needs("strace", "nbdkit", "libnbd")
 def test_sync_that_a_signal_interrupts_is_done_again(tmp_path):
-    with traced(tmp_path, *failing(tmp_path, "EINTR")) as (client, done):
+    with traced(tmp_path, *of_medium(tmp_path, "error=EINTR:when=2")) as (server, done):
+        (client,) = server._clients
         client.flush()
         client.flush()
         assert done() == [("fdatasync", "media", result) for result in ("0", "-1 EINTR", "0")]
@@ -230,9 +206,15 @@ def test_sync_that_a_signal_interrupts_is_done_again(tmp_path):
 def test_client_is_told_that_its_sync_failed_and_no_later_one_is_answered(tmp_path, how):
     import nbd
 
-    with traced(tmp_path, *failing(tmp_path, "ENOSPC")) as (client, _):
+    with traced(tmp_path, *of_medium(tmp_path, "error=ENOSPC:when=2")) as (server, _):
+        (client,) = server._clients
         requests = {"flush": client.flush, "fua": lambda: client.pwrite(b"y" * PAGE, PAGE, nbd.CMD_FLAG_FUA)}
         requests[how]()
         assert refused(requests[how]) == errno.ENOSPC
         assert [refused(request) for request in requests.values()] == [errno.EIO] * 2
         assert client.pread(PAGE, 0) == b"x" * PAGE
+        # The next open is told, in two places.
+        path = tmp_path / "disk.pmem"
+        journal = Journal(path / "journal", read_only=True)
+        assert journal.session["sync_failed"] and host._mark_of(path / "media") == host._FAILED
+        journal.close()
