@@ -200,11 +200,7 @@ def callback(
     to be flushed.
     """
     access = PyBUF_WRITABLE if function is datapath.read_at else PyBUF_SIMPLE
-    numbers = {
-        ACCESS: access,
-        FUNCTION: binding.request_address(function, device.handle) if not jit.PLAIN else 0,
-        FUA: fua,
-    }
+    numbers = {ACCESS: access, FUNCTION: binding.request_address(function, device.handle), FUA: fua}
     return _built_in(_answer, numbers, device, ordinary, resume)
 
 
