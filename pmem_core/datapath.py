@@ -7,7 +7,7 @@ has the device's turn (Device.turn) where it is served, and else the GIL, which 
 """
 
 from . import descriptor, media, onepage, policies, together
-from .jit import call_at, clear_bytes, hot, publish, u8_at
+from .jit import call_at, clear_bytes, hot, order_streams, publish, u8_at
 from .layout import (
     OK,
     PAGE_BYTES,
@@ -70,16 +70,8 @@ def _write_page(run, core, page, at, source, source_at, count):
 
 
 @hot
-def write(device, address, size, offset, done):
-    """Write size - done bytes of memory, from address + done on, at offset + done."""
-    run = device[0][0]
-    return call_at(run["write_at"], (run, device[1][0], address, size, offset, done))
-
-
-@hot
-def write_at(run, core, address, size, offset, done):
-    """`write`, for a caller that has the records RUN and CORE, and not the arrays of `device`."""
-    source = u8_at(address, size)
+def _write_pages(run, core, source, address, offset, done):
+    """Write source[done:], of the bytes at `address`, and count its pages, but not the request; answers as `write`."""
     media.begin_write(run, source.size)
     if done < source.size:
         onepage.anticipate(run, (offset + done) >> PAGE_SHIFT)
@@ -94,16 +86,33 @@ def write_at(run, core, address, size, offset, done):
             continue
         count = min(PAGE_BYTES - at, source.size - done)
         if done + count < source.size:
-            onepage.anticipate_data(run, onepage.anticipate(run, page + 1))
+            onepage.anticipate(run, page + 1)
         code = _write_page(run, core, page, at, source, done, count)
         if code:
             return _stopped(done, code)
         done += count
+    return OK
+
+
+@hot
+def write(device, address, size, offset, done):
+    """Write size - done bytes of memory, from address + done on, at offset + done."""
+    run = device[0][0]
+    return call_at(run["write_at"], (run, device[1][0], address, size, offset, done))
+
+
+@hot
+def write_at(run, core, address, size, offset, done):
+    """`write`, for a caller that has the records RUN and CORE, and not the arrays of `device`."""
+    result = _write_pages(run, core, u8_at(address, size), address, offset, done)
+    order_streams()
+    if result:
+        return result
     tally = core["tally"]
     held = media.begin_count(core)
     tally["writes"] += 1
-    tally["written_bytes"] += source.size
-    media.end_count(core, held, 1 + source.size)
+    tally["written_bytes"] += size
+    media.end_count(core, held, 1 + size)
     # On tmpfs nothing is waited for: quicker done within a request, when it must be, than by two threads.
     if run["wanted"] == 1 and not run["tmpfs"]:
         run["wanted"] = 2
@@ -215,6 +224,7 @@ def zero(device, offset, end, may_trim, done):
             left -= 1
             clear_bytes(blank, 0, PAGE_BYTES)
             code = _write_page(run, core, page, at, blank, 0, count)
+            order_streams()
             if code:
                 return _stopped(done, code)
         done += count

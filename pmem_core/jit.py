@@ -14,6 +14,7 @@ With ``NUMBA_DISABLE_JIT=1`` every function below has a plain twin, so pdb and c
 import ctypes
 import functools
 import hashlib
+import platform
 from typing import Any
 
 import numba
@@ -30,6 +31,9 @@ from .layout import BROKE, PAGE_BYTES
 PLAIN = bool(config.DISABLE_JIT)
 FOUR = types.UniTuple(types.int64, 4)
 COPIED_AT_ONCE = 2048
+LINE = 64  # bytes of a cache line
+# Where such stores do not keep the order of all others.
+STREAM_FENCE = "llvm.x86.sse.sfence" if platform.machine() in ("x86_64", "AMD64") else ""
 
 
 def _stable_mangling(record):
@@ -168,6 +172,11 @@ if PLAIN:
     def copy_bytes(target, target_at, source, source_at, count):
         target[target_at : target_at + count] = source[source_at : source_at + count]
 
+    stream_bytes = copy_bytes
+
+    def order_streams():
+        pass
+
     def clear_bytes(target, target_at, count):
         target[target_at : target_at + count] = 0
 
@@ -259,6 +268,42 @@ else:
                 _copy(target, target_at + done, source, source_at + done, COPIED_AT_ONCE)
                 done += COPIED_AT_ONCE
         _copy(target, target_at + done, source, source_at + done, count - done)
+
+    @intrinsic
+    def stream_bytes(typing_context, target, target_at, source, source_at, count):
+        """Copy `count` bytes past the caches; count and the address in target are multiples of LINE.
+
+        A kill leaves them as it does other stores, in the order of the program (`publish`): it is an interrupt, which
+        sends them off.  What other threads see in which order `order_streams` decides.
+        """
+
+        def generate(context, builder, signature, arguments):
+            line = ir.VectorType(ir.IntType(64), LINE >> 3)
+            to = _element(context, builder, signature.args[0], arguments[0], arguments[1])
+            of = _element(context, builder, signature.args[2], arguments[2], arguments[3])
+            zero, step = ir.Constant(ir.IntType(64), 0), ir.Constant(ir.IntType(64), LINE)
+            past = builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)])
+            with cgutils.for_range_slice(builder, zero, arguments[4], step) as (at, _):
+                value = builder.load(builder.bitcast(builder.gep(of, [at]), line.as_pointer()), align=1)
+                stored = builder.store(value, builder.bitcast(builder.gep(to, [at]), line.as_pointer()), align=LINE)
+                stored.set_metadata("nontemporal", past)
+            return context.get_dummy_value()
+
+        return types.void(target, types.int64, source, types.int64, types.int64), generate
+
+    @intrinsic
+    def order_streams(typing_context):
+        """What stream_bytes stored is seen by others before what is stored from here on."""
+
+        def generate(context, builder, signature, arguments):
+            if STREAM_FENCE:
+                kind = ir.FunctionType(ir.VoidType(), [])
+                builder.call(cgutils.get_or_insert_function(builder.module, kind, STREAM_FENCE), [])
+            else:
+                builder.fence("release")
+            return context.get_dummy_value()
+
+        return types.void(), generate
 
     @intrinsic
     def clear_bytes(typing_context, target, target_at, count):

@@ -13,6 +13,7 @@ import numba
 
 from . import reservations
 from .jit import (
+    LINE,
     call_at,
     clear_bytes,
     copy_bytes,
@@ -20,14 +21,15 @@ from .jit import (
     hot,
     i64_at,
     int64,
+    order_streams,
     pread,
     publish,
     pwrite,
+    stream_bytes,
     u8_at,
     u32_at,
 )
 from .layout import (
-    CAUSE_HOST,
     CAUSE_MOVE,
     ERRNO_SHIFT,
     FRAMES_AT,
@@ -203,20 +205,23 @@ def blank(run, at, count):
 @hot
 def load(run, at, target, target_at, count):
     """Copy `count` bytes at `at` into target[target_at:], uint8[]."""
-    if run["tmpfs"] and not reservations.is_reserved(run, at):
-        # This may be a hole.  A read call sees zeros there and takes no room.
-        if pread(run["media_fd"], target, target_at, count, at) == count:
-            return
-    copy_bytes(target, target_at, u8_at(run["media"], run["medium_bytes"]), at, count)
+    if not _load_by_call(run, at, target, target_at, count):
+        copy_bytes(target, target_at, u8_at(run["media"], run["medium_bytes"]), at, count)
+
+
+@hot
+def _load_by_call(run, at, target, target_at, count):
+    """`load` where a store's room is not known; True where that was done."""
+    if not run["tmpfs"] or reservations.is_reserved(run, at):
+        return False
+    # This may be a hole.  A read call sees zeros there and takes no room.
+    return pread(run["media_fd"], target, target_at, count, at) == count
 
 
 @hot
 def store(run, core, cause, at, source, source_at, count):
     """Copy source[source_at : source_at + count] to `at` and wear the lines it touches; how many."""
-    if cause == CAUSE_HOST and goes_by_call(run, at):
-        put_by_call(run, at, source, source_at, count)
-    else:
-        put(run, at, source, source_at, count)
+    put(run, at, source, source_at, count)
     return wear(run, core, cause, at, count)
 
 
@@ -243,7 +248,29 @@ def goes_by_call(run, at):
 def put(run, at, source, source_at, count):
     """The bytes of `store`, whose lines the caller wears."""
     note_rewritten(run, at, count)
-    copy_bytes(u8_at(run["media"], run["medium_bytes"]), at, source, source_at, count)
+    _copy_in(run, at, source, source_at, count)
+
+
+@hot
+def _copy_in(run, at, source, source_at, count):
+    """Copy to the medium, past the processor's caches where that is a page or more, of whole cache lines.
+
+    So do Linux's drivers of persistent memory (memcpy_flushcache).  A copy by way of the caches first fetches each line
+    that it overwrites, and throws out of them what the next request wants.
+    """
+    if count >= PAGE_BYTES and ((run["media"] + at) | count) & (LINE - 1) == 0:
+        stream_bytes(u8_at(run["media"], run["medium_bytes"]), at, source, source_at, count)
+    else:
+        copy_bytes(u8_at(run["media"], run["medium_bytes"]), at, source, source_at, count)
+
+
+@hot
+def put_data(run, at, source, source_at, count):
+    """The bytes of a page's data, or of a part of it, within a frame; the caller wears their lines."""
+    if goes_by_call(run, at):
+        put_by_call(run, at, source, source_at, count)
+    else:
+        put(run, at, source, source_at, count)
 
 
 @hot
@@ -347,8 +374,9 @@ def move_bytes(run, core, source, target):
     for done in range(0, count, step):
         if goes_by_call(run, to + done):
             put_by_call(run, to + done, media, of + done, step)
-        else:
-            load(run, of + done, media, to + done, step)
+        elif not _load_by_call(run, of + done, media, to + done, step):
+            _copy_in(run, to + done, media, of + done, step)
+    order_streams()
     wear_lines(run, core, CAUSE_MOVE, to >> run["line_shift"], lines_under(run, to, count))
     held = begin_count(core)
     core["tally"]["moves"] += 1

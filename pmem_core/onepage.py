@@ -9,7 +9,7 @@ A page is written in this order, which is what makes a kill at any instruction r
 3. the host has room for every byte it will store          else stop HOST
    and nothing that a crash left lies behind the page      else stop CHECKPOINT
 4. INTENT names the page
-5. data, then descriptor, each counted as it is stored
+5. data, and then it is counted; descriptor, and then it is counted
 6. INTENT is cleared
 
 A kill between 4 and 6 leaves data and descriptor of that one page apart; opening the image brings them together again.
@@ -92,6 +92,32 @@ def store_from(run, core, cause, placed, at, source, source_at, count):
         if done:
             at = medium_at(run, placed + done)
         lines = media.store(run, core, cause, at, source, source_at + done, size)
+        policies.tick(run, (placed + done) >> run["frame_shift"], lines)
+        done, worn = done + size, worn + lines
+    return worn
+
+
+@hot
+def put_data(run, placed, at, source, source_at, count):
+    """Bring `count` bytes of source[source_at:], a page's data, to `placed`, which begins at `at` on the medium."""
+    done = 0
+    while done < count:
+        size = piece(run, placed + done, count - done)
+        if done:
+            at = medium_at(run, placed + done)
+        media.put_data(run, at, source, source_at + done, size)
+        done += size
+
+
+@hot
+def wear_data(run, core, placed, at, count):
+    """Count what `put_data` stored; how many lines that wore."""
+    done, worn = 0, 0
+    while done < count:
+        size = piece(run, placed + done, count - done)
+        if done:
+            at = medium_at(run, placed + done)
+        lines = media.wear(run, core, CAUSE_HOST, at, size)
         policies.tick(run, (placed + done) >> run["frame_shift"], lines)
         done, worn = done + size, worn + lines
     return worn
@@ -414,12 +440,22 @@ def read(run, core, page, at, target, target_at, count):
 
 
 @hot
+def _sum_written(run, road, source, source_at, count):
+    """The checksum of a page of which `count` bytes were just stored; 0 where none is kept."""
+    if not run["descriptor_bytes"] or not run["checksums"]:
+        return 0
+    if count < PAGE_BYTES:
+        return page_checksum_from(run, road[PLACED], road[AT])
+    # Of the client's bytes: they are near, those on the medium are not.
+    return page_crc(i64_at(source.ctypes.data + source_at, PAGE_BYTES >> 3), 0)
+
+
+@hot
 def write(run, core, page, at, source, source_at, count):
     code, road = begin(run, core, page, True)
     if code:
         return code
-    whole, lines = count == PAGE_BYTES, 0
-    if whole:
+    if count == PAGE_BYTES:
         if run["descriptor_bytes"] and load_descriptor_from(run, page, road) == descriptor.DAMAGED:
             descriptor.clear(run)
     else:
@@ -433,19 +469,14 @@ def write(run, core, page, at, source, source_at, count):
             blank = u8_at(run["scratch"] + PAGE_BYTES, PAGE_BYTES)
             clear_bytes(blank, 0, PAGE_BYTES)
             copy_bytes(blank, at, source, source_at, count)
-            lines = store_from(run, core, CAUSE_HOST, road[PLACED], road[AT], blank, 0, PAGE_BYTES)
-            whole = True
-            count = 0
-    if count:
-        lines = store_from(run, core, CAUSE_HOST, road[PLACED] + at, inside(run, road, at), source, source_at, count)
+            source, source_at, at, count = blank, 0, 0, PAGE_BYTES
+    placed, begins_at = road[PLACED] + at, inside(run, road, at)
+    put_data(run, placed, begins_at, source, source_at, count)
+    # Here, because a sum stores nothing: the next store waits for these bytes to leave the processor, and it need not.
+    crc = _sum_written(run, road, source, source_at, count)
+    lines = wear_data(run, core, placed, begins_at, count)
     number = media.count_page_write(core)
     if run["descriptor_bytes"]:
-        crc = 0
-        if run["checksums"] and count == PAGE_BYTES:
-            # Of the client's bytes: they are near, those on the medium are not.
-            crc = page_crc(i64_at(source.ctypes.data + source_at, PAGE_BYTES >> 3), 0)
-        elif run["checksums"]:
-            crc = page_checksum_from(run, road[PLACED], road[AT])
         descriptor.note_write(run, page, crc, number, lines)
         store_descriptor(run, core, page, road)
     publish(core["intent"], 0, 0)

@@ -404,6 +404,7 @@ class Recording:
             if module.__name__.startswith("pmem_core.") and module is not jit and hasattr(module, "publish"):
                 patch(module, "publish", hooked_publish)
         patch(media, "copy_bytes", hooked_bytes)
+        patch(media, "stream_bytes", hooked_bytes)
         patch(media, "clear_bytes", hooked_bytes)
         patch(media, "pwrite", hooked_pwrite)
         patch(media, "punch", hooked_punch)

@@ -3,6 +3,7 @@
 
 import functools
 import os
+import re
 import subprocess
 import sys
 import time
@@ -11,7 +12,7 @@ import numba
 import numpy as np
 import pytest
 
-from pmem_core import codecache, geometry, jit, layout, warmup
+from pmem_core import codecache, geometry, jit, layout, media, warmup
 
 PLACEMENTS = ("interleaved", "none")
 
@@ -222,6 +223,48 @@ def test_copy_is_of_these_bytes_and_no_others(count):
     expected[17 : 17 + count] = source[5 : 5 + count]
     copy_often(target, 17, source, 5, count, 1)
     assert np.array_equal(target, expected)
+
+
+@jit.hot
+def stream(target, target_at, source, source_at, count):
+    jit.stream_bytes(target, target_at, source, source_at, count)
+    jit.order_streams()
+
+
+@pytest.mark.parametrize("count", [0, 64, 192, 4096, 65536])
+@pytest.mark.parametrize("source_at", [0, 1, 24])
+def test_stream_is_of_these_bytes_and_no_others(count, source_at):
+    source, target = np.random.default_rng(count).integers(0, 256, (2, 1 << 17), np.uint8)
+    at = -target.ctypes.data % 64 + 128
+    expected = target.copy()
+    expected[at : at + count] = source[source_at : source_at + count]
+    stream(target, at, source, source_at, count)
+    assert np.array_equal(target, expected)
+
+
+@pytest.mark.skipif(jit.PLAIN or jit.STREAM_FENCE == "", reason="the names of an x86-64's instructions")
+def test_stream_goes_past_the_caches_and_is_put_in_order():
+    stream(np.zeros(1 << 12, np.uint8), 0, np.zeros(1 << 12, np.uint8), 0, 0)
+    [listing] = stream.inspect_asm().values()
+    assert re.search(r"v?movnt", listing) and "sfence" in listing
+
+
+@jit.hot
+def put_page(run, at, data):
+    media.put(run[0], at, data, 0, data.size)
+
+
+@pytest.mark.parametrize("beyond", [0, 8, 63])
+def test_a_page_is_put_wherever_the_medium_lies(beyond):
+    """Past the caches go whole lines, and elsewhere that would be a fault."""
+    memory = np.zeros(5 * 4096, np.uint8)
+    first = -memory.ctypes.data % 64 + beyond
+    run, data = np.zeros(1, layout.RUN), np.random.default_rng(1).integers(0, 256, 4096, np.uint8)
+    run["media"], run["medium_bytes"] = memory.ctypes.data + first, 4 * 4096
+    put_page(run, 4096, data)
+    expected = np.zeros(5 * 4096, np.uint8)
+    expected[first + 4096 : first + 8192] = data
+    assert np.array_equal(memory, expected)
 
 
 @pytest.mark.skipif(jit.PLAIN, reason="in plain Python numpy copies")
