@@ -328,7 +328,8 @@ def test_closed_stream_is_no_error_and_no_file_of_an_image(tmp_path, closed):
     for arguments in (["create", path, "--size", "16M"], ["info", path], ["check", path], ["stats", path]):
         words = ["sh", "-c", f'exec "$@" {closed}', "sh", *command, *arguments]
         told = subprocess.run(words, capture_output=True, text=True, check=False)
-        assert (told.returncode, told.stderr) == (0, ""), arguments
+        said = [line for line in told.stderr.splitlines() if "compiling for the first" not in line]
+        assert (told.returncode, said) == (0, []), arguments
         assert bool(told.stdout) == (">&-" not in closed.split()), arguments
 
 
