@@ -116,7 +116,7 @@ def write_at(run, core, address, size, offset, done):
     # On tmpfs nothing is waited for: quicker done within a request, when it must be, than by two threads.
     if run["wanted"] == 1 and not run["tmpfs"]:
         run["wanted"] = 2
-        return _stopped(done, SOON)
+        return _stopped(size, SOON)
     return OK
 
 

@@ -248,16 +248,22 @@ def goes_by_call(run, at):
 def put(run, at, source, source_at, count):
     """The bytes of `store`, whose lines the caller wears."""
     note_rewritten(run, at, count)
-    _copy_in(run, at, source, source_at, count)
+    copy_bytes(u8_at(run["media"], run["medium_bytes"]), at, source, source_at, count)
 
 
 @hot
-def _copy_in(run, at, source, source_at, count):
-    """Copy to the medium, past the processor's caches where that is a page or more, of whole cache lines.
+def stream(run, at, source, source_at, count):
+    """`put` past the processor's caches, where that is a page or more; whoever calls ends with order_streams.
 
     So do Linux's drivers of persistent memory (memcpy_flushcache).  A copy by way of the caches first fetches each line
     that it overwrites, and throws out of them what the next request wants.
     """
+    note_rewritten(run, at, count)
+    _stream_bytes(run, at, source, source_at, count)
+
+
+@hot
+def _stream_bytes(run, at, source, source_at, count):
     if count >= PAGE_BYTES and ((run["media"] + at) | count) & (LINE - 1) == 0:
         stream_bytes(u8_at(run["media"], run["medium_bytes"]), at, source, source_at, count)
     else:
@@ -270,7 +276,7 @@ def put_data(run, at, source, source_at, count):
     if goes_by_call(run, at):
         put_by_call(run, at, source, source_at, count)
     else:
-        put(run, at, source, source_at, count)
+        stream(run, at, source, source_at, count)
 
 
 @hot
@@ -375,7 +381,7 @@ def move_bytes(run, core, source, target):
         if goes_by_call(run, to + done):
             put_by_call(run, to + done, media, of + done, step)
         elif not _load_by_call(run, of + done, media, to + done, step):
-            _copy_in(run, to + done, media, of + done, step)
+            _stream_bytes(run, to + done, media, of + done, step)
     order_streams()
     wear_lines(run, core, CAUSE_MOVE, to >> run["line_shift"], lines_under(run, to, count))
     held = begin_count(core)

@@ -174,22 +174,18 @@ def inside(run, road, at):
 
 @hot
 def anticipate(run, page):
-    """Bring near what a request for `page` will look at first: places far apart, so that their misses are one.
-
-    Returns where on the medium the page begins.
-    """
+    """Bring near what a request for `page` will look at first: places far apart, so that their misses are one."""
     _, at, _, described_at = policies.where(run, page)
     _anticipate_at(run, at)
     if run["descriptors"]:
         prefetch(run["descriptors"] + page * run["descriptor_bytes"])
     elif run["descriptor_bytes"]:
         _anticipate_at(run, described_at)
-    return at
 
 
 @hot
 def _anticipate_at(run, at):
-    prefetch(run["media"] + at)
+    prefetch(run["media"] + at)  # where a page is to be written, only for its translation
     prefetch(run["wear"] + ((at >> run["line_shift"]) << 2))
     prefetch(run["reserved"] + (at >> reservations.RESERVE_SHIFT))
 

@@ -78,7 +78,7 @@ def _put_data(run, first, count, source, source_at):
             media.put_pages_by_call(run, held_at, source, source_at + done - held, held)
             held = 0
         if not by_call:
-            media.put(run, at, source, source_at + done, PAGE_BYTES)
+            media.stream(run, at, source, source_at + done, PAGE_BYTES)
         elif held:
             held += PAGE_BYTES
         else:

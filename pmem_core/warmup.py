@@ -61,6 +61,7 @@ def _inner(plan: Geometry, run: np.ndarray, core: np.ndarray) -> list[Part]:
     common = layout.common(core)
     both, data, road = (run[0], common[0]), np.empty(0, np.uint8), (0, 0, 0, 0)
     return [
+        partial(jit.compile_inside, media.put_data, run[0], 0, data, 0, 0),
         partial(jit.compile_inside, media.store, *both, 0, 0, data, 0, 0),
         partial(jit.compile_inside, descriptor.note_write, run[0], 0, 0, 0, 0),
         partial(binding.move_address, run, common),

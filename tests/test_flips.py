@@ -298,12 +298,14 @@ def expect_flipped(made, part, within, bit, found):
     """A flip in a page that holds nothing: repair takes what lies there for data; see docs/crash-consistency.md."""
     words = part.split()
     if words[:3] == ["data", "of", "page"] and int(words[3]) in found["lost"]:
-        made.bytes[int(words[3]) * PAGE + within] ^= 1 << bit
+        at = int(words[3]) * PAGE
+        assert not any(made.bytes[at : at + PAGE]), "a descriptor is missing where none was touched"
+        made.bytes[at + within] ^= 1 << bit
 
 
 def judge(whole, part, place):
     """Flip one bit and look at everything; what is not as promised, in words."""
-    file, at, bit = place
+    file, at, bit, first_byte = place
     first, second = whole.made.copy("first.pmem"), whole.made.copy("second.pmem")
     for made in (first, second):
         flip(made.path / file, at, bit)
@@ -313,7 +315,7 @@ def judge(whole, part, place):
     read = apart(reading, first)
     if isinstance(read, str):
         return [f"reading {read}", f"check: {found}"]
-    expect_flipped(second, part, at - parts(whole.made)[part][1], bit, found)
+    expect_flipped(second, part, at - first_byte, bit, found)
     return _complaints(whole, found, read, forgiven(whole, part)) + _after_repair(second, found, read)
 
 
@@ -404,6 +406,6 @@ def test_flipped_bit_is_found_or_harmless_and_repaired(wholes, name, end):
     for part in chosen:
         file, first, last = every[part]
         at, bit = random_.randrange(first, last), random_.randrange(8)
-        wrong = judge(whole, part, (file, at, bit))
+        wrong = judge(whole, part, (file, at, bit, first))
         failed += [f"{part}: {file} at {at}, bit {bit}: {why}" for why in wrong]
     assert not failed, f"seed {SEED}: " + "\n".join(failed)

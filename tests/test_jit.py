@@ -244,26 +244,33 @@ def test_stream_is_of_these_bytes_and_no_others(count, source_at):
 
 @pytest.mark.skipif(jit.PLAIN or jit.STREAM_FENCE == "", reason="the names of an x86-64's instructions")
 def test_stream_goes_past_the_caches_and_is_put_in_order():
-    stream(np.zeros(1 << 12, np.uint8), 0, np.zeros(1 << 12, np.uint8), 0, 0)
-    [listing] = stream.inspect_asm().values()
+    @numba.njit  # what is loaded from the cache has no listing
+    def streamed(target, source):
+        jit.stream_bytes(target, 0, source, 0, source.size)
+        jit.order_streams()
+
+    streamed.compile((numba.uint8[::1], numba.uint8[::1]))
+    [listing] = streamed.inspect_asm().values()
     assert re.search(r"v?movnt", listing) and "sfence" in listing
 
 
 @jit.hot
-def put_page(run, at, data):
-    media.put(run[0], at, data, 0, data.size)
+def store_streamed(run, at, data):
+    media.stream(run[0], at, data, 0, data.size)
+    jit.order_streams()
 
 
 @pytest.mark.parametrize("beyond", [0, 8, 63])
-def test_a_page_is_put_wherever_the_medium_lies(beyond):
+@pytest.mark.parametrize("count", [100, 4096, 4100])
+def test_data_is_stored_wherever_the_medium_lies(beyond, count):
     """Past the caches go whole lines, and elsewhere that would be a fault."""
     memory = np.zeros(5 * 4096, np.uint8)
     first = -memory.ctypes.data % 64 + beyond
-    run, data = np.zeros(1, layout.RUN), np.random.default_rng(1).integers(0, 256, 4096, np.uint8)
+    run, data = np.zeros(1, layout.RUN), np.random.default_rng(1).integers(0, 256, count, np.uint8)
     run["media"], run["medium_bytes"] = memory.ctypes.data + first, 4 * 4096
-    put_page(run, 4096, data)
+    store_streamed(run, 4096, data)
     expected = np.zeros(5 * 4096, np.uint8)
-    expected[first + 4096 : first + 8192] = data
+    expected[first + 4096 : first + 4096 + count] = data
     assert np.array_equal(memory, expected)
 
 
