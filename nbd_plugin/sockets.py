@@ -3,8 +3,8 @@
 
 The kernel gives a Unix socket 208 KiB (net.core.wmem_default) for what its client has not read yet.  The thread that
 answers a read of 1 MiB sleeps there until the client has read a part of it, and is woken, several times.  With room for
-an answer it goes on to the next request: 1.3 times as many such reads a second (docs/performance.md).  TCP sockets grow
-by themselves.
+an answer it goes on to the next request: 1.3 times as many such reads a second (docs/performance-choices.md).  TCP
+sockets grow by themselves.
 """
 
 import contextlib

@@ -2,8 +2,8 @@
 """Huge pages under a medium in tmpfs, as a mapped pmem has them.
 
 Requests go to places far apart, and with pages of 4096 bytes each of them is looked up in the page tables anew: that is
-a fifth of a page's time (docs/performance.md, "Huge pages").  tmpfs gives small ones unless it was mounted with huge=,
-which would also fill holes.  Here each 2 MiB (on x86) get their huge page once all of them are in memory:
+a fifth of a page's time (docs/performance-choices.md, "Huge pages").  tmpfs gives small ones unless it was mounted with
+huge=, which would also fill holes.  Here each 2 MiB (on x86) get their huge page once all of them are in memory:
 
 ================ ================================================= =====================================================
 2 MiB are        and become                                        by

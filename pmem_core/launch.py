@@ -19,8 +19,8 @@ from pmem_core.errors import HostError, MissingProgram, PmemError, ServerError, 
 
 PROJECT = Path(pmem_core.__file__).resolve().parent.parent
 PLUGIN = PROJECT / "nbd_plugin" / "pmem.py"
-# Threads a connection (docs/performance.md).  With more, an nbdkit before NBDKIT_MENDED is ended, for all its clients,
-# by one that hangs up before it has its answers: one thread closes the socket that another is about to send by.
+# Threads a connection (docs/performance-choices.md).  With more, an nbdkit before NBDKIT_MENDED is ended, for all its
+# clients, by one that hangs up before it has its answers: a thread closes the socket that another is about to send by.
 THREADS = 1
 NBDKIT_MENDED = (1, 34)
 _HELPS = "one thread a connection, or nbdkit {}.{}".format(*NBDKIT_MENDED)
