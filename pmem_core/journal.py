@@ -348,21 +348,46 @@ class Journal:
         with self._write() as transaction:
             self._put(transaction, b"retired", b"%020d" % page, json.dumps(record).encode())
 
-    def _records(self, name: bytes) -> Iterator[tuple[int, dict[str, Any]]]:
-        for key, value in self._rows(name, _record):
-            yield int(key), value
+    def _records(self, name: bytes, damaged: list[bytes] | None) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Number and record of each row; the keys of those that are damaged go to `damaged`, or None: DamagedImage."""
+        with self._reading(name) as transaction:
+            rows = [(bytes(key), bytes(value)) for key, value in transaction.cursor()]
+            for key, row in rows:
+                try:
+                    found = int(key), _record(self._opened(name, key, row))
+                except ValueError:
+                    if damaged is None:
+                        raise
+                    damaged.append(key)
+                else:
+                    yield found
 
-    def events(self) -> list[dict[str, Any]]:
-        """Events, oldest first, each with "time_ns"."""
-        return [{"time_ns": key, **value} for key, value in self._records(b"events")]
+    def events(self, damaged: list[bytes] | None = None) -> list[dict[str, Any]]:
+        """Events, oldest first, each with "time_ns"; of a damaged row see `_records`, here and below."""
+        return [{"time_ns": key, **value} for key, value in self._records(b"events", damaged)]
 
-    def history(self) -> list[dict[str, Any]]:
+    def history(self, damaged: list[bytes] | None = None) -> list[dict[str, Any]]:
         """Figures over time, oldest first, each with "time_ns"."""
-        return [{"time_ns": key, **value} for key, value in self._records(b"history")]
+        return [{"time_ns": key, **value} for key, value in self._records(b"history", damaged)]
 
-    def retired(self) -> dict[int, dict[str, Any]]:
+    def retired(self, damaged: list[bytes] | None = None) -> dict[int, dict[str, Any]]:
         """Pages whose data was given up."""
-        return dict(self._records(b"retired"))
+        return dict(self._records(b"retired", damaged))
+
+    def damaged_records(self) -> dict[str, list[bytes]]:
+        """Keys of damaged rows that only people read, by database; what opens an image needs none of them."""
+        found: dict[str, list[bytes]] = {}
+        for name, read in (("events", self.events), ("history", self.history), ("retired", self.retired)):
+            read(found.setdefault(name, []))
+        return {name: keys for name, keys in found.items() if keys}
+
+    def drop_damaged_records(self) -> None:
+        """Delete the rows that `damaged_records` tells of, at once."""
+        damaged = self.damaged_records()
+        with self._write() as transaction:
+            for name, keys in damaged.items():
+                for key in keys:
+                    transaction.delete(key, db=self._db[name.encode()])
 
 
 class _Transaction:

@@ -14,7 +14,7 @@ from independent_reader import Reader
 from naive import crc32c_raw
 
 from pmem_core import checkscan, datapath, geometry, host, image, infoblock, layout, statefile
-from pmem_core.check import Kind, Report, check, probe
+from pmem_core.check import Kind, Report, Severity, check, mend, probe
 from pmem_core.device import Device
 from pmem_core.errors import BadData, DamagedImage, ImageBusy, NotAnImage, UnsupportedImage
 from pmem_core.journal import Journal
@@ -163,6 +163,18 @@ def lose_page_cache(path):
     journal = Journal(path / "journal")
     journal.begin_session({**host.witness(path), "boot": "another"})
     journal.close()
+
+
+def readings(made):
+    """What a server's reads find, page by page; None: refused."""
+    found = []
+    with Device(made.path) as device:
+        for page in range(made.plan.info.page_count):
+            try:
+                found.append(device.read(PAGE, page * PAGE))
+            except BadData:
+                found.append(None)
+    return found
 
 
 def repaired(made, *expected, lost=()):
@@ -575,6 +587,63 @@ def test_journal_is_made_anew_from_the_state(tmp_path, name, how):
     assert kept[: len(events)] == events
     assert [event["event"] for event in kept][-2:] == ["repaired", "closed"]
     assert [event for event in kept if event["event"] == "repaired"][-1]["counts"] == {kind.word: 1}
+
+
+def records(journal):
+    """What people read of a journal: {database: [(number, record)]}."""
+    events, history = journal.events([]), journal.history([])
+    numbered = {
+        "events": [(row["time_ns"], row) for row in events],
+        "history": [(row["time_ns"], row) for row in history],
+    }
+    return numbered | {"retired": list(journal.retired([]).items())}
+
+
+@pytest.mark.parametrize("database", ["events", "history", "retired"])
+@pytest.mark.parametrize("end", ["closed", "killed", "cut"])
+def test_damaged_record_of_the_past_costs_only_itself(tmp_path, monkeypatch, end, database):
+    """Opening needs none of them; a journal made anew would not know of a cut, nor what it made suspect."""
+    monkeypatch.setattr(host, "witness", lambda path: {"boot": "this", "mount": 1, "device": 1, "inode": 1})
+    made = make(tmp_path, SEED, **PLANS["shuffled"])
+    device = Device(made.path)
+    for page in (1000, 1001):
+        device.journal.retire(page, {"why": "a test"})
+    device.sample()
+    made.use(device, random.Random(SEED + 1))
+    if end == "closed":
+        device.close()
+    else:
+        device.flush()
+        device.checkpoint()
+        for page in range(12):
+            device.write(bytes([page]) * PAGE, page * PAGE)
+        device.abandon()
+    if end == "cut":
+        lose_page_cache(made.path)
+    before = readings(made.copy("opened.pmem"))
+    journal = Journal(made.path / "journal")
+    session, rows = journal.session, records(journal)
+    with journal._write() as transaction:
+        key, row = next(iter(transaction.cursor(journal._db[database.encode()])))
+        transaction.put(bytes(key), bytes([row[0] ^ 1]) + row[1:], db=journal._db[database.encode()])
+    with pytest.raises(DamagedImage, match="checksum"):
+        getattr(journal, database)()
+    journal.close()
+    assert readings(made.copy("opened.pmem")) == before, f"seed {SEED}"
+    found, mended = check(made.path), check(made.path, repair=True)
+    for report in (found, mended):
+        assert not report.has(*(kind for kind in Kind if kind.severity is Severity.DAMAGE)), f"seed {SEED}"
+        assert [finding.detail for finding in report.of(Kind.JOURNAL_RECORDS)] == [f"1 of {database}"]
+    assert mended.repairs[Kind.JOURNAL_RECORDS] == 1 and not found.clean and check(made.path).clean
+    assert readings(made) == before, f"seed {SEED}"
+    journal = Journal(made.path / "journal")
+    now = records(journal)
+    journal.close()
+    assert session["open"] == (end != "closed")
+    for name, held in rows.items():
+        kept = held[name == database :]
+        assert now[name][: len(kept)] == kept
+    assert mend.REMADE not in [event["event"] for _, event in now["events"]]
 
 
 def test_state_and_journal_both_lost(tmp_path):

@@ -282,7 +282,7 @@ def looked(made, repair):
     try:
         report = check(made.path, repair=repair)
     except UnsupportedImage as error:
-        return {"refused": str(error), "clean": False, "all": [], "pages": [], "suspects": {}}
+        return {"refused": str(error), "clean": False, "all": [], "pages": [], "suspects": []}
     assert not repair or all(f.repaired for f in report.findings if f.kind.mend), words(report)
     pages = [f.page for f in report.findings if f.page is not None]
     assert all(f.offset is not None for f in report.findings if f.page is not None)
@@ -292,13 +292,8 @@ def looked(made, repair):
 
 
 def suspects(report):
-    """Pages that may read otherwise after repair than before: see docs/crash-consistency.md.
-
-    Of pages without a descriptor what lies there is read then.  Where the journal is made anew after a power cut, which
-    is not known to have been one then, pages with unflushed writes are refused.
-    """
-    kinds = [Kind.DESCRIPTOR_LOST, *([Kind.UNSETTLED] if report.of(Kind.JOURNAL_DAMAGED) else [])]
-    return {kind.name: [f.page for f in report.of(kind)] for kind in kinds}
+    """Pages without a descriptor, which may read otherwise after repair than before: see docs/crash-consistency.md."""
+    return [finding.page for finding in report.of(Kind.DESCRIPTOR_LOST)]
 
 
 def forgiven(whole, part):
@@ -367,8 +362,7 @@ def _after_repair(made, found, read):
     lost = set(again["refused"] + again["wrong"])
     if lost - named:
         wrong.append(f"repaired, and then pages {sorted(lost - named)[:9]} are lost and were not named: {mended}")
-    excused = set(mended["suspects"].get("DESCRIPTOR_LOST", [])) & set(again.get("flipped", []))
-    excused |= set(mended["suspects"].get("UNSETTLED", [])) & set(again["refused"])
+    excused = set(mended["suspects"]) & set(again.get("flipped", []))
     if "closed" not in read and lost - set(read["refused"] + read["wrong"]) - excused:
         wrong.append(f"worse after repair: pages {sorted(lost)[:9]}: {mended}")
     return wrong

@@ -64,6 +64,12 @@ class Kind(enum.Enum):
         "the journal cannot be read or cannot be right",
         "makes it anew from the state and from what can be read",
     )
+    JOURNAL_RECORDS = (
+        "journal_records",
+        Severity.WRONG,
+        "records of the past in the journal are damaged",
+        "drops them; the rest of the journal is kept",
+    )
     MAP_LOST = ("map_lost", Severity.DAMAGE, "neither state nor journal says which frame is where", "")
     MAP_DOUBTFUL = (
         "map_doubtful",

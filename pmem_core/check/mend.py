@@ -49,12 +49,17 @@ def files(path: Path, plan: Geometry, report: Report, belief: Belief, record: Re
         aside = _new_journal(path, plan, belief, record)
         for finding in report.of(*JOURNAL_KINDS):
             report.done(finding, f"made anew from the {belief.source}" + (f"; the old one is {aside}" if aside else ""))
-    elif report.has(*STATE_KINDS):
+    elif report.has(Kind.JOURNAL_RECORDS, *STATE_KINDS):
         journal = Journal(path / "journal")
         try:
-            _put(journal, belief)
+            # In place: a new journal would not know how the session ended, nor of a cut.
+            journal.drop_damaged_records()
+            if report.has(*STATE_KINDS):
+                _put(journal, belief)
         finally:
             journal.close()
+    for finding in report.of(Kind.JOURNAL_RECORDS):
+        report.done(finding, "dropped")
     if report.has(*STATE_KINDS, Kind.STATE_HEAD) and belief.source != "state":
         with host_errors(path / "state"):
             statefile.write_state(path / "state", plan, belief.core, belief.table, belief.sections)

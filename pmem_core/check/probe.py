@@ -30,7 +30,10 @@ PROGRAM = Path(__file__)
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """What a journal holds.  problem: why it cannot be believed, or ""; then the rest is empty."""
+    """What a journal holds.  problem: why it cannot be believed, or ""; then the rest is empty.
+
+    damaged: how many rows of events, history and retired fail their checksums, in words, or ""; the others are here.
+    """
 
     problem: str = ""
     uuid: str = ""
@@ -41,6 +44,7 @@ class Record:
     events: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     retired: dict[int, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    damaged: str = ""
 
 
 def read_journal(folder: Path) -> Record:
@@ -112,9 +116,10 @@ def _everything(journal: Any) -> dict[str, Any]:
         "core": base64.b64encode(core).decode(),
         "table": base64.b64encode(table).decode(),
         "sections": base64.b64encode(journal.load_sections()).decode(),
-        "events": journal.events(),
-        "history": journal.history(),
-        "retired": journal.retired(),
+        "events": journal.events([]),
+        "history": journal.history([]),
+        "retired": journal.retired([]),
+        "damaged": ", ".join(f"{len(keys)} of {name}" for name, keys in journal.damaged_records().items()),
     }
 
 

@@ -88,10 +88,8 @@ def _look(path: Path, report: Report, repair: bool, watch: Watch) -> tuple[Belie
 
 def _strange_files(path: Path, report: Report) -> None:
     strange = sorted(entry.name for entry in path.iterdir() if entry.name not in FILES)
-    if (path / "journal").is_dir():
-        strange += sorted(
-            f"journal/{entry.name}" for entry in (path / "journal").iterdir() if entry.name not in JOURNAL_FILES
-        )
+    inner = (entry.name for entry in (path / "journal").glob("*"))
+    strange += sorted(f"journal/{name}" for name in inner if name not in JOURNAL_FILES)
     for name in strange:
         report.add(Kind.STRANGE_FILE, name)
 
@@ -156,6 +154,8 @@ def _examine_journal(path: Path, plan: Geometry, report: Report) -> tuple[Record
         report.add(Kind.JOURNAL_FOREIGN, "journal", f"uuid {record.uuid}, {plan.info.uuid} expected")
         return Record(problem="another image's"), UNKNOWN
     report.checked["events"] = len(record.events)
+    if record.damaged:
+        report.add(Kind.JOURNAL_RECORDS, "journal", record.damaged)
     if not record.session.get("open"):
         return record, CLOSED
     same = cache_was_kept(path, record.session)
@@ -249,7 +249,7 @@ def _settle_dispute(found: _Image, stage: Stage, state: Belief, journal: Belief)
 
 
 def _totals_only_grew(found: _Image) -> bool:
-    return found.end in (CLOSED, KILLED) and wear.totals_only_grew(found.record.events)
+    return found.end in (CLOSED, KILLED) and wear.totals_only_grew(found.record)
 
 
 def _walk(found: _Image, report: Report, stage: Stage, belief: Belief, watch: Watch) -> None:

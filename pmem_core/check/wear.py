@@ -17,6 +17,7 @@ import numpy as np
 from .. import layout, recovery
 from ..host import data_ranges
 from .findings import Finding, Kind, Report
+from .probe import Record
 
 CHUNK_BYTES = 4 << 20
 
@@ -69,12 +70,13 @@ def compare_totals(report: Report, core: np.ndarray) -> list[Finding]:
     return [report.add(Kind.TOTALS_WRONG, "state", "one of them, or the sum")]
 
 
-def totals_only_grew(events: list[dict[str, Any]]) -> bool:
-    """Whether the journal's events go back to the image's creation, and have nothing that sets totals back.
+def totals_only_grew(record: Record) -> bool:
+    """Whether the journal's events go back to the image's creation, all of them, and none of them sets totals back.
 
     A power cut or a repair does, and leaves descriptors as they are: they may tell of more writes, and of later ones.
     """
-    whole = bool(events) and events[0].get("event") == "created"
+    events = record.events
+    whole = bool(events) and events[0].get("event") == "created" and "events" not in record.damaged
     return whole and not any(event.get("how") == "power cut" or event.get("event") == "repaired" for event in events)
 
 
