@@ -303,12 +303,17 @@ def run_plain(*arguments):
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
 
 
+# One worker makes the fixture `result`, not each.
+of_the_result = pytest.mark.xdist_group("pagebench")
+
+
 @pytest.fixture(scope="module")
 def result():
     """All maps, a small device."""
     return json.loads(run_plain("-j").stdout)
 
 
+@of_the_result
 def test_quick_run_has_every_field_of_every_map(result):
     names = list(pagemaps.family.modules)
     assert list(result["maps"]) == list(result["sharing"]) == [row["map"] for row in result["rows"]] == names
@@ -324,6 +329,7 @@ def test_quick_run_has_every_field_of_every_map(result):
     assert result["compile_seconds"] >= 0 and result["machine"]["kernel"]
 
 
+@of_the_result
 def test_only_temporary_descriptors_and_none_at_all_fail_the_stress(result):
     verdicts = {name: found["verdict"] for name, found in result["sharing"].items()}
     assert {name for name, verdict in verdicts.items() if verdict != "same"} == {"temporary", "pfn"}
@@ -332,6 +338,7 @@ def test_only_temporary_descriptors_and_none_at_all_fail_the_stress(result):
         assert (verdicts[name] != "differ") == module.SHARED, "what the map says of itself"
 
 
+@of_the_result
 def test_figures_are_those_that_can_be_worked_out(result):
     rows = {row["map"]: row for row in result["rows"]}
     pages = 512 * 1024 // 4096
@@ -351,6 +358,7 @@ def test_space_lost_is_the_mails_and_linuxs():
     assert "1.538 %" in lost["measured"] and "1.563 %" in lost["measured"]
 
 
+@of_the_result
 def test_result_is_the_same_again_but_for_the_clock(result):
     again = json.loads(run_plain("-j", "--maps", "interleaved,temporary,interval_tree").stdout)
     for name in again["maps"]:
@@ -361,6 +369,7 @@ def test_result_is_the_same_again_but_for_the_clock(result):
     assert masked(other["sharing"]["temporary"]) != masked(result["sharing"]["temporary"])
 
 
+@of_the_result
 def test_page_follows_from_the_result(result):
     result["command"] = "pmem-nbd pagemaps"
     text = write.as_markdown(result)
@@ -412,6 +421,7 @@ def test_folder_that_cannot_be_written_is_found_out_before(tmp_path, monkeypatch
     assert err.startswith(told) and err.count("\n") == 1
 
 
+@of_the_result
 def test_what_was_measured_is_printed_where_the_page_cannot_be_written(tmp_path, monkeypatch, capsys, result):
     def compare(*_):
         (tmp_path / "out").rmdir()

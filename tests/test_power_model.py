@@ -25,9 +25,19 @@ HERE = Path(__file__).resolve().parent
 SEED = os.environ.get("PMEM_NBD_SEED", "20150507")
 CUTS = int(os.environ.get("PMEM_NBD_CUTS", "20"))
 # Always the same: that a bug can be found is a fact, how soon is a matter of luck.
-PLANTED_SEED, PLANTED_SEEDS = "1", {"leftovers not blanked": "12", "pending believed after a cut": "5"}
-PLANTED_SEEDS["groups filled over descriptors"] = "2"
-PLANTED_SEEDS["trim not noticed"] = "20150507"
+# With these a bug shows soon; SHOWN: in this case, where it takes long to come to it.
+PLANTED_SEED, PLANTED_SEEDS = (
+    "1",
+    {
+        "cleared before drained": "6",
+        "groups filled over descriptors": "10",
+        "leftovers not blanked": "6",
+        "pending believed after a cut": "9",
+        "table before frames": "4",
+        "trim not noticed": "20150507",
+    },
+)
+SHOWN = {"groups filled over descriptors": "2.16", "trim not noticed": "14.15"}
 SECONDS_MAX = 280 + CUTS
 
 A, B, C = (letter * SECTOR for letter in (b"a", b"b", b"c"))
@@ -204,7 +214,10 @@ def test_every_planted_bug_is_looked_for():
 
 @pytest.mark.parametrize("bug", FOUND)
 def test_planted_bug_is_found(bug):
-    status, told = cut(FOUND[bug], "--plant", bug, cuts=4000, seed=PLANTED_SEEDS.get(bug, PLANTED_SEED))
+    seed, case = PLANTED_SEEDS.get(bug, PLANTED_SEED), SHOWN.get(bug, "")
+    status, told = cut(FOUND[bug], "--plant", bug, "--case", case, cuts=4000, seed=seed)
+    if case and status == 0:  # the case is another one since something else has changed
+        status, told = cut(FOUND[bug], "--plant", bug, cuts=4000, seed=seed)
     assert status == 1 and "\nagain: " in told, told
 
 
