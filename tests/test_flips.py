@@ -215,14 +215,18 @@ def apart(function, *arguments):
     end, other = os.pipe()
     pid = os.fork()
     if pid == 0:
-        os.close(end)
-        signal.alarm(SECONDS_MAX)
         try:
-            answer = function(*arguments)
-        except BaseException:
-            answer = "failed: " + traceback.format_exc()
-        os.write(other, json.dumps(answer).encode()[:60_000])
-        os._exit(0)
+            os.close(end)
+            # Not the handler of pytest's timeouts: this process must not go on as the one it comes from.
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.alarm(SECONDS_MAX)
+            try:
+                answer = function(*arguments)
+            except BaseException:
+                answer = "failed: " + traceback.format_exc()
+            os.write(other, json.dumps(answer).encode()[:60_000])
+        finally:
+            os._exit(0)
     os.close(other)
     with os.fdopen(end, "rb") as pipe:
         told = pipe.read()
@@ -397,6 +401,7 @@ def alike(monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300 + 5 * FLIPS)
 @pytest.mark.parametrize("end", ENDS)
 @pytest.mark.parametrize("name", PLANS)
 def test_flipped_bit_is_found_or_harmless_and_repaired(wholes, name, end):
