@@ -54,7 +54,8 @@ def choose_folder(outside: Iterable[Path], boundscheck: str) -> Path:
     digest = hashlib.sha256(boundscheck.encode())
     for source in (*sources, *outside):
         with contextlib.suppress(OSError):  # whoever loads it says so
-            digest.update(source.read_bytes())
+            if source.is_file():  # to read a pipe would wait for who writes to it
+                digest.update(source.read_bytes())
     return _root() / digest.hexdigest()[:16]
 
 

@@ -85,6 +85,8 @@ def load(package: str, taken: Iterable[str]) -> dict[str, ModuleType]:
 
 def _run(path: Path, name: str) -> ModuleType:
     try:
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise BadPolicy(shown(path), "is a pipe or the like", "a Python file with a leveling policy")
         source = path.read_bytes()
     except OSError as error:
         what = "no such file" if isinstance(error, FileNotFoundError) else (error.strerror or str(error)).lower()

@@ -86,7 +86,8 @@ def settled(image: str | Path) -> Server | None:
 
 
 def usage(running: Sequence[Server], interval_s: float = 0.1) -> list[dict[str, Any]]:
-    """Return what each server costs: bytes of memory, seconds and percent of CPU, bytes of I/O, threads, connections.
+    """Return what each server costs: bytes of memory, seconds and percent of CPU, bytes of the host's disks, threads,
+    connections.
 
     The percentage is measured over ``interval_s``.  A server that ended meanwhile gives {}.
     """
@@ -110,8 +111,8 @@ def usage(running: Sequence[Server], interval_s: float = 0.1) -> list[dict[str, 
                 "memory_bytes": memory.rss,
                 "cpu_s": round(cpu.user + cpu.system, 2),
                 "cpu_percent": process.cpu_percent(),
-                "read_bytes": io.read_bytes,
-                "written_bytes": io.write_bytes,
+                "disk_read_bytes": io.read_bytes,
+                "disk_written_bytes": io.write_bytes,
                 "threads": process.num_threads(),
                 "connections": len(links) - (kind == "unix"),  # one of them listens
             }

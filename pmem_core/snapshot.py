@@ -7,9 +7,9 @@ import fcntl
 import functools
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -23,6 +23,7 @@ META_BYTES = 8192  # the two pages at the start of LMDB's file; one of them is w
 FRAMES_MAX = 1 << 24  # frames whose map is checked; of a larger device a sample
 WINDOW_FRAMES = 1 << 14
 WINDOWS = 64
+Told = TypeVar("Told")
 
 
 # ---- the state, as of one moment ----
@@ -173,10 +174,18 @@ def _copy_of_journal(file: Path) -> bytes:
 def history(path: Path) -> list[dict[str, Any]]:
     """The journal's samples of the wear totals, oldest first, of a served image too; see Journal.history.
 
-    A copy is read, for a second LMDB environment would take part in the server's locks.
-
     Errors: DamagedImage, UnsupportedImage, HostError.
     """
+    return _of_copy(path, Journal.history)
+
+
+def past(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """The journal's events, oldest first, and how many pages are retired, of a served image too; errors as above."""
+    return _of_copy(path, lambda journal: (journal.events(), len(journal.retired())))
+
+
+def _of_copy(path: Path, told: Callable[[Journal], Told]) -> Told:
+    """What `told` reads in a copy of the journal: a second LMDB environment would take part in the server's locks."""
     folder = path / "journal"
     copy = _copy_of_journal(folder / "data.mdb")
     with tempfile.TemporaryDirectory(prefix="pmem-nbd-") as name:
@@ -186,7 +195,7 @@ def history(path: Path) -> list[dict[str, Any]]:
         try:
             journal = Journal(work, read_only=True)
             try:
-                return journal.history()
+                return told(journal)
             finally:
                 journal.close()
         except PmemError as error:

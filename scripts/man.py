@@ -25,7 +25,18 @@ done; for check: nothing was found.
 it could not be done, and one line on standard error says why; for check: something was found.
 .TP
 .B 2
-the request makes no sense as it was typed: an unknown option, a size that is none, a name that is taken."""
+the request makes no sense as it was typed: an unknown option, a size that is none, a name that is taken.
+.TP
+.B 130
+it was interrupted, by Ctrl\\-C, SIGTERM or SIGHUP."""
+ENVIRONMENT = {
+    "PMEM_NBD_RUNTIME_DIR": "where servers keep their sockets and records (default: /run/pmem-nbd for root, else "
+    "pmem-nbd in XDG_RUNTIME_DIR, else /tmp/pmem-nbd-UID).",
+    "PMEM_NBD_POLICY_FILES": "files with leveling policies of your own, as --policy-file.",
+    "PMEM_NBD_DEBUG": "if set, errors are told with a traceback.",
+    "XDG_CACHE_HOME": "compiled code is kept in its pmem-nbd (default: ~/.cache).",
+    "TMPDIR": "where copies and sockets are made for a while.",
+}
 
 
 def _plain(text: str) -> str:
@@ -80,7 +91,9 @@ def page(name: str, command: click.Command, line: str) -> str:
     out += [".SH OPTIONS", *_options(command, context)]
     if examples:
         out += [".SH EXAMPLES", ".nf", *[_plain(example) for example in examples], ".fi"]
-    out += [".SH EXIT STATUS", EXIT_STATUS]
+    out += [".SH EXIT STATUS", EXIT_STATUS, ".SH ENVIRONMENT"]
+    for variable, told in ENVIRONMENT.items():
+        out += [".TP", f".B {variable}", _plain(told)]
     others = "nbdkit(1), nbd\\-client(8), nbdfuse(1), fio(1)"
     see = others if name == PROGRAM else f"{_plain(PROGRAM)}(1), {others}"
     out += [".SH SEE ALSO", see, ""]

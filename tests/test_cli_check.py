@@ -64,6 +64,19 @@ def test_first_check_says_that_it_compiles_on_standard_error(made, monkeypatch, 
     assert out.endswith(f"{made}: clean\n") and error == ("" if warm else COMPILING)
 
 
+@pytest.mark.parametrize("options", ["", "-j"])
+def test_status_does_not_depend_on_who_reads(made, options):
+    """`check | head` under pipefail must not take a damaged image for a clean one."""
+    damage(made, 7)
+    told = subprocess.run(
+        ["bash", "-c", f"{COMMAND} check {made} {options} | true; echo ${{PIPESTATUS[0]}}"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert told.stdout == "1\n"
+
+
 def test_clean_image_as_json(made):
     status, out, error = run(made, "-j")
     assert (status, error) == (0, "")

@@ -76,6 +76,14 @@ def test_import_that_does_not_end_can_be_interrupted(tmp_path):
     assert run_with(tmp_path, "lmdb", source) == (130, "", "")
 
 
+def test_import_that_waits_is_interrupted_by_one_signal(tmp_path):
+    source = (
+        "import os, signal\nfrom pmem_core.cli import _signals\n_signals.IMPORT_S_MAX = 0.2\n"
+        "os.kill(os.getpid(), signal.SIGTERM)\nos.read(os.pipe()[0], 1)\n"
+    )
+    assert run_with(tmp_path, "lmdb", source) == (130, "", "")
+
+
 def run_with(folder, module, source):
     """Status and output of `convert`, with a module of this name and source in place of the installed one."""
     (folder / f"{module}.py").write_text(source)

@@ -122,6 +122,13 @@ def command(tmp_path):
         yield call
 
 
+def test_pipe_in_place_of_a_file_is_one_line(command, tmp_path):
+    """To read it would wait for who writes to it."""
+    os.mkfifo(tmp_path / "pipe.py")
+    status, _, error = command("policies", "--policy-file", tmp_path / "pipe.py")
+    assert (status, error.count("\n")) == (1, 1) and "pipe or the like" in error
+
+
 def test_image_of_an_outside_policy_wants_its_file(command):
     made = command("create", "disk.pmem", "--size", "16M", "--leveling", "mine", "--policy-file", "mine.py")
     assert (made[0], made[2]) == (0, "") and made[1].endswith("interleaved, mine\n")

@@ -666,7 +666,7 @@ def test_usage_is_measured(start):
     assert figures["memory_bytes"] > 1 << 20
     assert figures["threads"] >= 1
     assert figures["connections"] == 1
-    assert {"cpu_s", "cpu_percent", "read_bytes", "written_bytes"} <= set(figures)
+    assert {"cpu_s", "cpu_percent", "disk_read_bytes", "disk_written_bytes"} <= set(figures)
 
 
 def test_usage_of_a_server_that_ended_is_empty(start):

@@ -20,6 +20,7 @@ from typing import Any
 import click
 
 from pmem_core import __version__, policyfile
+from pmem_core.cli._common import STATUS
 from pmem_core.cli._signals import signals_as_interrupt
 from pmem_core.errors import PmemError, UsageError
 
@@ -69,19 +70,22 @@ class Verbs(click.Group):
             formatter.write_dl([(verb, text) for verb, (_, text) in VERBS.items()])
 
     def make_context(self, *arguments: Any, **options: Any) -> click.Context:
-        with _reader_may_leave():
+        with _reader_may_leave({}):
             return super().make_context(*arguments, **options)  # which prints the help of --help
 
     def invoke(self, ctx: click.Context) -> Any:
-        with _reader_may_leave():
+        with _reader_may_leave(ctx.meta):
             result = super().invoke(ctx)
             sys.stdout.flush()
             return result
 
 
 @contextlib.contextmanager
-def _reader_may_leave() -> Iterator[None]:
-    """Let it be no error that the reader of stdout has seen enough (`| head`)."""
+def _reader_may_leave(known: dict[str, Any]) -> Iterator[None]:
+    """Let it be no error that the reader of stdout has seen enough (`| head`).
+
+    known: of the verb's context, where its status may stand already.
+    """
     try:
         yield
     except (BrokenPipeError, SystemExit) as error:
@@ -89,7 +93,7 @@ def _reader_may_leave() -> Iterator[None]:
         if not isinstance(error, BrokenPipeError) and not isinstance(error.__context__, BrokenPipeError):
             raise
         _discard_output()
-        raise click.exceptions.Exit(0) from None
+        raise click.exceptions.Exit(known.get(STATUS, 0)) from None
 
 
 def _discard_output() -> None:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
+STATUS = "pmem_core.cli.status"  # in a verb's context: what it is to end with, though nobody reads all that it prints
+
 SIZE_EXPECTED = "a size such as 4096, 64K, 1.5G or 8GiB"
 SIZE_MAX = 2**63 - 1
 SIZE_TEXT_MAX = 100  # Python makes no number of thousands of digits

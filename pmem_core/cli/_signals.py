@@ -2,6 +2,7 @@
 """A verb cleans up behind itself: SIGTERM and SIGHUP do what Ctrl-C does, and what nobody can be told of is undone."""
 
 import contextlib
+import os
 import signal
 import sys
 import threading
@@ -19,27 +20,33 @@ def signals_as_interrupt() -> Iterator[None]:
     """Let SIGTERM and SIGHUP do what Ctrl-C does: raise KeyboardInterrupt, but while a module is imported at its end.
 
     A module that is cut off may swallow it and be half of one; as a module in C, numpy's say, it cannot be imported
-    again either.  Whoever asks again after IMPORT_S_MAX is not made to wait.
+    again either.  One that takes longer than IMPORT_S_MAX is cut off all the same.
     """
-    asked = 0.0
+    asked, later = 0.0, threading.Timer(0, int)
 
     def interrupt(number: int, frame: FrameType | None) -> None:
-        nonlocal asked
-        asked = asked or time.monotonic()
+        nonlocal asked, later
         importing = _outermost_import(frame)
-        if importing is None or time.monotonic() > asked + IMPORT_S_MAX:
-            asked = 0.0
-            sys.setprofile(None)
-            raise KeyboardInterrupt
+        if importing is None or (asked and time.monotonic() > asked + IMPORT_S_MAX):
+            end()
 
         def profile(returning: FrameType, event: str, argument: object) -> None:
-            nonlocal asked
             if event == "return" and returning is importing:
-                asked = 0.0
-                sys.setprofile(None)
-                raise KeyboardInterrupt
+                end()
 
         sys.setprofile(profile)
+        if not asked:
+            asked = time.monotonic()
+            later = threading.Timer(IMPORT_S_MAX + 0.1, os.kill, (os.getpid(), number))
+            later.daemon = True
+            later.start()
+
+    def end() -> None:
+        nonlocal asked
+        asked = 0.0
+        later.cancel()
+        sys.setprofile(None)
+        raise KeyboardInterrupt
 
     with _handling([signal.SIGINT, signal.SIGTERM, signal.SIGHUP], interrupt):
         yield

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ._common import IMAGE, emit, json_option, policy_file_option, progress
+from ._common import IMAGE, STATUS, emit, json_option, policy_file_option, progress
 
 if TYPE_CHECKING:
     from pmem_core.check import Finding, Kind, Report
@@ -35,17 +35,20 @@ def check(image: Path, repair: bool, as_json: bool) -> int:
       pmem-nbd check disk.pmem -j | jq '.findings[] | select(.page != null) | .page'
     """
     from pmem_core import codecache
+    from pmem_core import image as images
     from pmem_core.check import check as check_image
 
+    images.find(image)  # what cannot be checked needs no code
     if not codecache.is_warm("checkscan"):
         click.echo("pmem-nbd: compiling for the first check, less than a minute ...", err=True)
     with progress(f"Checking {image}", total=1.0) as watch:
         report = check_image(image, repair=repair, watch=watch)
+    status = click.get_current_context().meta[STATUS] = 0 if report.clean else 1
     if as_json:
         emit(report.as_dict())
     else:
         _print(image, report, repair)
-    return 0 if report.clean else 1
+    return status
 
 
 def _print(image: Path, report: "Report", repair: bool) -> None:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The verbs of images: create, info."""
 
+import contextlib
 import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,7 @@ from pmem_core.cli._common import (
     working,
 )
 from pmem_core.cli._geometry import geometry_options, plan_of, plan_options
-from pmem_core.errors import UsageError
+from pmem_core.errors import PmemError, UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -153,6 +154,9 @@ def report(path: Path, found: "Look") -> dict[str, Any]:
     from pmem_core import capacity, snapshot
 
     plan = found.plan
+    if found.session == "served":
+        with contextlib.suppress(PmemError):  # as of a journal that cannot be read where nobody serves the image
+            found.events, found.retired = snapshot.past(path)
     return {
         "image": snapshot.describe(path, found),
         "geometry": {

@@ -177,7 +177,8 @@ def stop(image: Path) -> None:
 def list_(as_json: bool) -> None:
     """List the servers of this user: where they listen, what they are attached to, and what they cost.
 
-    An image that is attached is listed also where its server is gone, so that it can be detached.
+    An image that is attached is listed also where its server is gone, so that it can be detached. "disk read" and "disk
+    written" are what the server's process read from disks and wrote to them; what clients read and wrote is in stats.
 
     \b
     Examples:
@@ -222,7 +223,7 @@ def _show(rows: list[dict[str, Any]]) -> None:
     console = plain_console()
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console = plain_console(width=1000)  # for grep and awk: one line each
-    headings = ["memory", "CPU", "read", "written", "clients"]
+    headings = ["memory", "CPU", "disk read", "disk written", "clients"]
     if console.width < FIGURES_COLUMNS_MIN:
         headings = []
     table = Table(box=None, pad_edge=False)
@@ -240,8 +241,8 @@ def _show(rows: list[dict[str, Any]]) -> None:
             figures = [
                 human_bytes(row["memory_bytes"]),
                 f"{row['cpu_percent']:.0f} %",
-                human_bytes(row["read_bytes"]),
-                human_bytes(row["written_bytes"]),
+                human_bytes(row["disk_read_bytes"]),
+                human_bytes(row["disk_written_bytes"]),
                 str(row["connections"]),
             ]
         image = row["image"] + (" (read-only)" if row["read_only"] else "")
