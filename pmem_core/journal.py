@@ -7,6 +7,7 @@ Databases of the environment ``journal/``, keys and what lies behind them:
 =========== ========================= =====================================================================
 meta        schema, uuid, session     JSON; `session` says who has the image open, or that it was closed
 meta        conversion                JSON: how far a conversion has come; only while one is under way
+meta        remade                    JSON: true while a repair that made this journal anew has not come to its end
 checkpoint  core                      the core record's bytes (layout.core_dtype)
 checkpoint  table/NNNNNNNN            4096 bytes of the leveling's table
 sections    NNNNNNNN                  1024 sections' bytes: TOUCHED, DIRTY and SUSPECT bits
@@ -234,6 +235,16 @@ class Journal:
         with self._write() as transaction:
             self._put_meta(transaction, "session", {**self.session, "sync_failed": True})
 
+    @property
+    def remade(self) -> bool:
+        """True while a repair that made this journal anew has not come to its end: how sessions ended is not known."""
+        return bool(self._meta("remade"))
+
+    def note_remade(self, under_way: bool) -> None:
+        """Note durably what `remade` says from now on."""
+        with self._write() as transaction:
+            self._put_meta(transaction, "remade", under_way)
+
     # ---- checkpoints and sections ----
 
     def checkpoint(
@@ -320,7 +331,7 @@ class Journal:
 
     def _put_event(self, transaction: Any, event: dict[str, Any] | None) -> None:
         if event is not None:
-            self._put(transaction, b"events", b"%020d" % time.time_ns(), json.dumps(event).encode())
+            self._put(transaction, b"events", self._next_key(transaction, b"events"), json.dumps(event).encode())
             self._thin(transaction, b"events", EVENTS_MAX, slice(EVENTS_MAX // 2))
 
     def event(self, event: dict[str, Any]) -> None:
@@ -331,8 +342,15 @@ class Journal:
     def sample(self, figures: dict[str, Any]) -> None:
         """Append figures to the history; when it is long every second one is dropped, but neither end."""
         with self._write() as transaction:
-            self._put(transaction, b"history", b"%020d" % time.time_ns(), json.dumps(figures).encode())
+            self._put(transaction, b"history", self._next_key(transaction, b"history"), json.dumps(figures).encode())
             self._thin(transaction, b"history", HISTORY_MAX, slice(1, None, 2))
+
+    def _next_key(self, transaction: Any, name: bytes) -> bytes:
+        """The time in ns, or what follows the last key: a clock that was set back changes no order."""
+        cursor, last = transaction.cursor(self._db[name]), 0
+        if cursor.last() and bytes(cursor.key()).isdigit():
+            last = int(cursor.key())
+        return b"%020d" % max(time.time_ns(), last + 1)
 
     def _thin(self, transaction: Any, name: bytes, most: int, dropped: slice) -> None:
         """Where a database has more than `most` rows, drop these of them, in order of their keys."""

@@ -86,8 +86,7 @@ def settled(image: str | Path) -> Server | None:
 
 
 def usage(running: Sequence[Server], interval_s: float = 0.1) -> list[dict[str, Any]]:
-    """Return what each server costs: bytes of memory, seconds and percent of CPU, bytes of the host's disks, threads,
-    connections.
+    """Return what each server costs: bytes of memory, seconds and percent of CPU, bytes of disks, threads, connections.
 
     The percentage is measured over ``interval_s``.  A server that ended meanwhile gives {}.
     """

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from . import host, image, layout, statefile, wearscan
-from .errors import HostError, PmemError
+from .errors import DamagedImage, HostError, PmemError
 from .geometry import Geometry
 from .journal import Journal
 
@@ -31,7 +31,11 @@ Told = TypeVar("Told")
 
 @dataclasses.dataclass
 class Look:
-    """What is known of an image besides its wear counters.  session: served, closed, killed, power cut or unknown."""
+    """What is known of an image besides its wear counters.
+
+    session: served, closed, killed, power cut or unknown; damaged: how many rows of events and retired pages are, which
+    are left out.
+    """
 
     plan: Geometry
     core: np.ndarray
@@ -41,6 +45,7 @@ class Look:
     cut: bool = False
     retired: int | None = None
     events: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    damaged: int = 0
 
     @property
     def tally(self) -> Any:
@@ -54,7 +59,7 @@ class Look:
         They are the leveling's own and those behind its last region.
         """
         plan = self.plan
-        own = np.asarray(plan.leveling.spare_frames(self.core["leveling"][0], self.table), np.int64)
+        own = np.asarray(plan.leveling.spare_frames(plan.leveling_state, self.table), np.int64)
         rest = np.arange(plan.placed_frames + len(own), plan.medium_frames, dtype=np.int64)
         # A large device has millions: they are copied only where they are not ours to sort.
         ours = not len(rest) and not np.may_share_memory(own, self.table)
@@ -69,7 +74,7 @@ class Look:
         run["durable"] = run["ticks"] = self.table.ctypes.data
         for name, value in self.plan.for_compiled_code().items():
             run[name] = value
-        return run, self.core["placement"].copy(), self.core["leveling"].copy()
+        return run, self.plan.placement_state.reshape(1).copy(), self.plan.leveling_state.reshape(1).copy()
 
 
 @contextlib.contextmanager
@@ -135,7 +140,20 @@ def _look(path: Path, plan: Geometry) -> Look:
             # A journal that cannot be read costs the history of the image, not its wear.
             with contextlib.suppress(PmemError):
                 _read_journal(path, found, whole)
+    _require_sane(path, found)
     return found
+
+
+def _require_sane(path: Path, found: Look) -> None:
+    """DamagedImage for what compiled code could not bear, and for totals that lie in what cannot be right."""
+    plan, wrong = found.plan, ""
+    for name, planned in (("placement", plan.placement_state), ("leveling", plan.leveling_state)):
+        if found.core[name].tobytes() != planned.tobytes():
+            wrong = f"the {name}'s record"
+    if not plan.leveling.table_is_sane(plan.leveling_state, found.table):
+        wrong = "the leveling's table"
+    if wrong:
+        raise DamagedImage(path / "state", f"an impossible value in {wrong}", "'pmem-nbd check --repair'")
 
 
 def _read_journal(path: Path, found: Look, whole: bool) -> None:
@@ -153,9 +171,10 @@ def _read_journal(path: Path, found: Look, whole: bool) -> None:
             core, table = journal.load_checkpoint()
             found.core = np.frombuffer(core, found.core.dtype).copy()
             found.table = np.frombuffer(table, np.int64)[: len(found.table)].copy()
-        found.events, found.retired = journal.events(), len(journal.retired())
+        found.events, found.retired, found.damaged = _past(journal)
         cuts = [event for event in found.events if event.get("how") == "power cut"]
-        found.cut = bool(cuts) or found.session == "power cut"
+        # What is damaged may have told of one.
+        found.cut = bool(cuts or found.damaged) or found.session == "power cut"
     finally:
         journal.close()
 
@@ -174,14 +193,19 @@ def _copy_of_journal(file: Path) -> bytes:
 def history(path: Path) -> list[dict[str, Any]]:
     """The journal's samples of the wear totals, oldest first, of a served image too; see Journal.history.
 
-    Errors: DamagedImage, UnsupportedImage, HostError.
+    Those that are damaged are left out.  Errors: DamagedImage, UnsupportedImage, HostError.
     """
-    return _of_copy(path, Journal.history)
+    return _of_copy(path, lambda journal: journal.history([]))
 
 
-def past(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """The journal's events, oldest first, and how many pages are retired, of a served image too; errors as above."""
-    return _of_copy(path, lambda journal: (journal.events(), len(journal.retired())))
+def read_past(path: Path, found: Look) -> None:
+    """Fill in events and retired pages of an image that is served; errors as above."""
+    found.events, found.retired, found.damaged = _of_copy(path, _past)
+
+
+def _past(journal: Journal) -> tuple[list[dict[str, Any]], int, int]:
+    damaged: list[bytes] = []
+    return journal.events(damaged), len(journal.retired(damaged)), len(damaged)
 
 
 def _of_copy(path: Path, told: Callable[[Journal], Told]) -> Told:

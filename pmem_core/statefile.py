@@ -56,15 +56,18 @@ def write_state(
     table: np.ndarray,
     sections: np.ndarray,
     ticks: np.ndarray = NO_TICKS,
+    pending: np.ndarray = NO_TICKS,
 ) -> None:
-    """Write a whole state file, its room reserved, and sync it; `ticks` are zero unless they are given."""
+    """Write a whole state file, its room reserved, and sync it; `ticks`, `pending` are zero unless they are given."""
     zones = plan.zones()
     fresh = path.with_name(path.name + ".new")
     fresh.unlink(missing_ok=True)
     with fresh.open("xb") as file:
         os.posix_fallocate(file.fileno(), 0, zones["end"][0])
-        for name, data in (("core", core), ("table", table), ("sections", sections), ("ticks", ticks)):
-            os.pwrite(file.fileno(), data.tobytes(), zones[name][0])
+        parts = {"core": core, "table": table, "sections": sections, "ticks": ticks, "pending": pending}
+        for name, data in parts.items():
+            if data.size:
+                os.pwrite(file.fileno(), data.tobytes(), zones[name][0])
         os.pwrite(file.fileno(), fresh_head(plan), zones["head"][0])
         os.fsync(file.fileno())
     fresh.rename(path)

@@ -6,6 +6,7 @@ import hashlib
 import os
 import random
 import shutil
+import time
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from independent_reader import Reader
 from naive import crc32c_raw
 
 from pmem_core import checkscan, datapath, geometry, host, image, infoblock, layout, statefile
-from pmem_core.check import Kind, Report, Severity, check, mend, probe
+from pmem_core.check import Kind, Report, Severity, check, probe
 from pmem_core.device import Device
 from pmem_core.errors import BadData, DamagedImage, ImageBusy, NotAnImage, UnsupportedImage
 from pmem_core.journal import Journal
@@ -477,6 +478,60 @@ def test_state_that_cannot_be_right_is_taken_from_the_journal(tmp_path):
         assert words in found.findings[0].detail
 
 
+@pytest.mark.parametrize(("name", "field"), [("swapped", "swap_key"), ("shuffled", "interval")])
+def test_killed_images_state_is_mended_and_not_replaced(tmp_path, monkeypatch, name, field):
+    """The journal is behind it, and by that map some pages would read as they were, without a word."""
+    monkeypatch.setattr(host, "witness", lambda path: {"boot": "this", "mount": 1, "device": 1, "inode": 1})
+    swapped = {"leveling_name": "table_swap", "parameters": {"interval": 1}, "descriptor_writes": "coalesced"}
+    made, random_ = make(tmp_path, SEED, **PLANS.get(name, swapped)), random.Random(SEED)
+    device = Device(made.path)
+    for _ in range(300):
+        page, data = random_.randrange(40), random_.randbytes(PAGE)
+        device.write(data, page * PAGE)
+        made.bytes[page * PAGE : (page + 1) * PAGE] = data
+    device.abandon()
+    flip(made.path / "state", core_at(made, "leveling", field), 2)
+    mended = check(made.path, repair=True)
+    assert mended.repairs[Kind.STATE_DAMAGED] == 1 and check(made.path).clean
+    assert made.reads() == [], f"seed {SEED}"
+
+
+def test_repair_of_a_lost_journal_is_not_forgotten_with_its_records(tmp_path, monkeypatch):
+    """Else a later repair takes the map for a doubtful one, and gives up what it could have mended."""
+    monkeypatch.setattr(host, "witness", lambda path: {"boot": "this", "mount": 1, "device": 1, "inode": 1})
+    made = make(tmp_path, SEED, **PLANS["interleaved"])
+    shutil.rmtree(made.path / "journal")
+    assert check(made.path, repair=True).repairs[Kind.JOURNAL_LOST] == 1
+    device = Device(made.path)
+    device.write(made.bytes[: 20 * PAGE], 0)
+    device.flush()
+    for page in range(10):
+        made.bytes[page * PAGE : (page + 1) * PAGE] = bytes([page + 1]) * PAGE
+        device.write(bytes([page + 1]) * PAGE, page * PAGE)
+    device.abandon()
+    lose_page_cache(made.path)
+    journal = Journal(made.path / "journal")
+    with journal._write() as transaction:
+        database = journal._db[b"events"]
+        rows = [(bytes(key), bytes(row)) for key, row in transaction.cursor(database)]
+        for key, row in rows:
+            if b'"repaired"' in row:
+                transaction.put(key, bytes([row[0] ^ 1]) + row[1:], db=database)
+    journal.close()
+    assert check(made.path, repair=True).repairs[Kind.JOURNAL_RECORDS] == 1
+    assert made.reads() == [], f"seed {SEED}"
+
+
+def test_events_stay_in_order_though_the_clock_is_set_back(tmp_path, monkeypatch):
+    made = make(tmp_path, SEED, **PLANS["linear"])
+    journal, now = Journal(made.path / "journal"), time.time_ns()
+    for number, moment in enumerate((now + 10**15, now, now - 10**15)):
+        monkeypatch.setattr(time, "time_ns", lambda moment=moment: moment)
+        journal.event({"event": "trial", "number": number})
+    assert [event["number"] for event in journal.events() if event["event"] == "trial"] == [0, 1, 2]
+    journal.close()
+
+
 def test_pending_descriptors_that_cannot_be_are_dropped(tmp_path):
     made = make(tmp_path, SEED, **PLANS["shuffled"])
     put(made.path / "state", made.plan.zones()["pending"][0], (2**40).to_bytes(8, "little"))
@@ -643,7 +698,7 @@ def test_damaged_record_of_the_past_costs_only_itself(tmp_path, monkeypatch, end
     for name, held in rows.items():
         kept = held[name == database :]
         assert now[name][: len(kept)] == kept
-    assert mend.REMADE not in [event["event"] for _, event in now["events"]]
+    assert "remade" not in [event["event"] for _, event in now["events"]]
 
 
 def test_state_and_journal_both_lost(tmp_path):

@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pmem_core import geometry, image, layout
+from pmem_core import geometry, image, layout, snapshot, stats
 from pmem_core.device import Device
 from pmem_core.errors import DamagedImage, PmemError
 from pmem_core.journal import Journal
+from pmem_core.leveling import family
 
 MIB = 1 << 20
 PAGE = layout.PAGE_BYTES
@@ -411,3 +412,37 @@ def test_what_fills_the_zone_of_ticks_does_not_matter(tmp_path):
     with State(path) as state:
         _ticks(-1)(state)
     Device(path).close()
+
+
+# ---- what only looks ----
+
+
+@pytest.mark.parametrize("part", ["placement", "leveling", "table"])
+@pytest.mark.parametrize("name", family.modules)
+def test_figures_of_a_state_that_cannot_be_are_refused(tmp_path, name, part):
+    """Compiled code goes by these records and this table."""
+    path = tmp_path / "disk.pmem"
+    image.create(path, geometry.plan(16 * MIB, leveling_name=name))
+    plan = image.load_geometry(path)
+    if part == "table" and not len(plan.table):
+        return
+    kind = layout.core_dtype(plan.placement.STATE, plan.leveling.STATE)
+    at = plan.zones()["core"][0] + kind.fields[part][1] if part != "table" else plan.zones()["table"][0]
+    with (path / "state").open("r+b") as file:
+        os.pwrite(file.fileno(), b"\x7f" * 8, at)
+    for look in (stats.collect, snapshot.look):
+        with pytest.raises(DamagedImage, match=rf"state: an impossible value in the {part if part != 'table' else ''}"):
+            look(path)
+
+
+def test_damaged_event_hides_no_other_and_breaks_no_invariant(path):
+    """What is damaged may have told of a power cut, so a sum that differs is no fault."""
+    kill(path)
+    journal = Journal(path / "journal")
+    with journal._write() as transaction:
+        key, row = next(iter(transaction.cursor(journal._db[b"events"])))
+        transaction.put(bytes(key), bytes([row[0] ^ 1]) + row[1:], db=journal._db[b"events"])
+    count = len(journal.events([]))
+    journal.close()
+    found = snapshot.look(path)
+    assert (len(found.events), found.damaged, found.cut, found.retired) == (count, 1, True, 0)

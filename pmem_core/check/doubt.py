@@ -1,29 +1,57 @@
 # SPDX-License-Identifier: MIT
-"""Is the state that of the last session?  After a power cut it may be older than the medium is.
+"""Which of state and journal is that of the last session?  After a power cut the state may be older than the medium.
 
 Only the journal can tell.  Where that is lost, the pages are asked: by the map of another session many of them fail
 their checksums.  To repair by it would give good checksums to what is other pages' data.
 """
 
+import dataclasses
+from pathlib import Path
+
 from .. import checkscan, layout
-from . import pages
+from . import pages, wear
 from .findings import Kind, Report
 from .trust import Belief, Stage
 
 # More than a page of descriptors, and more than one page of so many with data.
 FAILING_MAX, FAILING_SHARE = layout.PAGE_BYTES // 64, 8
+IN_FLIGHT_MAX = layout.TOGETHER_MAX + 1  # pages that a kill may leave apart
+
+
+def contradicted(stage: Stage, belief: Belief, most: int) -> str:
+    """How many pages fail by the map of `belief`, in words, where that is more than `most` and a share; else ""."""
+    stage.load(belief)
+    told, with_data = pages.verdicts(stage.plan, stage.handle, range(stage.plan.section_count), belief.held)
+    bad = told[checkscan.DAMAGED] + told[checkscan.MISMATCHED]
+    return f"{bad} of {with_data} with data" if bad > most and FAILING_SHARE * bad > with_data else ""
 
 
 def find(report: Report, stage: Stage, belief: Belief) -> bool:
     """True, and reported, where too many pages fail by the map that is believed."""
-    stage.load(belief)
-    told, with_data = pages.verdicts(stage.plan, stage.handle, range(stage.plan.section_count), belief.held)
-    bad = told[checkscan.DAMAGED] + told[checkscan.MISMATCHED]
-    if bad <= FAILING_MAX or FAILING_SHARE * bad <= with_data:
+    detail = contradicted(stage, belief, FAILING_MAX)
+    if not detail:
         return False
-    report.add(Kind.MAP_DOUBTFUL, "state", f"{bad} of {with_data} with data")
+    report.add(Kind.MAP_DOUBTFUL, "state", detail)
     report.unchecked.append(
         "descriptors and data: put the journal of the last session back; or move the folder 'journal' out of the "
         "image, and --repair marks the pages that fail as damaged, where the state says they are"
     )
     return True
+
+
+def settled(path: Path, stage: Stage, state: Belief, journal: Belief, *, wear_is_whole: bool) -> Belief:
+    """The one that descriptors and wear counters agree with; of sections, what either says to be in use."""
+    plan, sections = stage.plan, state.sections | journal.sections
+    measured = wear.measure(path / "wear", 4 * plan.line_count) if wear_is_whole else None
+    score = {}
+    for belief in (journal, state):
+        stage.load(belief)
+        tally = belief.core[0]["tally"]
+        wrong_sum = measured is not None and wear.difference(tally, measured) != 0
+        wrong_hottest = measured is not None and int(tally["hottest"]) != measured.hottest
+        bad = pages.count_bad(plan, stage.handle, sections, belief.held)
+        score[belief.source] = (bad, wrong_sum + wrong_hottest)
+    better = journal if score["journal"] <= score["state"] else state
+    # A source of its own: neither file holds it as it is.
+    source = f"{better.source} that the descriptors agree with"
+    return dataclasses.replace(better, sections=sections, source=source)

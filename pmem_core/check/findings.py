@@ -70,6 +70,12 @@ class Kind(enum.Enum):
         "records of the past in the journal are damaged",
         "drops them; the rest of the journal is kept",
     )
+    REPAIR_UNFINISHED = (
+        "repair_unfinished",
+        Severity.DAMAGE,
+        "a repair that made the journal anew did not come to its end",
+        "goes on with it: pages that fail are marked as damaged",
+    )
     MAP_LOST = ("map_lost", Severity.DAMAGE, "neither state nor journal says which frame is where", "")
     MAP_DOUBTFUL = (
         "map_doubtful",

@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from .. import checkscan, layout, recovery, statefile, upkeep
+from .. import checkscan, host, layout, recovery, statefile, upkeep
 from ..device import Device
 from ..errors import PmemError
 from ..geometry import Geometry
-from ..host import host_errors, sync_folder, witness
+from ..host import host_errors, sync_folder
 from ..journal import Journal
 from . import wear
 from .findings import Finding, Kind, Report
@@ -29,7 +29,6 @@ from .trust import Belief
 
 STATE_KINDS = (Kind.STATE_LOST, Kind.STATE_DAMAGED, Kind.STATE_DIFFERS)
 DOUBTED_KINDS = (Kind.DESCRIPTOR_DAMAGED, Kind.DESCRIPTOR_LOST, Kind.UNSETTLED)
-REMADE = "remade"
 JOURNAL_KINDS = (Kind.JOURNAL_LOST, Kind.JOURNAL_FOREIGN, Kind.JOURNAL_DAMAGED)
 
 
@@ -62,7 +61,8 @@ def files(path: Path, plan: Geometry, report: Report, belief: Belief, record: Re
         report.done(finding, "dropped")
     if report.has(*STATE_KINDS, Kind.STATE_HEAD) and belief.source != "state":
         with host_errors(path / "state"):
-            statefile.write_state(path / "state", plan, belief.core, belief.table, belief.sections)
+            parts = belief.core, belief.table, belief.sections, belief.ticks, belief.pending
+            statefile.write_state(path / "state", plan, *parts)
     elif report.has(Kind.STATE_HEAD):
         with host_errors(path / "state"), (path / "state").open("r+b") as file:
             os.pwrite(file.fileno(), statefile.fresh_head(plan), 0)
@@ -97,10 +97,11 @@ def _new_journal(path: Path, plan: Geometry, belief: Belief, record: Record) -> 
                 journal.event(event)
             for figures in record.history:
                 journal.sample(figures)
-            journal.event({"event": REMADE})
+            journal.event({"event": "remade"})
+            journal.note_remade(True)
             if _was_in_use(belief):
                 # How the last session ended is not known any more; nothing suggests that the page cache was lost.
-                journal.begin_session(witness(path))
+                journal.begin_session(host.witness(path))
         finally:
             journal.close()
         sync_folder(fresh)
@@ -113,12 +114,6 @@ def _new_journal(path: Path, plan: Geometry, belief: Belief, record: Record) -> 
         fresh.rename(path / "journal")
         undo.pop_all()
     return aside
-
-
-def was_cut_short(record: Record) -> bool:
-    """True where a repair made the journal anew and did not get to the end of the pages."""
-    told = [event["event"] for event in record.events if event.get("event") in (REMADE, "repaired")]
-    return told[-1:] == [REMADE]
 
 
 def _was_in_use(belief: Belief) -> bool:
@@ -207,6 +202,10 @@ class Mender:
             counts = {kind.word: count for kind, count in self.report.repairs.items()}
             uncheckpointed = int(device.mapping.core["tally"][0]["uncheckpointed"])
             device.journal.event({"event": "repaired", "counts": counts, "uncheckpointed": uncheckpointed})
+        if device.journal.remade:
+            device.journal.note_remade(False)
+        for finding in self.report.of(Kind.REPAIR_UNFINISHED):
+            self.report.done(finding, "done")
 
 
 def open_device(path: Path, report: Report) -> Device | None:

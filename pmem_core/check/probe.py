@@ -33,6 +33,7 @@ class Record:
     """What a journal holds.  problem: why it cannot be believed, or ""; then the rest is empty.
 
     damaged: how many rows of events, history and retired fail their checksums, in words, or ""; the others are here.
+    remade: a repair made it anew, and did not get to the end of the pages.
     """
 
     problem: str = ""
@@ -45,6 +46,7 @@ class Record:
     history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     retired: dict[int, dict[str, Any]] = dataclasses.field(default_factory=dict)
     damaged: str = ""
+    remade: bool = False
 
 
 def read_journal(folder: Path) -> Record:
@@ -116,6 +118,7 @@ def _everything(journal: Any) -> dict[str, Any]:
         "core": base64.b64encode(core).decode(),
         "table": base64.b64encode(table).decode(),
         "sections": base64.b64encode(journal.load_sections()).decode(),
+        "remade": journal.remade,
         "events": journal.events([]),
         "history": journal.history([]),
         "retired": journal.retired([]),

@@ -156,6 +156,8 @@ def _examine_journal(path: Path, plan: Geometry, report: Report) -> tuple[Record
     report.checked["events"] = len(record.events)
     if record.damaged:
         report.add(Kind.JOURNAL_RECORDS, "journal", record.damaged)
+    if record.remade:
+        report.add(Kind.REPAIR_UNFINISHED, "journal")
     if not record.session.get("open"):
         return record, CLOSED
     same = cache_was_kept(path, record.session)
@@ -168,7 +170,7 @@ def _examine_journal(path: Path, plan: Geometry, report: Report) -> tuple[Record
 def _is_doubtful(found: _Image, belief: Belief, report: Report, stage: Stage) -> bool:
     """True where the state is all there is to believe, and the medium contradicts it; fills in found.sure."""
     untold = found.end == UNKNOWN or (found.end == CUT and belief.source.startswith("state"))
-    found.sure = not len(found.plan.table) or not (untold or mend.was_cut_short(found.record))
+    found.sure = not len(found.plan.table) or not (untold or found.record.remade)
     if found.sure or not untold or found.record.problem == MISSING:
         return False
     return doubt.find(report, stage, belief)
@@ -221,28 +223,15 @@ def _choose(found: _Image, report: Report, stage: Stage, state: Belief | None, j
         differing = sane[0].differences(sane[1])
         if differing:
             report.add(Kind.STATE_DIFFERS, "state", ", ".join(differing))
-            return _settle_dispute(found, stage, sane[0], sane[1])
+            return doubt.settled(found.path, stage, sane[0], sane[1], wear_is_whole=found.wear_is_whole)
+    if told and told[0] is state and found.end == KILLED and state.problems:
+        # Rather than the journal, which is behind it: by that, writes that were answered would be lost without a word.
+        made = trust.cleaned(state, found.plan, closed=False)
+        if not sane or not doubt.contradicted(stage, made, doubt.IN_FLIGHT_MAX):
+            return made
     if sane:
         return sane[0]
-    return trust.cleaned(told[0], found.plan) if told else None
-
-
-def _settle_dispute(found: _Image, stage: Stage, state: Belief, journal: Belief) -> Belief:
-    """The one that descriptors and wear counters agree with; of sections, what either says to be in use."""
-    sections = state.sections | journal.sections
-    measured = wear.measure(found.path / "wear", 4 * found.plan.line_count) if found.wear_is_whole else None
-    score = {}
-    for belief in (journal, state):
-        stage.load(belief)
-        tally = belief.core[0]["tally"]
-        wrong_sum = measured is not None and wear.difference(tally, measured) != 0
-        wrong_hottest = measured is not None and int(tally["hottest"]) != measured.hottest
-        bad = pages.count_bad(found.plan, stage.handle, sections, belief.held)
-        score[belief.source] = (bad, wrong_sum + wrong_hottest)
-    better = journal if score["journal"] <= score["state"] else state
-    # A source of its own: neither file holds it as it is.
-    source = f"{better.source} that the descriptors agree with"
-    return dataclasses.replace(better, sections=sections, source=source)
+    return trust.cleaned(told[0], found.plan, closed=found.end == CLOSED) if told else None
 
 
 # ---- pages and wear ----

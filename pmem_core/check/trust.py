@@ -172,11 +172,12 @@ def _pending_problems(belief: Belief, plan: Geometry, closed: bool) -> list[str]
     return ["pending descriptors of pages that are not theirs"] if wrong.any() else []
 
 
-def cleaned(belief: Belief, plan: Geometry) -> Belief:
-    """A telling with problems, made possible again: what cannot be right is dropped."""
+def cleaned(belief: Belief, plan: Geometry, *, closed: bool) -> Belief:
+    """A telling with problems, made possible again: what cannot be right is dropped.  closed: see find_problems."""
     core = belief.core.copy()
     core["placement"], core["leveling"] = plan.placement_state, plan.leveling_state
-    core["intent"], core["unit"] = 0, 0
+    if _in_flight_problems(core[0], plan, closed):
+        core["intent"], core["unit"] = 0, 0
     for name in layout.TALLY.names or ():
         if name != "uncheckpointed":
             core["tally"][name] = np.maximum(core["tally"][name], 0)
@@ -186,7 +187,7 @@ def cleaned(belief: Belief, plan: Geometry) -> Belief:
         core=core,
         sections=(belief.sections & np.uint8(DURABLE_BITS)) | np.uint8(layout.SECTION_TOUCHED),
         ticks=np.zeros_like(belief.ticks),
-        pending=np.zeros_like(belief.pending),
+        pending=np.zeros_like(belief.pending) if _pending_problems(belief, plan, closed) else belief.pending,
     )
 
 

@@ -156,7 +156,7 @@ def report(path: Path, found: "Look") -> dict[str, Any]:
     plan = found.plan
     if found.session == "served":
         with contextlib.suppress(PmemError):  # as of a journal that cannot be read where nobody serves the image
-            found.events, found.retired = snapshot.past(path)
+            snapshot.read_past(path, found)
     return {
         "image": snapshot.describe(path, found),
         "geometry": {
@@ -173,6 +173,7 @@ def report(path: Path, found: "Look") -> dict[str, Any]:
         "session": found.session,
         "retired_pages": found.retired,
         "events": found.events[-EVENTS_SHOWN:],
+        "damaged_records": found.damaged,
     }
 
 
@@ -226,6 +227,10 @@ def show(figures: dict[str, Any]) -> None:
         told = ", ".join(f"{key} {value}" for key, value in event.items() if key not in ("time_ns", "event"))
         when = _moment(event["time_ns"] // 10**9)
         console.print(f"{when}  {event['event']}{': ' if told else ''}{told}", soft_wrap=True)
+    if figures["damaged_records"]:
+        console.print(
+            f"{figures['damaged_records']} damaged records are left out: 'pmem-nbd check --repair' drops them"
+        )
 
 
 def _moment(seconds: int) -> str:
