@@ -156,6 +156,29 @@ def test_writes_go_on_when_there_is_room_again(path, host):
         assert all(device.read(len(data), at) == data for at, data in filled.shadow.items())
 
 
+@pytest.mark.parametrize("host", ["tmpfs"], indirect=True)
+@pytest.mark.parametrize("leveling_name", ["start_gap", "security_refresh"])
+def test_moves_that_a_full_host_refused_do_not_take_the_room_that_comes_back(host, leveling_name):
+    """A move to a hole takes room; if all that fell due meanwhile were made up for, a write would have none."""
+    path = host / "sparse.pmem"
+    image.create(path, geometry.plan(96 * MIB, leveling_name=leveling_name, parameters={"interval": 2}))
+    with Device(path) as device:
+        written, chance = 0, random.Random(65)
+        with pytest.raises(HostFull):
+            while True:
+                device.write(os.urandom(PAGE), written * PAGE)
+                written += 1
+        refused_at = int(device.mapping.core["tally"][0]["moves"])
+        for _ in range(4000):
+            device.write(os.urandom(PAGE), chance.randrange(written) * PAGE)
+        assert int(device.mapping.core["tally"][0]["moves"]) == refused_at, "there was no room for any"
+        device.trim(written * PAGE, 0)
+        device.flush()
+        before = room(host)
+        device.write(os.urandom(PAGE), 0)
+        assert before > 2 * MIB and before - room(host) < before // 4
+
+
 def test_trim_makes_room(path, host):
     with serving(path) as server:
         filled = Filled(server, host)

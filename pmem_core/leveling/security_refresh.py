@@ -31,7 +31,7 @@ import numpy as np
 from .. import frametable, media
 from ..frametable import finish, spare_frames, translate  # the contract's
 from ..jit import hot, publish
-from ..layout import OK
+from ..layout import HOST, OK, STOP_KIND
 
 __all__ = ["finish", "spare_frames", "translate"]
 
@@ -107,19 +107,23 @@ def tick(state, run, frame, lines):
 
 @hot
 def settle(state, run, core, frame):
-    ticks = media.ticks_of(run)
-    while ticks[OUTER] >= state["outer_interval"]:
-        code = _refresh(state, run, core, OUTER)
-        if code:
-            return code
-        ticks[OUTER] -= state["outer_interval"]
+    code = _settle(state, run, core, OUTER, state["outer_interval"])
+    if code:
+        return code
     # Only now: what the outer level exchanges has new intermediate addresses.
-    pointer = _inner_pointer(state, run, frame)
-    while ticks[pointer] >= state["interval"]:
+    return _settle(state, run, core, _inner_pointer(state, run, frame), state["interval"])
+
+
+@hot
+def _settle(state, run, core, pointer, interval):
+    ticks = media.ticks_of(run)
+    while ticks[pointer] >= interval:
         code = _refresh(state, run, core, pointer)
+        if code & STOP_KIND == HOST:
+            ticks[pointer] = interval  # one stays due; all of them, when there is room again, would take it at once
         if code:
             return code
-        ticks[pointer] -= state["interval"]
+        ticks[pointer] -= interval
     return OK
 
 

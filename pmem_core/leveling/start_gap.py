@@ -20,7 +20,7 @@ import numpy as np
 
 from .. import frametable, media
 from ..jit import hot, publish
-from ..layout import CHECKPOINT, OK
+from ..layout import CHECKPOINT, HOST, OK, STOP_KIND
 
 SOURCE = "Qureshi et al., MICRO 2009"
 MOVES = True
@@ -190,6 +190,9 @@ def settle(state, run, core, frame):
     ticks = media.ticks_of(run)
     while ticks[region] >= state["interval"]:
         code = _move(state, run, core, region)
+        if code & STOP_KIND == HOST:
+            # One stays due.  Were all of them made up for when there is room again, they would take it at once.
+            ticks[region] = state["interval"]
         if code:
             return code
         ticks[region] -= state["interval"]
