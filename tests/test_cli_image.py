@@ -185,6 +185,22 @@ def test_info_explains_every_byte(run, place, level):
     assert out.isascii()
 
 
+@pytest.mark.parametrize("verb", ["info", "stats", "check"])
+def test_empty_name_is_not_the_folder_one_is_in(run, verb):
+    """As of a variable that is not set: check --repair "$IMAGE"."""
+    status, out, error = run(verb, "")
+    assert (status, out) == (2, "") and "is empty" in error
+
+
+def test_stats_for_programs_wraps_no_line(run, tmp_path, monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    path = tmp_path / ("long" * 30) / "disk.pmem"
+    path.parent.mkdir()
+    image.create(path, geometry.plan(1 << 20))
+    out = run("stats", path, "--no-heat-map")[1]
+    assert out.startswith(f"{path}: 1 MiB, interleaved, start_gap, closed\n")
+
+
 def test_info_tells_the_last_events(run, disk):
     for _ in range(3):
         Device(disk).close()

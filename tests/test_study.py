@@ -380,3 +380,9 @@ def test_examples_of_the_help_can_be_run(tmp_path, monkeypatch, capsys):
     # A policy of somebody's own is not there.
     assert [cli.main(example.split()) for example in examples if "mine" not in example] == [130] * len(ran)
     assert len(ran) >= 3
+
+
+def test_device_that_cannot_be_is_found_out_before_a_folder_is_made(tmp_path, capsys):
+    words = ["--leveling", "none", "--workload", "zipf", "--placement", "linear", "-s", "16K"]
+    assert cli.main(["study", *words, "-o", str(tmp_path / "out")]) == 2
+    assert "too small" in capsys.readouterr().err and not (tmp_path / "out").exists()

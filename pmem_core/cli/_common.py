@@ -31,8 +31,18 @@ SIZE_TEXT_MAX = 100  # Python makes no number of thousands of digits
 UNITS = "KMGTPE"
 PAGE_BYTES = 4096
 
+
+class FilePath(click.Path):
+    """A path, as it was typed; an empty one, of a variable that is not set, would mean the folder one is in."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "":
+            self.fail("is empty", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 # Whether it can be read is found out by whoever reads it; click would call a refusal a mistake in typing.
-PATH = click.Path(readable=False, path_type=Path)
+PATH = FilePath(readable=False, path_type=Path)
 IMAGE = click.argument("image", type=PATH)
 
 

@@ -103,8 +103,8 @@ def _initialise(image: Path) -> None:
 def info(image: Path | None, planned: bool, size: int | None, page: int | None, as_json: bool, **options: Any) -> None:
     """Show what an image is, and where every byte of its medium goes; or what one page's descriptor says.
 
-    With --plan no image is needed, and the options are those of create.  Without --placement all of them are shown
-    side by side, beside what Linux's fsdax namespaces and BTT would leave of the same medium.
+    With --plan no image is needed, and the options say what create is to make.  Without --placement all of them are
+    shown side by side, beside what Linux's fsdax namespaces and BTT would leave of the same medium.
 
     \b
     Examples:

@@ -86,7 +86,7 @@ def mount(
 ) -> None:
     """Serve an image in the background, attach it, and mount the filesystem on it on DIRECTORY.
 
-    Where a step fails, those before it are undone. Wants root.
+    Where a step fails, those before it are undone; a filesystem that --mkfs made stays. Wants root.
 
     \b
     Examples:

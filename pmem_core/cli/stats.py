@@ -3,6 +3,7 @@
 
 import contextlib
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -86,7 +87,12 @@ def stats(
 
     def once() -> None:
         if console:
-            console.print(*render(collect(), by, console), sep="\n")
+            from rich.text import Text
+
+            narrow = console.is_terminal or "COLUMNS" in os.environ
+            for part in render(collect(), by, console):
+                # Nobody's window is to be fitted where it is read by programs.
+                console.print(part, soft_wrap=isinstance(part, Text) and not narrow)
         else:
             emit(collect())
         sys.stdout.flush()

@@ -75,6 +75,9 @@ def study(output: Path, as_json: bool, jobs: int | None, markdown: Path | None, 
 
     common = {key: options.pop(key) for key in ("size", "endurance", "seed", "seeds")}
     chosen = cells.cells(**options, **{key: value for key, value in common.items() if value is not None})
+    # A device that cannot be is found out before hours are spent.
+    for cell in {(one.group, one.parameters, one.line_bytes, one.size): one for one in chosen}.values():
+        cell.plan()
     _prepare(output, markdown, force)
     try:
         with _watching() as watch:
