@@ -10,7 +10,7 @@ from collections.abc import Callable
 from .errors import UsageError
 from .layout import PAGE_BYTES
 
-FSDAX_SOURCE = "nd_pfn_init() in drivers/nvdimm/pfn_devs.c, Linux 6.1"
+FSDAX_SOURCE = "nd_pfn_init() in drivers/nvdimm/pfn_devs.c, Linux 6.1.y since it took c91d71363084"
 FSDAX_RESERVED = 8192  # 4 KiB unused, 4 KiB struct nd_pfn_sb
 FSDAX_ALIGN = 2 << 20  # ndctl's default, and the least that memory hotplug takes (a sub-section)
 STRUCT_PAGE_BYTES = 64  # MAX_STRUCT_PAGE_SIZE

@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import io
 import json
+import math
 import re
 import sys
 from pathlib import Path
@@ -54,6 +55,11 @@ def replay(size: int, line: int, leveling: str) -> dict:
     return json.loads(told.getvalue())
 
 
+def tenths(share: float) -> str:
+    """A life in %, rounded down: never in our favour."""
+    return f"{math.floor(1000 * share) / 10:.1f}"
+
+
 def wear() -> list[str]:
     """Hottest line and life, by line, without and with leveling."""
     heads = [f"{line} {what}" for line in LINES for what in ("hottest / mean", "life, none", "life, start_gap")]
@@ -63,7 +69,7 @@ def wear() -> list[str]:
         for line in LINES:
             plain, leveled = replay(size, line, "none"), replay(size, line, "start_gap")
             worn = plain["wear"]["all"]
-            lives = [f"{100 * found['normalized_life']:.1f} %" for found in (plain, leveled)]
+            lives = [f"{tenths(found['normalized_life'])} %" for found in (plain, leveled)]
             cells += [f"{worn['max'] / worn['mean']:.2f}", *lives]
         rows.append(f"| {size} | " + " | ".join(cells) + " |")
     return rows

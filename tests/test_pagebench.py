@@ -355,7 +355,7 @@ def test_space_lost_is_the_mails_and_linuxs():
     lost = claims.claims({"sizes": [16 << 40], "rows": [], "sharing": {}})[0]
     assert lost["values"]["interleaved"] == pytest.approx(1 / 65, rel=1e-6)
     assert lost["values"]["linear"] == pytest.approx(1 / 64, rel=1e-4)
-    assert "1.538 %" in lost["measured"] and "1.563 %" in lost["measured"]
+    assert "1.5385 %" in lost["measured"] and "1.5625 %" in lost["measured"]
 
 
 @of_the_result

@@ -88,7 +88,8 @@ def replay(image: Path | None, size: int, as_json: bool, **options: Any) -> None
 
     The geometry is that of IMAGE, which is only looked at and begins unworn, or what the options say. The policies are
     the compiled code that serves a device, so lines wear as they would there; a second is worth some ten million page
-    writes. Scale the leveling's interval with the endurance: what matters is W / interval (docs/leveling.md).
+    writes. Scale the leveling's interval with the endurance: W / interval is what matters, and
+    under uneven writes the size too (docs/leveling.md).
 
     Ctrl-C ends the run, not the figures.
 

@@ -108,7 +108,7 @@ def bytes_of(count: float) -> str:
 
 def percent(share: float) -> str:
     """A share of the medium; 0 is 0."""
-    return f"{share * 100:.3f} %" if share else "0"
+    return f"{share * 100:.4f} %" if share else "0"
 
 
 def seconds(value: float) -> str:

@@ -157,7 +157,7 @@ def _longer(rows: list[Row]) -> str:
     if len(endurances) < 2:
         return ""
     unit = max(row["line_bytes"] for row in select(every, endurance=endurances[-1]))
-    parts = []
+    parts, frames = [], set()
     for load in distinct(select(every, endurance=endurances[-1]), "workload"):
         told = []
         for label in distinct(every, "leveling"):
@@ -165,6 +165,7 @@ def _longer(rows: list[Row]) -> str:
             lives = sorted((row["endurance"], row["normalized_life"]) for row in of_label)
             if len(lives) > 1 and lives[0][1] < PROPERLY:
                 told.append(f"`{label}` {', '.join(percent(value) for _, value in lives)}")
+                frames |= {row["frames"] for row in of_label}
         if told:
             parts.append(f"under {load} writes {'; '.join(told)}")
     if not parts:
@@ -173,7 +174,9 @@ def _longer(rows: list[Row]) -> str:
         "**A life is a life at one W**: W / ψ is how often a policy turns in it. In units of"
         f" {unit} bytes, with W = {', '.join(map(str, endurances))}, as far as it was run, and the same intervals, the"
         f" lives are, {'; '.join(parts)}. It need not grow with W: what goes round comes back to the same frame after"
-        " the same number of turns, and it matters which turn the first death falls into."
+        " the same number of turns, and it matters which turn the first death falls into. These are devices of"
+        f" {' or '.join(map(str, sorted(frames)))} frames; of other sizes nothing is said here, and where writes are"
+        " uneven a life depends on the size too (docs/leveling.md, What Start-Gap lives by W)."
     )
 
 

@@ -21,14 +21,16 @@ from ..traces import open_trace
 
 RECORDINGS = {path.stem: path for path in sorted((Path(__file__).parent / "workloads").glob("*.rec"))}
 
-# Placed frames of 4096 bytes.  What matters is W / interval, not the size: synthetic workloads wear out a small device,
-# and recordings need the 28 MiB that they were made on.
+# Placed frames of 4096 bytes: synthetic workloads wear out a small device, and recordings need the 28 MiB that they
+# were made on.  Under uniform writes W / interval matters, and not the size; under uneven ones the size matters too,
+# and lives of larger devices are not these (docs/leveling.md, What Start-Gap lives by W).
 FRAMES, FRAMES_RECORDED = 2048, 8192
 # The spare frames behind them are such a share of them that each policy is at its best: Start-Gap's ring is a multiple
 # of the stripe's 65 frames, and Security Refresh has as many blocks as its keys have values, a power of two.
 SPARE_SHARE, SPARE_SHARES = 64, {"security_refresh": 128}
 ENDURANCE = 10_000
-# W / interval decides, so these workloads are also run at these, interleaved, in units of a line and of a frame.
+# Life is not the same at every W, so these workloads are also run at these, interleaved, in units of a line and of a
+# frame, with one seed.
 ENDURANCES = (20_000, 100_000)
 LONGER_LOADS, LONGER_UNITS = ("uniform", "zipf"), (256, 4096)
 # About what Optane was sold with, which takes minutes a life: without leveling, with the default, and with the best.
@@ -36,7 +38,7 @@ LONGEST, LONGEST_LABELS = 1_000_000, ("none", "start_gap", "sampled_swap")
 FLUSH_EVERY = 64
 SEED = 1
 # What is drawn at random decides too.  Synthetic workloads are run with so many seeds where units are largest, for
-# hot descriptors are hottest there, and descriptors are written each time.
+# hot descriptors are hottest there, and descriptors are written each time; at the first W only.
 SEEDS = 5
 UNITS = (64, 256, 4096)
 WRITES = ("each", "coalesced")

@@ -33,8 +33,9 @@ COLUMNS = (
 
 
 _SEEDS = (
-    "Synthetic workloads in the largest unit, with a descriptor at each write, were run with {seeds} seeds, of pages"
-    " and of the leveling's draws: medians, and in brackets the least and the most; all else with one."
+    "Synthetic workloads in the largest unit, with a descriptor at each write, were run with {seeds} seeds at"
+    " W = {endurance}, of pages and of the leveling's draws: medians, and in brackets the least and the most; all else,"
+    " every other W with it, with one."
 )
 
 
@@ -170,7 +171,7 @@ def as_markdown(rows: list[Row], command: str, figures: Iterable[tuple[str, str,
         "want the larger one) and 64-byte descriptors, each until its first line was dead.",
         f"W, the writes that a line survives, is {rows[0]['endurance']} unless another is said. Normalised life is",
         "what the host wrote by then, data and descriptors, of what all lines together could have borne; rounded down.",
-        *([_SEEDS.format(seeds=seeds)] if seeds > 1 else []),
+        *([_SEEDS.format(seeds=seeds, endurance=rows[0]["endurance"])] if seeds > 1 else []),
         "",
     ]
     for path, alternative, caption in figures:
