@@ -120,14 +120,20 @@ def look(path: Path) -> Look:
 
     Errors: NotAnImage, DamagedImage, UnsupportedImage, HostError.
     """
-    plan = image.load_geometry(path)
+    plan, looks = image.load_geometry(path), 0
     image.require_parts(path)
     while True:
         found = _look(path, plan)
         # A conversion that ended meanwhile has made other files; and what is served is not locked.
         plan = image.reload_geometry(path, found.plan)
-        if plan is found.plan:
+        if plan is not found.plan:
+            continue
+        wrong, looks = _what_cannot_be(found), looks + 1
+        if not wrong:
             return found
+        # Of a server that moves frames all the time it may be half of a move.
+        if found.session != "served" or looks == SNAPSHOTS_MAX:
+            raise DamagedImage(path / "state", f"an impossible value in {wrong}", "'pmem-nbd check --repair'")
 
 
 def _look(path: Path, plan: Geometry) -> Look:
@@ -140,20 +146,16 @@ def _look(path: Path, plan: Geometry) -> Look:
             # A journal that cannot be read costs the history of the image, not its wear.
             with contextlib.suppress(PmemError):
                 _read_journal(path, found, whole)
-    _require_sane(path, found)
     return found
 
 
-def _require_sane(path: Path, found: Look) -> None:
-    """DamagedImage for what compiled code could not bear, and for totals that lie in what cannot be right."""
-    plan, wrong = found.plan, ""
+def _what_cannot_be(found: Look) -> str:
+    """What compiled code could not bear, or what totals lie in that cannot be right; "": nothing."""
+    plan = found.plan
     for name, planned in (("placement", plan.placement_state), ("leveling", plan.leveling_state)):
         if found.core[name].tobytes() != planned.tobytes():
-            wrong = f"the {name}'s record"
-    if not plan.leveling.table_is_sane(plan.leveling_state, found.table):
-        wrong = "the leveling's table"
-    if wrong:
-        raise DamagedImage(path / "state", f"an impossible value in {wrong}", "'pmem-nbd check --repair'")
+            return f"the {name}'s record"
+    return "" if plan.leveling.table_is_sane(plan.leveling_state, found.table) else "the leveling's table"
 
 
 def _read_journal(path: Path, found: Look, whole: bool) -> None:
