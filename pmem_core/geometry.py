@@ -104,6 +104,15 @@ class Geometry:
         if hasattr(self.leveling, "finish"):
             self.leveling.finish(self.leveling_state, table[: len(self.table)])
 
+    def find_impossible(self, core: np.ndarray, table: np.ndarray) -> str:
+        """Which of what compiled code goes by is not, or cannot be, this geometry's, in words; "": nothing."""
+        for name, planned in (("placement", self.placement_state), ("leveling", self.leveling_state)):
+            if core[name].tobytes() != planned.tobytes():
+                return f"the {name}'s record"
+        return (
+            "" if self.leveling.table_is_sane(self.leveling_state, table[: len(self.table)]) else "the leveling's table"
+        )
+
     @property
     def pending_bytes(self) -> int:
         """Size of the state file's zone of pending descriptors."""

@@ -184,11 +184,26 @@ class Journal:
             raise ValueError(f"a row of {name.decode()} fails its checksum")
         return value
 
-    def _rows(self, name: bytes, parse: Callable[[bytes], Any] = bytes) -> list[tuple[bytes, Any]]:
-        """All keys of a database, and what `parse` makes of the values, or ValueError."""
+    def _rows(
+        self,
+        name: bytes,
+        parse: Callable[[bytes, bytes], Any] = lambda key, value: (key, value),
+        damaged: list[bytes] | None = None,
+    ) -> list[Any]:
+        """What `parse` makes of all keys of a database and their values, or ValueError.
+
+        Where a row is damaged its key goes to `damaged`; None: DamagedImage.
+        """
+        found = []
         with self._reading(name) as transaction:
-            rows = [(bytes(key), bytes(value)) for key, value in transaction.cursor()]
-            return [(key, parse(self._opened(name, key, value))) for key, value in rows]
+            for key, row in [(bytes(key), bytes(row)) for key, row in transaction.cursor()]:
+                try:
+                    found.append(parse(key, self._opened(name, key, row)))
+                except ValueError:
+                    if damaged is None:
+                        raise
+                    damaged.append(key)
+        return found
 
     @contextlib.contextmanager
     def _reading(self, name: bytes) -> Iterator[Any]:
@@ -366,22 +381,14 @@ class Journal:
         with self._write() as transaction:
             self._put(transaction, b"retired", b"%020d" % page, json.dumps(record).encode())
 
-    def _records(self, name: bytes, damaged: list[bytes] | None) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Number and record of each row; the keys of those that are damaged go to `damaged`, or None: DamagedImage."""
-        with self._reading(name) as transaction:
-            rows = [(bytes(key), bytes(value)) for key, value in transaction.cursor()]
-            for key, row in rows:
-                try:
-                    found = int(key), _record(self._opened(name, key, row))
-                except ValueError:
-                    if damaged is None:
-                        raise
-                    damaged.append(key)
-                else:
-                    yield found
+    def _records(self, name: bytes, damaged: list[bytes] | None) -> list[tuple[int, dict[str, Any]]]:
+        return self._rows(name, lambda key, value: (int(key), _record(value)), damaged)
 
     def events(self, damaged: list[bytes] | None = None) -> list[dict[str, Any]]:
-        """Events, oldest first, each with "time_ns"; of a damaged row see `_records`, here and below."""
+        """Events, oldest first, each with "time_ns".
+
+        Here and below: keys of rows that are damaged go to `damaged`, and the others are told; None: DamagedImage.
+        """
         return [{"time_ns": key, **value} for key, value in self._records(b"events", damaged)]
 
     def history(self, damaged: list[bytes] | None = None) -> list[dict[str, Any]]:
@@ -392,20 +399,15 @@ class Journal:
         """Pages whose data was given up."""
         return dict(self._records(b"retired", damaged))
 
-    def damaged_records(self) -> dict[str, list[bytes]]:
-        """Keys of damaged rows that only people read, by database; what opens an image needs none of them."""
-        found: dict[str, list[bytes]] = {}
-        for name, read in (("events", self.events), ("history", self.history), ("retired", self.retired)):
-            read(found.setdefault(name, []))
-        return {name: keys for name, keys in found.items() if keys}
-
     def drop_damaged_records(self) -> None:
-        """Delete the rows that `damaged_records` tells of, at once."""
-        damaged = self.damaged_records()
+        """Delete the damaged rows that only people read, at once; what opens an image needs none of them."""
+        damaged: dict[bytes, list[bytes]] = {b"events": [], b"history": [], b"retired": []}
+        for name, keys in damaged.items():
+            self._records(name, keys)
         with self._write() as transaction:
             for name, keys in damaged.items():
                 for key in keys:
-                    transaction.delete(key, db=self._db[name.encode()])
+                    transaction.delete(key, db=self._db[name])
 
 
 class _Transaction:

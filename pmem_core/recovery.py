@@ -218,28 +218,26 @@ def require_agreement(mapping: Mapping, plan: Geometry, journal: Journal) -> Non
 
 def require_sane(mapping: Mapping, plan: Geometry) -> None:
     """Refuse a state whose values compiled code could not bear: DamagedImage."""
+    wrong = plan.find_impossible(mapping.core[0], mapping.table) or _find_impossible_work(mapping, plan)
+    if wrong:
+        raise DamagedImage("state", f"an impossible value in {wrong}", "'pmem-nbd check --repair'")
+
+
+def _find_impossible_work(mapping: Mapping, plan: Geometry) -> str:
+    """Which of what is in flight, due or pending cannot be, in words; "": nothing."""
     core, unit, ticks = mapping.core[0], mapping.core[0]["unit"], mapping.ticks[: plan.tick_words]
-    wrong, flying = "", intent_problems(core["intent"], plan)
-    if core["placement"].tobytes() != plan.placement_state.tobytes():
-        wrong = "the placement's record"
-    elif core["leveling"].tobytes() != plan.leveling_state.tobytes():
-        wrong = "the leveling's record"
-    elif not plan.leveling.table_is_sane(plan.leveling_state, mapping.table[: len(plan.table)]):
-        wrong = "the leveling's table"
-    elif flying:
-        wrong = f"the {flying[0]} in flight"
-    elif unit[layout.UNIT_CAUSE] and not (
+    flying = intent_problems(core["intent"], plan)
+    if flying:
+        return f"the {flying[0]} in flight"
+    if unit[layout.UNIT_CAUSE] and not (
         1 <= unit[layout.UNIT_CAUSE] <= len(layout.CAUSES)
         and 0 < unit[layout.UNIT_LINES] <= plan.line_count
         and 0 <= unit[layout.UNIT_FIRST] <= plan.line_count - unit[layout.UNIT_LINES]
     ):
-        wrong = "the lines in flight"
-    elif np.any((ticks < 0) | (ticks > max(0, int(core["tally"]["worn"].sum())))):
-        wrong = "the leveling's ticks"
-    elif plan.pending_bytes and not _pending_are_sane(mapping, plan):
-        wrong = "a pending descriptor"
-    if wrong:
-        raise DamagedImage("state", f"an impossible value in {wrong}", "'pmem-nbd check --repair'")
+        return "the lines in flight"
+    if np.any((ticks < 0) | (ticks > max(0, int(core["tally"]["worn"].sum())))):
+        return "the leveling's ticks"
+    return "a pending descriptor" if plan.pending_bytes and not _pending_are_sane(mapping, plan) else ""
 
 
 def _pending_are_sane(mapping: Mapping, plan: Geometry) -> bool:

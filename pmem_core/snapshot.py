@@ -128,7 +128,7 @@ def look(path: Path) -> Look:
         plan = image.reload_geometry(path, found.plan)
         if plan is not found.plan:
             continue
-        wrong, looks = _what_cannot_be(found), looks + 1
+        wrong, looks = plan.find_impossible(found.core, found.table), looks + 1
         if not wrong:
             return found
         # Of a server that moves frames all the time it may be half of a move.
@@ -147,15 +147,6 @@ def _look(path: Path, plan: Geometry) -> Look:
             with contextlib.suppress(PmemError):
                 _read_journal(path, found, whole)
     return found
-
-
-def _what_cannot_be(found: Look) -> str:
-    """What compiled code could not bear, or what totals lie in that cannot be right; "": nothing."""
-    plan = found.plan
-    for name, planned in (("placement", plan.placement_state), ("leveling", plan.leveling_state)):
-        if found.core[name].tobytes() != planned.tobytes():
-            return f"the {name}'s record"
-    return "" if plan.leveling.table_is_sane(plan.leveling_state, found.table) else "the leveling's table"
 
 
 def _read_journal(path: Path, found: Look, whole: bool) -> None:

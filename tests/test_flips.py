@@ -292,12 +292,8 @@ def looked(made, repair):
     assert all(f.offset is not None for f in report.findings if f.page is not None)
     left = [str(f) for f in report.findings if f.kind.severity is not Severity.NOTE and not f.repaired]
     told = {"clean": report.clean, "all": sorted(words(report)), "pages": pages, "left": left + report.unchecked}
-    return told | {"suspects": suspects(report)}
-
-
-def suspects(report):
-    """Pages without a descriptor, which may read otherwise after repair than before: see docs/crash-consistency.md."""
-    return [finding.page for finding in report.of(Kind.DESCRIPTOR_LOST)]
+    # They may read otherwise after repair than before: see docs/crash-consistency.md.
+    return told | {"suspects": [f.page for f in report.of(Kind.DESCRIPTOR_LOST)]}
 
 
 def forgiven(whole, part):

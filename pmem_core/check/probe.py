@@ -112,6 +112,8 @@ def _memory_is_limited() -> bool:
 
 def _everything(journal: Any) -> dict[str, Any]:
     core, table = journal.load_checkpoint()
+    damaged: dict[str, list[bytes]] = {"events": [], "history": [], "retired": []}
+    past = {name: getattr(journal, name)(keys) for name, keys in damaged.items()}
     return {
         "uuid": journal.uuid,
         "session": journal.session,
@@ -119,10 +121,8 @@ def _everything(journal: Any) -> dict[str, Any]:
         "table": base64.b64encode(table).decode(),
         "sections": base64.b64encode(journal.load_sections()).decode(),
         "remade": journal.remade,
-        "events": journal.events([]),
-        "history": journal.history([]),
-        "retired": journal.retired([]),
-        "damaged": ", ".join(f"{len(keys)} of {name}" for name, keys in journal.damaged_records().items()),
+        **past,
+        "damaged": ", ".join(f"{len(keys)} of {name}" for name, keys in damaged.items() if keys),
     }
 
 
