@@ -126,6 +126,26 @@ def test_create_makes_nothing_where_a_link_leads_nowhere(run, monkeypatch):
     assert status == 2 and err == "disk.pmem: exists already: a new name, or remove it first\n"
 
 
+NOTHING_DONE = {
+    "stats d.pmem --no-heat-map --by mean": "--by: no map is shown",
+    "stats d.pmem -j --by max": "--by: no map is shown",
+    "replay --histogram": "--histogram: is a part of the JSON: -j",
+    "replay --spread 0.2": "--spread: all lines are the same",
+    "replay --trace-format fio": "--trace-format: there is no trace",
+    "log d.log --from 5 --to 2": "--from 5 --to 2: no entry lies between",
+    "log d.log --mark here --to 2": "--to: nothing is listed",
+    "replay-log d.log --find --fsck true": "--fsck: nothing is replayed",
+    "replay-log d.log --find --check 3": "--check: nothing is replayed",
+}
+
+
+@pytest.mark.parametrize("line", NOTHING_DONE)
+def test_option_that_would_do_nothing_is_refused(run, line):
+    status, out, err = run(*line.split())
+    assert (status, out, err.count("\n")) == (2, "", 1) and err.startswith(NOTHING_DONE[line])
+    assert list(Path().iterdir()) == []
+
+
 def test_create_keeps_what_is_there(run, disk):
     before = (disk / "media").stat().st_mtime_ns
     status, out, err = run("create", disk, "--size", "1G")

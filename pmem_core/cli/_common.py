@@ -124,6 +124,19 @@ def policy_file_option(function: Function) -> Function:
     )(function)
 
 
+def typed(*names: str) -> list[str]:
+    """Those of the parameters `names` of the verb at hand that were given where it was called."""
+    context, given = click.get_current_context(), click.core.ParameterSource.COMMANDLINE
+    return [name for name in names if context.get_parameter_source(name) is given]
+
+
+def refuse(why: str, expected: str, *names: str) -> None:
+    """UsageError where one of the parameters `names` was given: it would do nothing."""
+    for name in typed(*names):
+        option = next(one for one in click.get_current_context().command.params if one.name == name)
+        raise UsageError("/".join([max(option.opts, key=len), *option.secondary_opts]), why, expected)
+
+
 def human_bytes(count: float) -> str:
     """Write a number of bytes as people read it: ``0 B``, ``4 KiB``, ``1.5 GiB``."""
     value, unit = float(count), "B"

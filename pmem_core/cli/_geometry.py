@@ -70,7 +70,13 @@ _OPTIONS = [
     click.option(
         "--set", "parameters", metavar="NAME=VALUE", multiple=True, help="A parameter of the leveling; may be repeated."
     ),
-    click.option("--descriptor-bytes", type=SIZE, default=64, show_default=True, help="16 to 4096, a power of two."),
+    click.option(
+        "--descriptor-bytes",
+        type=SIZE,
+        default=64,
+        show_default=True,
+        help="16 to 4096, a power of two; placement none has no descriptors.",
+    ),
     click.option(
         "--descriptor-writes",
         type=click.Choice(["each", "coalesced"]),

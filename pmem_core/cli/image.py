@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
 from pmem_core.cli import _capacity
 from pmem_core.cli._common import (
@@ -19,6 +18,7 @@ from pmem_core.cli._common import (
     json_option,
     plain_console,
     progress,
+    refuse,
     working,
 )
 from pmem_core.cli._geometry import geometry_options, plan_of, plan_options
@@ -125,9 +125,7 @@ def info(image: Path | None, planned: bool, size: int | None, page: int | None, 
             figures = _capacity.planned(size, options)
         emit(figures) if as_json else _capacity.show(figures)
         return
-    given = [name for name in ("size", *options) if _was_given(name) and name != "policy_file"]
-    if given:
-        raise UsageError(f"--{given[0].replace('_', '-')}", "says what an image is to be", "--plan, and no image")
+    refuse("says what an image is to be", "--plan, and no image", "size", *options)
     if image is None:
         raise UsageError("info", "no image", "IMAGE, or --plan with --size")
     if page is not None:
@@ -143,10 +141,6 @@ def info(image: Path | None, planned: bool, size: int | None, page: int | None, 
         emit(figures)
     else:
         show(figures)
-
-
-def _was_given(name: str) -> bool:
-    return click.get_current_context().get_parameter_source(name) is ParameterSource.COMMANDLINE
 
 
 def report(path: Path, found: "Look") -> dict[str, Any]:

@@ -13,7 +13,7 @@ import click
 import psutil
 
 from pmem_core import host, launch, listen, runtime, server
-from pmem_core.cli._common import PATH, emit, human_bytes, json_option, progress
+from pmem_core.cli._common import PATH, emit, human_bytes, json_option, progress, refuse
 from pmem_core.errors import CheckFailed, ServerError, UsageError
 from pmem_core.logwrites import record, replay
 from pmem_core.logwrites.reader import Entry, Log
@@ -42,7 +42,10 @@ def log(log: Path, first: int, last: int | None, mark: str | None, as_json: bool
       pmem-nbd log writes.log --mark before-rename
       pmem-nbd log writes.log -j | jq '.entries[] | select(.mark) | .number'
     """
+    if last is not None and last < first:
+        raise UsageError(f"--from {first} --to {last}", "no entry lies between", "--to no less than --from")
     if mark is not None:
+        refuse("nothing is listed", "--mark without it", "first", "last")
         number = _put_mark(log, mark)
         if as_json:
             emit({"log": str(log), "mark": mark, "number": number})
@@ -193,6 +196,8 @@ def replay_log(
         raise UsageError("--from, --from-mark", "both say where to begin", "one of them")
     if (target is None) != find:
         raise UsageError("--onto, --find", "both or neither is given", "exactly one of them")
+    if find:
+        refuse("nothing is replayed", "--onto TARGET in place of --find", "fsck", "check", "on_copy")
     if fsck is None and (check or on_copy):
         raise UsageError("--check, --on-copy", "have nothing to run", "--fsck beside them")
     if on_copy and target is not None and target.is_block_device():

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pmem_core.cli._common import PAGE_BYTES, SIZE, bar, emit, human_bytes, json_option, on_terminal
+from pmem_core.cli._common import PAGE_BYTES, SIZE, bar, emit, human_bytes, json_option, on_terminal, refuse
 from pmem_core.cli._geometry import geometry_options, parse_parameters, plan_of, policies
 from pmem_core.errors import UsageError
 
@@ -100,6 +100,10 @@ def replay(image: Path | None, size: int, as_json: bool, **options: Any) -> None
       pmem-nbd replay disk.pmem --trace day.rec --deaths 100 --endurance-kind lognormal
       pmem-nbd replay --size 1G --set interval=10 --page-writes 1e8 -j | jq .wear.descriptor
     """
+    if not as_json:
+        refuse("is a part of the JSON", "-j beside it", "histogram")
+    if options["endurance_kind"] == "uniform":
+        refuse("all lines are the same", "--endurance-kind normal or lognormal beside it", "spread")
     given = {name: options.pop(name) for name in GEOMETRY if name in options}
     found = _live(image, size, given, options)
     if as_json:
@@ -139,10 +143,7 @@ def _plan(image: Path | None, size: int, given: dict[str, Any], seed: int) -> "G
 
     if image is None:
         return plan_of(size, given, uuid=str(uuid.UUID(int=seed % (1 << 128))))
-    context = click.get_current_context()
-    typed = [name for name in GEOMETRY if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE]
-    if typed:
-        raise UsageError(f"--{typed[0].replace('_', '-')}", f"the geometry is that of {image}", "one or the other")
+    refuse(f"the geometry is that of {image}", "one or the other", *GEOMETRY)
     from pmem_core.image import load_geometry
 
     return load_geometry(image)
@@ -153,9 +154,7 @@ def _source(plan: "Geometry", options: dict[str, Any]) -> Iterator["Source"]:
     from pmem_core.replay import lives
 
     if options["trace"] is None:
-        for name in ("passes", "trace_format"):
-            if options[name]:
-                raise UsageError(f"--{name.replace('_', '-')}", "there is no trace", "--trace FILE beside it")
+        refuse("there is no trace", "--trace FILE beside it", "passes", "trace_format")
         chosen = parse_parameters(options["workload_parameters"], "--with")
         yield lives.Synthetic(options["workload"] or "uniform", chosen, plan, options["seed"], options["flush_every"])
         return

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from pmem_core.cli._common import IMAGE, PATH, human_bytes, policy_file_option, working
+from pmem_core.cli._common import IMAGE, PATH, human_bytes, policy_file_option, refuse, working
 from pmem_core.cli._files import require_folder, require_free, write_whole
 from pmem_core.errors import DamagedImage, MissingProgram, NotAnImage, UsageError
 from pmem_core.host import host_errors, require_outside_images, require_parent
@@ -90,10 +90,7 @@ def _rows_of(folder: Path) -> list[dict[str, Any]] | None:
         raise NotAnImage(folder, "is a study that has not ended", "the same 'pmem-nbd study' again, which goes on")
     if not is_study:
         return None
-    context = click.get_current_context()
-    for name in ("by", "over"):
-        if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
-            raise UsageError(f"--{name}", f"{folder} is a study", "an image")
+    refuse(f"{folder} is a study", "an image", "by", "over")
     try:
         with host_errors(path):
             rows: list[dict[str, Any]] = json.loads(path.read_text())

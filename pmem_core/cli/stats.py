@@ -13,7 +13,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pmem_core.cli._capacity import memory_words
-from pmem_core.cli._common import IMAGE, emit, human_bytes, json_option, plain_console, policy_file_option, working
+from pmem_core.cli._common import (
+    IMAGE,
+    emit,
+    human_bytes,
+    json_option,
+    plain_console,
+    policy_file_option,
+    refuse,
+    working,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -75,6 +84,8 @@ def stats(
       pmem-nbd stats disk.pmem -j | jq .wear.descriptor.max
     """
     wanted = heat_map if heat_map is not None else stripe or not (histogram or as_json)
+    if as_json or not wanted:
+        refuse("no map is shown", "no --by, or a map" if not as_json else "no --by: -j has both", "by")
     # Programs ask for figures often, and rich takes a while to import.
     console = None if as_json else plain_console()
     with working(f"reading {image}"):
