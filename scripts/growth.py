@@ -9,12 +9,11 @@ import argparse
 import contextlib
 import io
 import json
-import math
 import re
 import sys
 from pathlib import Path
 
-from pmem_core import cli, geometry
+from pmem_core import cli, geometry, rounding
 from pmem_core.errors import UsageError
 
 DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "converting.md"
@@ -40,7 +39,7 @@ def room() -> list[str]:
                 shares.append("no room for a page")
                 continue
             seen = seen or plan.device_bytes
-            shares.append(f"{1 - plan.device_bytes / SIZE:.2%}")
+            shares.append(rounding.percent(1 - plan.device_bytes / SIZE, 2, "low", "%"))
         rows.append(f"| {size} | 1/{4096 // size + 1}: {shares[0]} | {shares[1]} | {seen} |")
     return rows
 
@@ -55,11 +54,6 @@ def replay(size: int, line: int, leveling: str) -> dict:
     return json.loads(told.getvalue())
 
 
-def tenths(share: float) -> str:
-    """A life in %, rounded down: never in our favour."""
-    return f"{math.floor(1000 * share) / 10:.1f}"
-
-
 def wear() -> list[str]:
     """Hottest line and life, by line, without and with leveling."""
     heads = [f"{line} {what}" for line in LINES for what in ("hottest / mean", "life, none", "life, start_gap")]
@@ -69,7 +63,7 @@ def wear() -> list[str]:
         for line in LINES:
             plain, leveled = replay(size, line, "none"), replay(size, line, "start_gap")
             worn = plain["wear"]["all"]
-            lives = [f"{tenths(found['normalized_life'])} %" for found in (plain, leveled)]
+            lives = [f"{rounding.percent(found['normalized_life'], 1, 'high')}" for found in (plain, leveled)]
             cells += [f"{worn['max'] / worn['mean']:.2f}", *lives]
         rows.append(f"| {size} | " + " | ".join(cells) + " |")
     return rows

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 from rivals import life
 
+from pmem_core import rounding
 from pmem_core.layout import PAGE_BYTES
 
 CHOICES = [
@@ -65,8 +66,8 @@ def main() -> None:
                 life((leveling, parameters), workload, PAGE_BYTES // frame_lines, frames, chosen.endurance, seed)
                 for seed in range(1, chosen.seeds + 1)
             ]
-            cells.append(f"{100 * float(np.median([one for one, _ in seen])):.1f} %")
-            extras[frame_lines] = f"{100 * seen[0][1]:.2f} %"
+            cells.append(rounding.percent(float(np.median([one for one, _ in seen])), 1, "high"))
+            extras[frame_lines] = rounding.percent(seen[0][1], 2, "low")
         rows.append(f"| {name} | {' | '.join(cells)} | {extras[1]} | {extras[16]} |")
         print(rows[-1], flush=True)
     if chosen.markdown:

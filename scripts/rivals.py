@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pmem_core import geometry, layout, leveling
+from pmem_core import geometry, layout, leveling, rounding
 from pmem_core.replay import lives
 from pmem_core.replay.endurance import Endurance
 
@@ -84,7 +84,7 @@ def main() -> None:
             seeds = range(1, chosen.seeds + 1)
             seen = [life(choices[label], workload, line_bytes, chosen.frames, chosen.endurance, seed) for seed in seeds]
             lived, extra = np.median(seen, axis=0)
-            cells.append(f"{100 * lived:.1f} ({100 * extra:.2f})")
+            cells.append(f"{rounding.fixed(100 * lived, 1, 'high')} ({rounding.fixed(100 * extra, 2, 'low')})")
         rows.append(f"| {label} | {line_bytes} | {' | '.join(cells)} |")
         print(rows[-1], flush=True)
     if chosen.markdown:

@@ -100,7 +100,7 @@ def table_of(capacity: dict[str, Any], console: "Console") -> "Table":
     rows = [(USES[use], count) for use, count in capacity["bytes"].items() if count]
     for name, count in [*rows, ("all", size)]:
         bar = "#" * max(1, round(room * math.log(count / 256) / math.log(size / 256))) if name != "all" else ""
-        made.add_row(name, str(count), human_bytes(count), f"{count / size:.3%}", *([bar] if room else []))
+        made.add_row(name, str(count), human_bytes(count), _share(count, size), *([bar] if room else []))
     return made
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pmem_core import rounding
 from pmem_core.cli._common import PAGE_BYTES, SIZE, bar, emit, human_bytes, json_option, on_terminal, refuse
 from pmem_core.cli._geometry import geometry_options, parse_parameters, plan_of, policies
 from pmem_core.errors import UsageError
@@ -213,8 +214,10 @@ def report(found: dict[str, Any]) -> Iterator[str]:
     yield f"written until then    {found['page_writes']} pages, {human_bytes(written)}, {full:.4g} times the device"
     if found["normalized_life"] is not None:
         guess = " (extrapolated: no line died)" if found["extrapolated"] else ""
-        yield f"normalised life       {found['normalized_life']:.2%}, data alone {found['data_life']:.2%}{guess}"
-        yield f"extra writes          {found['extra_writes']:.2%}, {leveling['moves']} frames moved"
+        lives = [rounding.percent(found[name], 2, "high", "%") for name in ("normalized_life", "data_life")]
+        yield f"normalised life       {lives[0]}, data alone {lives[1]}{guess}"
+        extra = rounding.percent(found["extra_writes"], 2, "low", "%")
+        yield f"extra writes          {extra}, {leveling['moves']} frames moved"
     if "stall_seconds" in leveling:
         yield f"stalls (modelled)     {leveling['stall_seconds']:.3g} s"
     for kind in ("data", "descriptor", "spare", "all"):

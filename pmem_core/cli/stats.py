@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pmem_core import rounding
 from pmem_core.cli._capacity import memory_words
 from pmem_core.cli._common import (
     IMAGE,
@@ -165,7 +166,8 @@ def render(figures: dict[str, Any], by: str, console: "Console") -> Iterator["Re
     if image["descriptors"] == "memory":
         yield Text(f"descriptors           in the server's memory: {memory_words(figures['descriptor_memory'])}")
     life = figures["normalized_life"]
-    yield Text(f"normalised life       {'-' if life is None else f'{life:.2%}'}, if wear goes on as it did so far")
+    told = "-" if life is None else rounding.percent(life, 2, "high", "%")
+    yield Text(f"normalised life       {told}, if wear goes on as it did so far")
     yield from _warnings(figures)
     if "histogram" in figures:
         yield _histogram(figures["histogram"], console)

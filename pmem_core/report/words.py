@@ -2,11 +2,12 @@
 """Numbers as people read them.  Where digits are dropped, a figure gets worse, never better."""
 
 import datetime
-import decimal
 import math
 import os
 
-NOTHING = "–"
+from pmem_core import rounding
+from pmem_core.rounding import NOTHING
+
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
 
@@ -19,15 +20,12 @@ def number(value: float | None, better: str = "", digits: int = 4) -> str:
         return NOTHING
     if isinstance(value, int) or float(value).is_integer():
         return f"{int(value):,}".replace(",", "\N{NARROW NO-BREAK SPACE}")
-    how = {"low": decimal.ROUND_CEILING, "high": decimal.ROUND_FLOOR}.get(better, decimal.ROUND_HALF_EVEN)
-    # From its shortest text: 1.1 shall stay 1.1, though the float is a little more.
-    exact = decimal.Decimal(repr(float(value)))
-    return f"{exact.quantize(decimal.Decimal(1).scaleb(exact.adjusted() - digits + 1), how):f}"
+    return rounding.significant(value, digits, better)
 
 
 def percent(share: float | None, better: str = "") -> str:
     """A share as a percentage."""
-    return NOTHING if share is None else f"{number(share * 100, better)} %"
+    return NOTHING if share is None else f"{number(rounding.hundred_times(share), better)} %"
 
 
 def size(count: int) -> str:

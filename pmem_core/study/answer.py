@@ -4,6 +4,7 @@
 from collections.abc import Iterable
 from typing import Any
 
+from .. import rounding
 from .run import Row
 
 SENTENCE = "will wear-leveling properly migrate these 'hot' pages around?"
@@ -41,11 +42,8 @@ def typical(rows: Iterable[Row]) -> list[Row]:
 def percent(share: float | None) -> str:
     """A share of life, rounded down: never in our favour."""
     if share is None:
-        return "–"
-    value = share * 100
-    digits = 0 if value >= 10 else 1 if value >= 1 else 2
-    scale = 10**digits
-    return f"{int(value * scale) / scale:.{digits}f} %"
+        return rounding.NOTHING
+    return rounding.percent(share, 0 if share >= 0.1 else 1 if share >= 0.01 else 2, "high")
 
 
 def lived(row: Row) -> str:
@@ -214,10 +212,11 @@ def _everywhere(rows: list[Row], labels: list[str], loads: list[str], units: lis
         for label, (value, row) in order
     )
     label, (value, _) = order[0]
-    extra = max(row["extra_writes"] or 0 for row in select(rows, placement="interleaved", leveling=label))
+    extras = (row["extra_writes"] or 0 for row in select(rows, placement="interleaved", leveling=label))
+    extra = rounding.percent(max(extras), 2, "low", "%")
     return (
         f"**Over all {len(loads)} workloads and {len(units)} units** the worst life of each leveling with interleaved"
-        f" descriptors is: {told}. `{label}` loses least, at no more than {extra:.2%} extra writes."
+        f" descriptors is: {told}. `{label}` loses least, at no more than {extra} extra writes."
     )
 
 

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
+from .. import rounding
 from . import answer
 from .answer import distinct, hottest_over_mean, lived, select
 from .run import Row
@@ -96,7 +97,7 @@ def _by_unit(rows: list[Row]) -> list[str]:
                 str(row["line_bytes"]),
                 lived(row),
                 *ratios,
-                f"{row['extra_writes']:.2%}",
+                rounding.percent(row["extra_writes"], 2, "low", "%"),
                 _number(row["turns"], 0),
                 row["first_death"] or row["ended"],
             ]
