@@ -199,3 +199,18 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
     report = yield
     _fail_if_skipped(report)
     return report
+
+
+def damage_row(journal, database, having=b""):
+    """Flip a bit of the first row of `database` that has these bytes in it; `journal`: one that is open."""
+    with journal._write() as transaction:
+        rows = journal._db[database]
+        found = [(bytes(key), bytes(row)) for key, row in transaction.cursor(rows) if having in bytes(row)]
+        key, row = found[0]
+        transaction.put(key, bytes([row[0] ^ 1]) + row[1:], db=rows)
+
+
+@pytest.fixture
+def same_boot(monkeypatch):
+    """The page cache was never lost, wherever the image is: what a test says of it is all that is known."""
+    monkeypatch.setattr("pmem_core.host.witness", lambda path: {"boot": "this", "mount": 1, "device": 1, "inode": 1})

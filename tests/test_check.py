@@ -10,7 +10,7 @@ import time
 
 import numpy as np
 import pytest
-from conftest import one_worker
+from conftest import damage_row, one_worker
 from independent_reader import Reader
 from naive import crc32c_raw
 
@@ -478,10 +478,10 @@ def test_state_that_cannot_be_right_is_taken_from_the_journal(tmp_path):
         assert words in found.findings[0].detail
 
 
+@pytest.mark.usefixtures("same_boot")
 @pytest.mark.parametrize(("name", "field"), [("swapped", "swap_key"), ("shuffled", "interval")])
-def test_killed_images_state_is_mended_and_not_replaced(tmp_path, monkeypatch, name, field):
+def test_killed_images_state_is_mended_and_not_replaced(tmp_path, name, field):
     """The journal is behind it, and by that map some pages would read as they were, without a word."""
-    monkeypatch.setattr(host, "witness", lambda path: {"boot": "this", "mount": 1, "device": 1, "inode": 1})
     swapped = {"leveling_name": "table_swap", "parameters": {"interval": 1}, "descriptor_writes": "coalesced"}
     made, random_ = make(tmp_path, SEED, **PLANS.get(name, swapped)), random.Random(SEED)
     device = Device(made.path)
@@ -496,9 +496,9 @@ def test_killed_images_state_is_mended_and_not_replaced(tmp_path, monkeypatch, n
     assert made.reads() == [], f"seed {SEED}"
 
 
-def test_repair_of_a_lost_journal_is_not_forgotten_with_its_records(tmp_path, monkeypatch):
+@pytest.mark.usefixtures("same_boot")
+def test_repair_of_a_lost_journal_is_not_forgotten_with_its_records(tmp_path):
     """Else a later repair takes the map for a doubtful one, and gives up what it could have mended."""
-    monkeypatch.setattr(host, "witness", lambda path: {"boot": "this", "mount": 1, "device": 1, "inode": 1})
     made = make(tmp_path, SEED, **PLANS["interleaved"])
     shutil.rmtree(made.path / "journal")
     assert check(made.path, repair=True).repairs[Kind.JOURNAL_LOST] == 1
@@ -514,12 +514,7 @@ def test_repair_of_a_lost_journal_is_not_forgotten_with_its_records(tmp_path, mo
     put(made.path / "media", made.offsets(15)[0], b"newer")
     made.bytes[15 * PAGE : 15 * PAGE + 5] = b"newer"
     journal = Journal(made.path / "journal")
-    with journal._write() as transaction:
-        database = journal._db[b"events"]
-        rows = [(bytes(key), bytes(row)) for key, row in transaction.cursor(database)]
-        for key, row in rows:
-            if b'"repaired"' in row:
-                transaction.put(key, bytes([row[0] ^ 1]) + row[1:], db=database)
+    damage_row(journal, b"events", b'"repaired"')
     journal.close()
     repairs = check(made.path, repair=True).repairs
     assert repairs[Kind.JOURNAL_RECORDS] == 1 and repairs[Kind.UNSETTLED] >= 1, f"seed {SEED}"
@@ -663,11 +658,11 @@ def records(journal):
     return numbered | {"retired": list(journal.retired([]).items())}
 
 
+@pytest.mark.usefixtures("same_boot")
 @pytest.mark.parametrize("database", ["events", "history", "retired"])
 @pytest.mark.parametrize("end", ["closed", "killed", "cut"])
-def test_damaged_record_of_the_past_costs_only_itself(tmp_path, monkeypatch, end, database):
+def test_damaged_record_of_the_past_costs_only_itself(tmp_path, end, database):
     """Opening needs none of them; a journal made anew would not know of a cut, nor what it made suspect."""
-    monkeypatch.setattr(host, "witness", lambda path: {"boot": "this", "mount": 1, "device": 1, "inode": 1})
     made = make(tmp_path, SEED, **PLANS["shuffled"])
     device = Device(made.path)
     for page in (1000, 1001):
@@ -687,9 +682,7 @@ def test_damaged_record_of_the_past_costs_only_itself(tmp_path, monkeypatch, end
     before = readings(made.copy("opened.pmem"))
     journal = Journal(made.path / "journal")
     session, rows = journal.session, records(journal)
-    with journal._write() as transaction:
-        key, row = next(iter(transaction.cursor(journal._db[database.encode()])))
-        transaction.put(bytes(key), bytes([row[0] ^ 1]) + row[1:], db=journal._db[database.encode()])
+    damage_row(journal, database.encode())
     with pytest.raises(DamagedImage, match="checksum"):
         getattr(journal, database)()
     journal.close()

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from test_check import GAP, Made, flip, lose_page_cache
 
-from pmem_core import checkscan, host, layout
+from pmem_core import checkscan, layout
 from pmem_core.check import Kind, Severity, check
 from pmem_core.check import run as check_run
 from pmem_core.device import Device
@@ -382,9 +382,8 @@ def wholes(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def alike(monkeypatch):
+def alike(monkeypatch, same_boot):
     """Let copies of an image pass for it; a journal as it was is read once, not by a process of its own each time."""
-    monkeypatch.setattr(host, "witness", lambda path: {"boot": "this", "mount": 1, "device": 1, "inode": 1})
     real, known = check_run.read_journal, {}
 
     def read_journal(folder):

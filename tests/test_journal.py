@@ -6,6 +6,7 @@ import random
 import subprocess
 
 import pytest
+from conftest import damage_row
 
 from pmem_core import geometry, image, journalscan
 from pmem_core.check import Kind, check
@@ -143,9 +144,7 @@ def test_table_of_readers_has_all_of_its_room(path):
 @pytest.mark.parametrize("name", NAMES)
 def test_row_that_is_not_what_was_written_is_refused(path, name):
     journal = Journal(path / "journal")
-    with journal._write() as transaction:
-        key, value = next((bytes(key), bytes(row)) for key, row in transaction.cursor(journal._db[name]))
-        transaction.put(key, bytes([value[0] ^ 1]) + value[1:], db=journal._db[name])
+    damage_row(journal, name)
     journal.close()
     with pytest.raises(DamagedImage, match="fails its checksum"):
         everything(path, read_only=True)
