@@ -12,7 +12,7 @@ from .geometry import Geometry
 from .host import sync_folder
 from .journal import CHUNK_BYTES, ROW_SECTIONS
 
-NO_TICKS = np.zeros(0, np.int64)
+NO_WORDS = np.zeros(0, np.int64)
 
 
 def fresh_core(plan: Geometry) -> np.ndarray:
@@ -55,8 +55,8 @@ def write_state(
     core: np.ndarray,
     table: np.ndarray,
     sections: np.ndarray,
-    ticks: np.ndarray = NO_TICKS,
-    pending: np.ndarray = NO_TICKS,
+    ticks: np.ndarray = NO_WORDS,
+    pending: np.ndarray = NO_WORDS,
 ) -> None:
     """Write a whole state file, its room reserved, and sync it; `ticks`, `pending` are zero unless they are given."""
     zones = plan.zones()

@@ -224,7 +224,7 @@ class Conversion:
             device.abandon()
 
 
-def finish(path: Path, journal: Journal, new: Geometry, ticks: np.ndarray = statefile.NO_TICKS) -> None:
+def finish(path: Path, journal: Journal, new: Geometry, ticks: np.ndarray = statefile.NO_WORDS) -> None:
     """Make state file and info blocks those of the journal's shape, and forget the conversion."""
     core, table = journal.load_checkpoint()
     held = np.frombuffer(core, layout.core_dtype(new.placement.STATE, new.leveling.STATE))
