@@ -18,7 +18,7 @@ from click.testing import CliRunner
 from conftest import needs
 from serving import runtime_directory, tiny
 
-from pmem_core import __version__, attach, blockdev, cli, launch, nbdclient, runtime, server
+from pmem_core import __version__, attach, blockdev, cli, launch, nbdclient, policyfile, runtime, server
 from pmem_core.cli._common import SIZE, emit, human_bytes, parse_size
 from pmem_core.errors import ServerError, UsageError
 
@@ -617,6 +617,29 @@ def test_help_of_a_verb_has_examples(verb):
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion_script_calls_the_command(shell):
     assert "_PMEM_NBD_COMPLETE" in CliRunner().invoke(cli.group, ["completion", shell]).output
+
+
+@pytest.mark.parametrize(
+    ("typed", "last", "offered"),
+    [
+        ("policies --test", "start", {"plain,start_gap", "plain,start_over", "file,start"}),
+        ("study --leveling", "start", {"plain,start_gap", "plain,start_over"}),
+        ("study --workload", "ext4-s", {"plain,ext4-sqlite"}),
+        ("study --workload", "zip", {"plain,zipf"}),
+        ("pagemaps --maps", "interleaved,lin", {"plain,interleaved,linear_dev", "plain,interleaved,linear_mem"}),
+        ("create --placement", "inter", {"plain,interleaved"}),
+    ],
+)
+def test_names_are_completed(monkeypatch, typed, last, offered):
+    monkeypatch.setenv(policyfile.VARIABLE, "/somewhere/start_over.py")
+    words = ["pmem-nbd", *typed.split(), last]
+    environment = {
+        "_PMEM_NBD_COMPLETE": "bash_complete",
+        "COMP_WORDS": " ".join(words),
+        "COMP_CWORD": str(len(words) - 1),
+    }
+    told = CliRunner().invoke(cli.group, [], prog_name="pmem-nbd", env=environment)
+    assert set(told.output.split()) == offered
 
 
 # --- sizes and JSON ---------------------------------------------------------------------------------------------------

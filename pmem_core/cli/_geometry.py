@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The options that say what a device is like, for the verbs that make one up: create, info --plan, replay."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +16,31 @@ if TYPE_CHECKING:
     from pmem_core.geometry import Geometry
 
 PACKAGE = Path(__file__).resolve().parent.parent
+Complete = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
 
 
-def policies(family: str) -> list[str]:
+def policies(family: str, suffix: str = ".py") -> list[str]:
     """The names of a family's policies, from the names of its files: to import them would wait for numba."""
-    return sorted(path.stem for path in (PACKAGE / family).glob("*.py") if not path.stem.startswith("_"))
+    return sorted(path.stem for path in (PACKAGE / family).glob(f"*{suffix}") if not path.stem.startswith("_"))
+
+
+def levelings() -> list[str]:
+    """The names of levelings, those of files among them."""
+    return [*policies("leveling"), *(path.stem for path in policyfile.paths())]
+
+
+def completes(names: Callable[[], list[str]], separator: str = "", files: bool = False) -> Complete:
+    """A completion by names, for an option that takes other words too.
+
+    separator: names may be several, with this between them.  files: a path may stand there as well.
+    """
+
+    def complete(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        before, between, begun = incomplete.rpartition(separator) if separator else ("", "", incomplete)
+        found = [CompletionItem(before + between + name) for name in names() if name.startswith(begun)]
+        return [*found, CompletionItem(incomplete, type="file")] if files else found
+
+    return complete
 
 
 if TYPE_CHECKING:
@@ -35,8 +56,7 @@ class LevelingName(StringChoice):
         return value
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        names = [*policies("leveling"), *(path.stem for path in policyfile.paths())]
-        return [CompletionItem(name) for name in names if name.startswith(incomplete)]
+        return completes(levelings)(ctx, param, incomplete)
 
 
 def parse_parameters(texts: tuple[str, ...], option: str = "--set") -> dict[str, int]:

@@ -14,6 +14,7 @@ import click
 from pmem_core.cli._common import PATH, bar, emit, json_option, on_terminal, parse_size, plain_console
 from pmem_core.cli._figures import draw, require_free_page
 from pmem_core.cli._files import make_folder, write_whole
+from pmem_core.cli._geometry import completes, policies
 
 if TYPE_CHECKING:
     from pmem_core.pagebench.run import Watch
@@ -23,7 +24,12 @@ PAGE = "page-maps.md"
 
 @click.command(short_help="Compare where page descriptors may be.")
 @click.option("--sizes", metavar="SIZE,...", help="Only devices of these sizes.  [default: 1G,64G,1T,16T]")
-@click.option("--maps", metavar="NAME,...", help="Only these page maps.  [default: all]")
+@click.option(
+    "--maps",
+    metavar="NAME,...",
+    shell_complete=completes(lambda: policies("pagemaps"), separator=","),
+    help="Only these page maps.  [default: all]",
+)
 @click.option("--quick", is_flag=True, help="Small sizes, few pages and rounds: to see that it runs, not how fast.")
 @click.option(
     "--seed",

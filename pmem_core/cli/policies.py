@@ -19,7 +19,12 @@ FAMILIES = ("leveling", "placement", "workload")
 
 @click.command(short_help="List the policies, or test one of your own.")
 @click.argument("family", type=click.Choice(FAMILIES), required=False)
-@click.option("--test", metavar="FILE|NAME", help="Test this leveling policy against the contract; a FILE is run.")
+@click.option(
+    "--test",
+    metavar="FILE|NAME",
+    shell_complete=_geometry.completes(_geometry.levelings, files=True),
+    help="Test this leveling policy against the contract; a FILE is run.",
+)
 @policy_file_option
 @json_option
 def policies(family: str | None, test: str | None, as_json: bool) -> None:

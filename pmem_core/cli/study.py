@@ -14,7 +14,7 @@ import click
 from pmem_core.cli._common import PATH, SIZE, bar, emit, json_option, on_terminal, policy_file_option
 from pmem_core.cli._figures import draw, require_free_page
 from pmem_core.cli._files import make_folder, require_free, require_writable, write_whole
-from pmem_core.cli._geometry import policies
+from pmem_core.cli._geometry import completes, levelings, policies
 
 if TYPE_CHECKING:
     from pmem_core.study.run import Row, Watch
@@ -34,13 +34,20 @@ PAGE = "study.md"
     "levelings",
     multiple=True,
     metavar="NAME[:KEY=VALUE,...]",
+    shell_complete=completes(levelings),
     help="Only these: labels of the default set, or a policy with parameters.",
 )
 @click.option("--line-bytes", "units", multiple=True, type=SIZE, help="Only these units of wear.")
 @click.option(
     "--descriptor-writes", "writes", multiple=True, type=click.Choice(["each", "coalesced"]), help="Only these."
 )
-@click.option("--workload", "loads", multiple=True, help="Only these: synthetic ones, or recordings that come with it.")
+@click.option(
+    "--workload",
+    "loads",
+    multiple=True,
+    shell_complete=completes(lambda: [*policies("replay/workloads"), *policies("study/workloads", ".rec")]),
+    help="Only these: synthetic ones, or recordings that come with it.",
+)
 @click.option(
     "-s", "--size", type=SIZE, help="Size of the medium.  [default: 8 MiB, 32 MiB for recordings, and spare frames]"
 )
