@@ -222,8 +222,7 @@ class Lock:
             os.close(self._fd)
             if error.errno != errno.EWOULDBLOCK:
                 raise HostError(path / "media", str(error.strerror).lower(), "a filesystem with locks") from error
-            hint = "stop it first, or 'pmem-nbd list' to see it"
-            raise ImageBusy(path, f"in use by {self._holder()}", hint) from None
+            raise ImageBusy(path, *self._holder()) from None
         except BaseException:
             os.close(self._fd)
             raise
@@ -246,13 +245,17 @@ class Lock:
                 time.sleep(0.05)
         fcntl.flock(self._fd, how | fcntl.LOCK_NB)
 
-    def _holder(self) -> str:
+    def _holder(self) -> tuple[str, str]:
+        """Who has it open, and what is to be done about that."""
         try:
-            who = writer_of(self._path)
-            name = Path(f"/proc/{who['pid']}/comm").read_text().strip()
-            return f"pid {who['pid']} ({name})"
+            process = Path(f"/proc/{writer_of(self._path)['pid']}")
+            name, owner = (process / "comm").read_text().strip(), process.stat().st_uid
         except (ValueError, OSError, KeyError, TypeError):
-            return "another process"
+            return "in use by another process", "stop it first, or 'pmem-nbd list' to see it"
+        said = f"in use by pid {process.name} ({name})"
+        if owner != os.geteuid():
+            return f"{said}, another user's", "that user has to stop it"
+        return said, "stop it first, or 'pmem-nbd list' to see it"
 
     def release(self) -> None:
         """Give the lock up."""

@@ -207,10 +207,9 @@ def start(
 
 
 def _await(server: Server, log: TextIO, tell: Tell, timeout_s: float) -> int:
-    """Wait until the server greets a client; relay what it says, and return how many bytes of its log that was.
+    """Wait until the server greets a client, relaying what it says; returns how many bytes of its log that was.
 
-    Raises what it died of, or ServerError.
-    """
+    Raises what it died of, or ServerError."""
     deadline = time.monotonic() + timeout_s
     held: list[str] = []
     with listen.Greeting(server.socket or (server.address or "", server.port or 0)) as greeting:
@@ -265,7 +264,8 @@ def stop(server: Server, timeout_s: float = STOP_S_MAX) -> None:
         handle = os.pidfd_open(server.pid)
         try:
             if server.alive:
-                signal.pidfd_send_signal(handle, signal.SIGTERM)
+                for number in (signal.SIGTERM, signal.SIGCONT):  # a process that is stopped has to go on for it
+                    signal.pidfd_send_signal(handle, number)
                 begun = time.monotonic()
                 while not select.select([handle], [], [], 0.3)[0]:
                     if (waited := time.monotonic() - begun) > timeout_s:

@@ -288,13 +288,20 @@ def test_wear_after_a_power_cut_is_noted_until_it_is_recorded(tmp_path):
 
 def test_image_in_use_is_refused(tmp_path):
     made = make(tmp_path, SEED, **PLANS["linear"])
-    with Device(made.path), pytest.raises(ImageBusy, match="in use by pid"):
+    with Device(made.path), pytest.raises(ImageBusy, match=r"in use by pid .*\): stop it first"):
         check(made.path)
     with Device(made.path, read_only=True):
         assert check(made.path).clean
         with pytest.raises(ImageBusy):
             check(made.path, repair=True)
     assert check(made.path, repair=True).clean
+
+
+def test_image_in_use_by_another_user_is_theirs_to_stop(tmp_path, monkeypatch):
+    made = make(tmp_path, SEED, **PLANS["linear"])
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    with Device(made.path), pytest.raises(ImageBusy, match="another user's: that user has to stop it"):
+        check(made.path)
 
 
 def test_sparse_image_costs_what_is_in_it(tmp_path):

@@ -547,6 +547,14 @@ def test_stop_waits_for_no_client_that_leaves_its_answers_unread(start, free_por
     assert stopped.read_text() == "clean"
 
 
+def test_stop_ends_a_server_that_is_stopped_itself(start):
+    """By SIGSTOP: it would take no other signal."""
+    running = start()
+    os.kill(running.pid, signal.SIGSTOP)
+    server.stop(running, timeout_s=10)
+    assert not running.alive
+
+
 def test_stop_tells_what_the_plugin_could_not_close(start, folder):
     running = start(parameters={"fail": "close"})
     with pytest.raises(ServerError, match="tiny: an earlier sync failed: stop the server"):
