@@ -160,7 +160,7 @@ def lines_under(run, at, count):
 
 @hot
 def frame_wear(run, frame):
-    """The counter of the most worn line of medium frame `frame`."""
+    """The counter of the most worn line of medium frame `frame`; 0 where the host has no counters of it yet."""
     hottest = 0
     if not run["media"]:
         units = u32_at(run["units"], 2 * run["unit_count"])
@@ -168,8 +168,10 @@ def frame_wear(run, frame):
         for i in range(unit, unit + (1 << (run["frame_shift"] - run["unit_shift"]))):
             hottest = max(hottest, int64(units[2 * i]) + int64(units[2 * i + 1]))
         return hottest
-    wear = u32_at(run["wear"], run["line_count"])
-    first = frame_at(run, frame) >> run["line_shift"]
+    at = frame_at(run, frame)
+    if not reservations.has_counters(run, at, 1 << run["frame_shift"]):
+        return 0
+    wear, first = u32_at(run["wear"], run["line_count"]), at >> run["line_shift"]
     for i in range(first, first + (1 << (run["frame_shift"] - run["line_shift"]))):
         hottest = max(hottest, int64(wear[i]))
     return hottest

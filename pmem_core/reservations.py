@@ -38,6 +38,20 @@ def is_reserved(run, at):
 
 
 @hot
+def has_counters(run, at, count):
+    """True where the wear counters of `count` bytes at `at` can be read without the host having to find room for them.
+
+    On tmpfs it has to find some for what is in a hole, and where there is none, that is a SIGBUS.
+    """
+    if not run["looks"] or is_reserved(run, at):
+        return True
+    counters, end = _counters(run, at, at + count)
+    if mincore(run["wear"] + counters, end - counters, u8_at(run["scratch"] + COUNTERS_SEEN_AT, SEEN)):
+        return False
+    return _are_seen(run["scratch"] + COUNTERS_SEEN_AT, 0, end - counters)
+
+
+@hot
 def look(run, chunk):
     """Find out which reservations in the MiB around reservation `chunk` the host has room for since an earlier session.
 

@@ -181,6 +181,34 @@ def test_moves_that_a_full_host_refused_do_not_take_the_room_that_comes_back(hos
         assert before > 2 * MIB and before - room(host) < before // 4
 
 
+@pytest.mark.parametrize("host", ["tmpfs"], indirect=True)
+@pytest.mark.parametrize(
+    ("leveling_name", "parameters"),
+    [
+        ("start_gap", {"interval": 20}),
+        ("security_refresh", {"interval": 20}),
+        ("sampled_swap", {}),
+        ("sampled_swap", {"interval": 20, "block_frames": 16}),
+        ("table_swap", {"interval": 20, "candidates": 8}),
+        ("optane", {"threshold": 100}),
+    ],
+)
+def test_leveling_reads_no_counters_that_the_full_host_would_have_to_find_room_for(host, leveling_name, parameters):
+    """Frames that were never written have none; to read them through the map would end the server."""
+    path = host / "sparse.pmem"
+    image.create(path, geometry.plan(64 * MIB, leveling_name=leveling_name, parameters=parameters))
+    with serving(path) as server:
+        client = server.connect()
+        for page in range(16):
+            client.pwrite(bytes([page]) * PAGE, page * PAGE)
+        client.flush()
+        fill(host / "ballast")
+        for number in range(4000):
+            client.pwrite(bytes([number & 255]) * PAGE, number % 16 * PAGE)
+        assert server.process.poll() is None
+        assert client.pread(PAGE, 15 * PAGE) == bytes([3999 & 255]) * PAGE
+
+
 def test_trim_makes_room(path, host):
     with serving(path) as server:
         filled = Filled(server, host)
