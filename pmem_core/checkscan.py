@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
 """The loops of `check`: they go over frames or pages and stop at the first that wants a look.
 
-`device` is (RUN[1], CORE[1]), as for a request.  What lies in a hole of the medium file is not read: `blocks` has a bit
-for every 4096 bytes of the file that are not in a hole, `held` the same for placed addresses (both uint8[]).
+`device` is (RUN[1], CORE[1]), as for a request.  What lies in a hole of the medium file is not read, for a full tmpfs
+has no room for it: `blocks` has a bit for every 4096 bytes of the file that are not in a hole, `held` one for every
+piece of placed addresses (both uint8[]).  A piece lies in one frame: 4096 bytes, or a frame where that is smaller.
 """
 
 from . import bringup, descriptor, media, onepage, policies
@@ -41,14 +42,26 @@ def has(bits, at):
 
 
 @hot
+def piece_shift(run):
+    """The binary logarithm of the bytes of a piece."""
+    return min(PAGE_SHIFT, run["frame_shift"])
+
+
+@hot
+def is_held(run, held, placed):
+    """True where the placed byte is in no hole."""
+    return has(held, placed >> piece_shift(run))
+
+
+@hot
 def map_frames(device, first, last, frames, seen, blocks, held):
     """Translate placed frames first .. last - 1 into `seen`, a bit a medium frame of `frames`.
 
-    held (uint8[]): the bit of each 4096 placed bytes is set of which something is in the file.  Returns the first
-    placed frame that has no medium frame or one that another has; else `last`.
+    held (uint8[]): the bit of each piece is set that is in the file.  Returns the first placed frame that has no medium
+    frame or one that another has; else `last`.
     """
     run = device[0][0]
-    shift = run["frame_shift"]
+    shift, shift_of_piece = run["frame_shift"], piece_shift(run)
     for placed in range(first, last):
         frame = policies.translate(run, placed)
         if frame < 0 or frame >= frames or has(seen, frame):
@@ -56,7 +69,7 @@ def map_frames(device, first, last, frames, seen, blocks, held):
         seen[frame >> 3] |= 1 << (frame & 7)
         for within in range(0, 1 << shift, PAGE_BYTES):
             if has(blocks, (media.frame_at(run, frame) + within) >> PAGE_SHIFT):
-                at = ((placed << shift) + within) >> PAGE_SHIFT
+                at = ((placed << shift) + within) >> shift_of_piece
                 held[at >> 3] |= 1 << (at & 7)
     return last
 
@@ -71,30 +84,23 @@ def _nonzero(run, at, count):
 
 
 @hot
-def _piece_bytes(run):
-    """The bytes of a page that surely lie in one frame."""
-    return min(PAGE_BYTES, 1 << run["frame_shift"])
-
-
-@hot
 def _leaks(run, held, page):
     """True where the medium has something else than zeros for `page`."""
-    placed, size = policies.page_at(run, page), _piece_bytes(run)
-    if not has(held, placed >> PAGE_SHIFT):
-        return False
+    placed, size = policies.page_at(run, page), 1 << piece_shift(run)
     for at in range(placed, placed + PAGE_BYTES, size):
-        if _nonzero(run, onepage.medium_at(run, at), size):
+        if is_held(run, held, at) and _nonzero(run, onepage.medium_at(run, at), size):
             return True
     return False
 
 
 @hot
-def _leak(run, page):
+def _leak(run, held, page):
     """LOST or LEAKED: whether `page`, which holds nothing and has bytes behind it, was written once.
 
     A trim leaves a descriptor, unless it gives those of a group back: then a free group covers the page.
     """
-    if onepage.load_descriptor(run, page) != descriptor.EMPTY:
+    is_there = not _in_hole(run, held, page) or _is_pending(run, page)
+    if is_there and onepage.load_descriptor(run, page) != descriptor.EMPTY:
         return LEAKED
     if run["initialise"] == INITIALISE_BUDDY:
         head, order = bringup.covering(run, page)
@@ -106,7 +112,7 @@ def _leak(run, page):
 @hot
 def _in_hole(run, held, page):
     """True where the descriptor of `page` is in a hole."""
-    return not has(held, policies.descriptor_at(run, page) >> PAGE_SHIFT)
+    return not is_held(run, held, policies.descriptor_at(run, page))
 
 
 @hot
@@ -146,10 +152,20 @@ def touched(device, first, last, held, holds):
             verdict, holding = _examine(run, page)
         holds[page - first] = holding
         if verdict == FINE and holding != 1 and _leaks(run, held, page):
-            verdict = _leak(run, page)
+            verdict = _leak(run, held, page)
         if verdict != FINE:
             return page, verdict
     return last, FINE
+
+
+@hot
+def _is_somewhere(run, held, page):
+    """True where not all of `page` is in holes."""
+    placed, size = policies.page_at(run, page), 1 << piece_shift(run)
+    for at in range(placed, placed + PAGE_BYTES, size):
+        if is_held(run, held, at):
+            return True
+    return False
 
 
 @hot
@@ -157,11 +173,7 @@ def lost(device, first, last, held):
     """The first of pages first .. last - 1 that was written and has lost its descriptor, or `last`."""
     run = device[0][0]
     for page in range(first, last):
-        if (
-            has(held, policies.page_at(run, page) >> PAGE_SHIFT)
-            and _leak(run, page) == LOST
-            and _leaks(run, held, page)
-        ):
+        if _is_somewhere(run, held, page) and _leak(run, held, page) == LOST and _leaks(run, held, page):
             return page
     return last
 
@@ -177,7 +189,7 @@ def untouched(device, first, last, held):
             if verdict != FINE or holding:
                 return page, UNMARKED
         if _leaks(run, held, page):
-            return page, LEAKED if has_descriptors and _leak(run, page) == LEAKED else UNMARKED
+            return page, LEAKED if has_descriptors and _leak(run, held, page) == LEAKED else UNMARKED
     return last, FINE
 
 
@@ -185,8 +197,11 @@ def untouched(device, first, last, held):
 def _count_up(run, held, first, end):
     """Of the pages with descriptors in one page, how many are up, and how many are heads."""
     up, heads = 0, 0
-    if not _in_hole(run, held, first):
+    each = run["frame_shift"] < PAGE_SHIFT
+    if each or not _in_hole(run, held, first):
         for page in range(first, end):
+            if each and _in_hole(run, held, page):
+                continue
             found = bringup.look(run, page)
             up += found == bringup.UP
             heads += found >= 0
@@ -232,7 +247,8 @@ def groups(device, first, last, held, claim):
 @hot
 def note_head(device, page, held):
     """The descriptor of `page` is in no hole any more, since it may have become a head."""
-    at = policies.descriptor_at(device[0][0], page) >> PAGE_SHIFT
+    run = device[0][0]
+    at = policies.descriptor_at(run, page) >> piece_shift(run)
     mark(held, at, at + 1)
 
 
@@ -251,7 +267,7 @@ def _group_is_used(run, held, page):
 def punch_page(device, page):
     """Give the host back what lies behind `page`, which is free; OK or HOST."""
     run = device[0][0]
-    placed, size = policies.page_at(run, page), _piece_bytes(run)
+    placed, size = policies.page_at(run, page), 1 << piece_shift(run)
     for at in range(placed, placed + PAGE_BYTES, size):
         code = media.punch(run, onepage.medium_at(run, at), size)
         if code:

@@ -7,7 +7,7 @@ page, set where it holds data.  An answer is ``page << STOP_SHIFT | code``, and 
 """
 
 from . import descriptor, media, onepage, policies, reservations
-from .checkscan import has
+from .checkscan import has, is_held
 from .jit import copy_bytes, hot, u8_at
 from .layout import (
     BAD_DATA,
@@ -148,13 +148,12 @@ def describe(device, target, numbers, pages, done):
 
 @hot
 def _give_back(run, in_file, placed):
-    """Punch the page at `placed`, where something of it is in the file (checkscan.map_frames); OK or HOST."""
-    if not has(in_file, placed >> PAGE_SHIFT):
-        return OK
+    """Punch what of the page at `placed` is in the file (`held` of checkscan); OK or HOST."""
     done, code = 0, OK
     while done < PAGE_BYTES and code == OK:
         size = onepage.piece(run, placed + done, PAGE_BYTES - done)
-        code = media.punch(run, onepage.medium_at(run, placed + done), size)
+        if is_held(run, in_file, placed + done):
+            code = media.punch(run, onepage.medium_at(run, placed + done), size)
         done += size
     return code
 

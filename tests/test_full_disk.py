@@ -6,6 +6,7 @@ import errno
 import os
 import random
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -179,6 +180,26 @@ def test_moves_that_a_full_host_refused_do_not_take_the_room_that_comes_back(hos
         before = room(host)
         device.write(os.urandom(PAGE), 0)
         assert before > 2 * MIB and before - room(host) < before // 4
+
+
+@pytest.mark.parametrize("host", ["tmpfs"], indirect=True)
+@pytest.mark.parametrize("frame_bytes", [256, 1024, 4096, 65536])
+def test_repair_reads_no_holes_of_a_full_host(host, frame_bytes):
+    """Of a page in small frames some may be in holes and others not."""
+    path, chance = host / "sparse.pmem", random.Random(frame_bytes)
+    parameters = {"region_frames": 16, "gap_frames": 5} if frame_bytes < PAGE else {}
+    image.create(path, geometry.plan(8 * MIB, frame_bytes=frame_bytes, parameters=parameters))
+    with Device(path) as device:
+        pages = chance.sample(range(device.plan.info.page_count), 200)
+        for page in pages:
+            device.write(chance.randbytes(PAGE), page * PAGE)
+        device.trim(device.plan.device_bytes // 2, 0)
+    fill(host / "ballast")
+    # In a process of its own, for it would be ended by a SIGBUS.
+    done = subprocess.run(
+        [sys.executable, "-m", "pmem_core", "check", "--repair", path], capture_output=True, text=True
+    )
+    assert done.returncode == 0, f"{done.returncode}: {done.stdout}{done.stderr}"
 
 
 @pytest.mark.parametrize("host", ["tmpfs"], indirect=True)

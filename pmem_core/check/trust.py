@@ -33,7 +33,7 @@ Watch = Callable[[float], None]
 class Belief:
     """One telling of where things are.  source: the state or the journal; problems: why it cannot be right, in words.
 
-    maps_well: its map is one-to-one; held: which placed blocks are in no hole of the medium (checkscan).
+    maps_well: its map is one-to-one; held: which placed pieces are in no hole of the medium (checkscan).
     """
 
     source: str
@@ -262,7 +262,8 @@ def survey(
     Returns why it is not one-to-one with nothing but the spare frames left over, "" if it is; and `held` of checkscan.
     """
     seen = np.zeros((plan.medium_frames >> 3) + 1, np.uint8)
-    held = np.zeros((plan.placed_bytes >> layout.PAGE_SHIFT + 3) + 1, np.uint8)
+    piece = min(layout.PAGE_BYTES, plan.info.frame_bytes)
+    held = np.zeros(plan.placed_bytes // piece // 8 + 1, np.uint8)
     for first in range(0, plan.placed_frames, MAP_FRAMES):
         watch(first / plan.placed_frames)
         last = min(first + MAP_FRAMES, plan.placed_frames)
@@ -271,7 +272,7 @@ def survey(
             return f"placed frame {bad} is nowhere, or where another one is", held
     # Without moves there may be a part of a frame at the end.
     rest = plan.placed_frames * plan.info.frame_bytes
-    checkscan.mark(held, rest >> layout.PAGE_SHIFT, -(-plan.placed_bytes // layout.PAGE_BYTES))
+    checkscan.mark(held, rest // piece, -(-plan.placed_bytes // piece))
     return _spare_problem(plan, table, seen), held
 
 
