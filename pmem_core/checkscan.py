@@ -290,6 +290,16 @@ def descriptor_offset(device, page):
 
 
 @hot
+def fingerprints(device, section_pages, prints):
+    """For each section, into `prints` (int64[]), a number that two maps share only where all in it is in one place."""
+    run = device[0][0]
+    for page in range(run["page_count"]):
+        section = page // section_pages
+        mixed = prints[section] * 31 + onepage.medium_at(run, policies.page_at(run, page))
+        prints[section] = mixed * 31 + onepage.medium_at(run, policies.descriptor_at(run, page))
+
+
+@hot
 def descriptor_address(device, page):
     """The placed address of the descriptor of `page`."""
     return policies.descriptor_at(device[0][0], page)

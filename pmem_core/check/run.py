@@ -13,7 +13,7 @@ from .. import geometry, image, infoblock, layout, recovery, statefile
 from ..errors import DamagedImage, UnsupportedImage, UsageError
 from ..geometry import Geometry
 from ..host import Lock, cache_was_kept, host_errors
-from . import doubt, groups, mend, pages, trust, wear
+from . import amend, doubt, groups, mend, pages, trust, wear
 from .findings import Kind, Report
 from .probe import Record, read_journal
 from .trust import Belief, Stage
@@ -36,7 +36,10 @@ SESSIONS = {
 
 @dataclasses.dataclass
 class _Image:
-    """What is known of the image being checked.  sure: the map that is believed is that of the last session."""
+    """What is known of the image being checked.
+
+    sure: the map that is believed is that of the last session; contested: too many pages fail by the best there is.
+    """
 
     path: Path
     plan: Geometry
@@ -44,6 +47,7 @@ class _Image:
     end: str
     wear_is_whole: bool
     sure: bool = True
+    contested: bool = False
 
 
 def check(path: Path, *, repair: bool = False, watch: Watch = lambda share: None) -> Report:
@@ -170,8 +174,8 @@ def _examine_journal(path: Path, plan: Geometry, report: Report) -> tuple[Record
 def _is_doubtful(found: _Image, belief: Belief, report: Report, stage: Stage) -> bool:
     """True where the state is all there is to believe, and the medium contradicts it; fills in found.sure."""
     untold = found.end == UNKNOWN or (found.end == CUT and belief.source.startswith("state"))
-    found.sure = not len(found.plan.table) or not (untold or found.record.remade)
-    if found.sure or not untold or found.record.problem == MISSING:
+    found.sure = not len(found.plan.table) or not (untold or found.contested or found.record.remade)
+    if found.sure or not (untold or found.contested) or found.record.problem == MISSING:
         return False
     return doubt.find(report, stage, belief)
 
@@ -199,13 +203,17 @@ def _believe(found: _Image, report: Report, stage: Stage, watch: Watch) -> Belie
         belief.problems += [problem] if problem else []
     if journal is not None and journal.problems:
         report.add(Kind.JOURNAL_DAMAGED, "journal", "; ".join(journal.problems))
+    report.checked["frames"] = plan.placed_frames
+    if state is not None and journal is not None and end == KILLED:
+        # As opening does: a checkpoint cut short may have cleared marks that the journal still has.
+        state.sections = recovery.united(state.sections, journal.sections)
+        amended = amend.table(stage, state, journal, blocks, watch)
+        state, found.contested = amended.belief, amended.doubtful
+        if amended.problem:
+            state.problems = [*state.problems, amended.problem]
     if state is not None and state.problems and end != CUT:
         report.add(Kind.STATE_DAMAGED, "state", "; ".join(state.problems))
-    report.checked["frames"] = plan.placed_frames
     if journal is not None and end != CLOSED:
-        if state is not None and end == KILLED:
-            # As opening does: a checkpoint cut short may have cleared marks that the journal still has.
-            state.sections = recovery.united(state.sections, journal.sections)
         trust.after_a_cut(journal)
     if state is None and journal is None and not len(plan.table):
         belief = trust.untold(plan)

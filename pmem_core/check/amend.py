@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: MIT
+"""The table of a killed image, word by word, where the medium contradicts it.
+
+A kill leaves the state right and ahead of the journal, so where their tables differ the state's is believed.  But a bit
+of it may have flipped.  Then its map is not one-to-one, or leads to places where pages are not; and the journal's word,
+of the last checkpoint, leads to where they are, unless that part of the table was moved since.  So each word that
+differs is tried as the journal has it, and is kept so where more pages are found whole:
+
+| the state's map is | a word is the journal's where |
+| --- | --- |
+| not one-to-one | with it alone the map is |
+| one-to-one, and fits worse than the journal's, by more pages than a kill or decay accounts for | it fits better so |
+
+What a kill accounts for: pages in flight.  A page that decayed after it was moved is whole where it was before, so some
+are allowed for, but where nothing was moved since the checkpoint.  Pages that were trimmed since are still there by the
+journal: after trims it is pages that fail that are counted, not those that are whole.
+"""
+
+import dataclasses
+
+import numpy as np
+
+from .. import checkscan, layout, recovery
+from . import pages
+from .doubt import FAILING_MAX, FAILING_SHARE
+from .trust import Belief, Stage, Watch
+
+DECAYED_MAX = 2  # pages
+FRAMES_MAX, TRIES_MIN = 1 << 28, 16  # how many frames are followed in all, and how many words are tried at least
+
+
+@dataclasses.dataclass
+class Amended:
+    """belief: the better telling; problem: of its table, what was wrong, or ""; doubtful: too many pages fail still."""
+
+    belief: Belief
+    problem: str = ""
+    doubtful: bool = False
+
+
+def table(stage: Stage, state: Belief, journal: Belief, blocks: np.ndarray, watch: Watch) -> Amended:
+    """The state of a killed image with what words of the journal's table the medium speaks for.
+
+    blocks: as of checkscan.  Without descriptors the medium says nothing, and the state is as it was.
+    """
+    differing = np.flatnonzero(state.table != journal.table)
+    if not len(differing) or not stage.plan.has_descriptors or not journal.maps_well:
+        return Amended(state)
+    search = _Search(stage, state, journal, blocks, watch)
+    best, doubtful = search.run(differing)
+    words = int(np.count_nonzero(best.table != state.table))
+    if not words:
+        return Amended(state, doubtful=doubtful)
+    problem = f"{words} of {len(state.table)} words of the table, in whose place the journal's fit the medium"
+    if search.moves:
+        problem += f"; writes since one of {search.moves} moves after the last checkpoint may be lost"
+    return Amended(best, problem, doubtful)
+
+
+class _Search:
+    def __init__(self, stage: Stage, state: Belief, journal: Belief, blocks: np.ndarray, watch: Watch) -> None:
+        self.stage, self.state, self.blocks, self.watch = stage, state, blocks, watch
+        was, now = journal.core[0]["tally"], state.core[0]["tally"]
+        self.trimmed = any(int(was[name]) != int(now[name]) for name in ("trims", "zeros"))
+        intent = state.core[0]["intent"]
+        flying = () if recovery.intent_problems(intent, stage.plan) else recovery.pages_in_flight(intent)
+        self.moves = int(now["moves"]) - int(was["moves"])
+        self.allowed = len(flying) + (DECAYED_MAX if self.moves else 0)
+        # Everything but the table is the state's: descriptors that are pending are nowhere else.
+        self.before = dataclasses.replace(state, table=journal.table, held=journal.held, maps_well=True)
+        self.tries = max(TRIES_MIN, FRAMES_MAX // max(1, stage.plan.placed_frames))
+
+    def run(self, differing: np.ndarray) -> tuple[Belief, bool]:
+        """The best there is, and whether too many pages fail by that."""
+        now: Belief | None = self.state if self.state.maps_well else self._one_to_one(differing)
+        if now is None:
+            return self.state, False
+        apart = self._apart(now)
+        if not len(apart):
+            return now, False
+        score = self._score(now, apart)
+        if self._gain(score, self._score(self.before, apart)) > self.allowed:
+            for word in np.flatnonzero(now.table != self.before.table)[: self.tries]:
+                trial = self._with(now, word)
+                better = score if trial is None else self._score(trial, apart)
+                if trial is not None and self._gain(score, better) > 0:
+                    now, score = trial, better
+            if self._gain(score, self._score(self.before, apart)) > self.allowed:
+                now, score = self.before, self._score(self.before, apart)
+        _, bad, with_data = score
+        return now, bad > FAILING_MAX and FAILING_SHARE * bad > with_data
+
+    def _one_to_one(self, differing: np.ndarray) -> Belief | None:
+        return next((one for word in differing[: self.tries] if (one := self._with(self.state, word))), None)
+
+    def _with(self, belief: Belief, word: int) -> Belief | None:
+        """`belief` with a word of the journal's table; None where its map is not one-to-one."""
+        changed = belief.table.copy()
+        changed[word] = self.before.table[word]
+        trial = dataclasses.replace(belief, table=changed)
+        problem, trial.held = self.stage.survey(trial, self.blocks, self.watch)
+        trial.maps_well = not problem
+        return None if problem else trial
+
+    def _apart(self, belief: Belief) -> np.ndarray:
+        """The sections in use, and not suspect, of which something lies elsewhere by the journal."""
+        plan, prints = self.stage.plan, []
+        for one in (belief, self.before):
+            self.stage.load(one)
+            prints.append(np.zeros(plan.section_count, np.int64))
+            checkscan.fingerprints(self.stage.handle, plan.info.section_pages, prints[-1])
+        in_use = belief.sections & (layout.SECTION_TOUCHED | layout.SECTION_DIRTY) != 0
+        suspect = belief.sections & layout.SECTION_SUSPECT != 0
+        return np.flatnonzero((prints[0] != prints[1]) & in_use & ~suspect)
+
+    def _score(self, belief: Belief, sections: np.ndarray) -> tuple[int, int, int]:
+        """Of the pages of these sections: how many are whole, how many fail, how many hold data."""
+        self.stage.load(belief)
+        told, with_data = pages.verdicts(self.stage.plan, self.stage.handle, sections, belief.held)
+        bad = told[checkscan.DAMAGED] + told[checkscan.MISMATCHED]
+        return with_data - bad, bad, with_data
+
+    def _gain(self, now: tuple[int, int, int], then: tuple[int, int, int]) -> int:
+        """How many pages more are whole by `then`; after trims, how many fail less."""
+        return now[1] - then[1] if self.trimmed else then[0] - now[0]
