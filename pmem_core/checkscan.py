@@ -8,7 +8,7 @@ piece of placed addresses (both uint8[]).  A piece lies in one frame: 4096 bytes
 
 from . import bringup, descriptor, media, onepage, policies
 from .jit import hot, i64_at
-from .layout import INITIALISE_BUDDY, INITIALISE_EAGER, OK, PAGE_BYTES, PAGE_SHIFT
+from .layout import INITIALISE_BUDDY, OK, PAGE_BYTES, PAGE_SHIFT
 from .roads import AT, PLACED
 
 # Verdicts: nothing to say; the descriptor fails its checksum; the data does not match it; it says that the data is
@@ -16,10 +16,6 @@ from .roads import AT, PLACED
 # page that has no descriptor and must have one.
 FINE, DAMAGED, MISMATCHED, CONDEMNED, LEAKED, UNMARKED, LOST = range(7)
 IN_HOLE = 2
-# Of groups: pages have neither descriptors of their own nor a head that covers them; a group is claimed by two.
-GAP, OVERLAP = range(1, 3)
-CLAIM_HEAD, CLAIM_ORDER, CLAIM_END, GAP_END = range(4)
-CLAIM_WORDS = 4
 
 
 @hot
@@ -99,7 +95,7 @@ def _leak(run, held, page):
 
     A trim leaves a descriptor, unless it gives those of a group back: then a free group covers the page.
     """
-    is_there = not _in_hole(run, held, page) or _is_pending(run, page)
+    is_there = not in_hole(run, held, page) or _is_pending(run, page)
     if is_there and onepage.load_descriptor(run, page) != descriptor.EMPTY:
         return LEAKED
     if run["initialise"] == INITIALISE_BUDDY:
@@ -110,7 +106,7 @@ def _leak(run, held, page):
 
 
 @hot
-def _in_hole(run, held, page):
+def in_hole(run, held, page):
     """True where the descriptor of `page` is in a hole."""
     return not is_held(run, held, policies.descriptor_at(run, page))
 
@@ -148,7 +144,7 @@ def touched(device, first, last, held, holds):
     run = device[0][0]
     for page in range(first, last):
         verdict, holding = FINE, IN_HOLE
-        if not _in_hole(run, held, page) or _is_pending(run, page):
+        if not in_hole(run, held, page) or _is_pending(run, page):
             verdict, holding = _examine(run, page)
         holds[page - first] = holding
         if verdict == FINE and holding != 1 and _leaks(run, held, page):
@@ -184,83 +180,13 @@ def untouched(device, first, last, held):
     run = device[0][0]
     has_descriptors = run["descriptor_bytes"] > 0 and run["descriptors"] == 0
     for page in range(first, last):
-        if has_descriptors and not _in_hole(run, held, page):
+        if has_descriptors and not in_hole(run, held, page):
             verdict, holding = _examine(run, page)
             if verdict != FINE or holding:
                 return page, UNMARKED
         if _leaks(run, held, page):
             return page, LEAKED if has_descriptors and _leak(run, held, page) == LEAKED else UNMARKED
     return last, FINE
-
-
-@hot
-def _count_up(run, held, first, end):
-    """Of the pages with descriptors in one page, how many are up, and how many are heads."""
-    up, heads = 0, 0
-    each = run["frame_shift"] < PAGE_SHIFT
-    if each or not _in_hole(run, held, first):
-        for page in range(first, end):
-            if each and _in_hole(run, held, page):
-                continue
-            found = bringup.look(run, page)
-            up += found == bringup.UP
-            heads += found >= 0
-    return up, heads
-
-
-@hot
-def groups(device, first, last, held, claim):
-    """Go through the groups from page `first` on, until one is wrong; its first page (or `last`) and the verdict.
-
-    claim (int64[CLAIM_WORDS]) goes along, zeros at first: the free group that was met last, order -1 where there is
-    none, and its end; and of a gap the end.
-    """
-    run = device[0][0]
-    step, page = PAGE_BYTES // run["descriptor_bytes"], first
-    while page < last:
-        end = min(page + step, last)
-        up, heads = _count_up(run, held, page, end)
-        claim[GAP_END] = end
-        if run["initialise"] != INITIALISE_BUDDY:
-            if up < end - page and (run["initialise"] == INITIALISE_EAGER or _group_is_used(run, held, page)):
-                return page, GAP
-        elif page < claim[CLAIM_END]:
-            if up or heads:
-                return page, OVERLAP
-        elif up < end - page:
-            order = -1
-            if heads == 1 and not up:
-                order = bringup.look(run, page)
-            if not bringup.fits(run, page, order):
-                claim[CLAIM_ORDER] = -1
-                while not up and not heads and claim[GAP_END] < last:
-                    end = min(claim[GAP_END] + step, last)
-                    up, heads = _count_up(run, held, claim[GAP_END], end)
-                    if not up and not heads:
-                        claim[GAP_END] = end
-                return page, GAP
-            claim[CLAIM_HEAD], claim[CLAIM_ORDER], claim[CLAIM_END] = page, order, page + (1 << order)
-        page = end
-    return last, FINE
-
-
-@hot
-def note_head(device, page, held):
-    """The descriptor of `page` is in no hole any more, since it may have become a head."""
-    run = device[0][0]
-    at = policies.descriptor_at(run, page) >> piece_shift(run)
-    mark(held, at, at + 1)
-
-
-@hot
-def _group_is_used(run, held, page):
-    """True where a page of the group that is brought up with `page` is up."""
-    step, first = PAGE_BYTES // run["descriptor_bytes"], page >> run["group_shift"] << run["group_shift"]
-    last = min(first + (1 << run["group_shift"]), run["page_count"])
-    for at in range(first, last, step):
-        if _count_up(run, held, at, min(at + step, last))[0]:
-            return True
-    return False
 
 
 @hot
@@ -313,7 +239,7 @@ def count_lines(device, first, last, held, lines):
     """
     run = device[0][0]
     for page in range(first, last):
-        if _in_hole(run, held, page) and not _is_pending(run, page):
+        if in_hole(run, held, page) and not _is_pending(run, page):
             continue
         if onepage.load_descriptor(run, page) == descriptor.VALID:
             words = descriptor.large_words(run)

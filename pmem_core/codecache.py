@@ -47,7 +47,7 @@ def choose_folder(outside: Iterable[Path], boundscheck: str) -> Path:
     """
     here = Path(__file__).parent
     names = "jit layout plugins policies roads crc32c media reservations frametable descriptor onepage together"
-    names += " bringup offline datapath upkeep wearscan checkscan tracescan reshape maploops"
+    names += " bringup offline datapath upkeep wearscan checkscan groupscan tracescan reshape maploops"
     sources = [here / f"{name}.py" for name in names.split()]
     for folder in ("placement", "leveling", "pagemaps"):
         sources += sorted((here / folder).glob("*.py"))
