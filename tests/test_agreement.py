@@ -89,6 +89,7 @@ SMALL = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("row", "load"), [(row, load) for row, values in SMALL.items() for load in values[-1]])
 def test_small_medium_lives_as_in_an_independent_simulation(row, load):
     simulated, theirs, leveling, parameters, spares, _ = SMALL[row]

@@ -36,6 +36,7 @@ for name in sys.argv[1].split(","):
 """
 
 
+@pytest.mark.slow
 def test_code_that_different_processes_cached_does_not_mix(tmp_path):
     # Each placement is compiled by a process of its own, so that numba counts the types of each from the start.
     environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}

@@ -18,6 +18,7 @@ ROUNDS = max(8, KILLS // len(CHOICES))
 OPENED, BEGUN, DONE = range(3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("choice", CHOICES, ids=str)
 def test_what_was_answered_survives_kills(tmp_path, choice: Choice):
     """Promises 2, 4 and 5.  Each round: open, work, be killed; then every byte is compared, and every total."""

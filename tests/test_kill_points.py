@@ -40,6 +40,7 @@ def kill(level: str, place: str, *arguments: object) -> tuple[int, str]:
     return done.returncode, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(SECONDS_MAX)
 @pytest.mark.parametrize(("place", "level"), PAIRS)
 def test_promises_hold_at_every_store(level, place):
@@ -53,6 +54,7 @@ def test_promises_hold_at_every_store(level, place):
         assert min(at[name] for name in ("media", "wear", "state", "journal")) > 0, line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("level", MOVING)
 def test_move_that_switches_before_it_copies_is_found(level):
     """Under every leveling that moves frames, whatever its algorithm."""
@@ -60,6 +62,7 @@ def test_move_that_switches_before_it_copies_is_found(level):
     assert status == 1 and "\nagain: " in told, told
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bug", [*AT_KILLS, "intent not named"])
 def test_planted_bug_is_found(bug):
     # Pages are written together where their descriptors are written with them, and frames are no smaller.
@@ -68,12 +71,14 @@ def test_planted_bug_is_found(bug):
     assert status == 1 and "\nagain: " in told, told
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bug", AT_KILLS_IN_GROUPS)
 def test_planted_bug_in_groups_of_descriptors_is_found(bug):
     status, told = kill("none", "interleaved", "--plant", bug)
     assert status == 1 and "\nagain: " in told, told
 
 
+@pytest.mark.slow
 def test_failing_kill_is_found_again_by_its_name():
     bug = "count not described"
     _, told = kill("start_gap", "interleaved", "--plant", bug)

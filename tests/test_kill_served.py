@@ -267,6 +267,7 @@ def kill_and_compare(folder: Path, choice: Choice) -> str:
     return f"{choice}: {client.answered} requests answered, {verified} blocks verified by fio"
 
 
+@pytest.mark.slow
 @needs("nbdkit", "libnbd", "fio")
 @pytest.mark.parametrize("first", range(0, len(CHOICES), AT_ONCE))
 def test_server_killed_under_fio_and_a_client_loses_nothing(tmp_path, first):
@@ -363,6 +364,7 @@ class Files:
             assert (file.read_bytes() if file.exists() else None) == data, name
 
 
+@pytest.mark.slow
 @pytest.mark.kernel
 @needs("nbdkit", "nbdfuse", "fuse", "loop", "ext4")
 @pytest.mark.parametrize(

@@ -164,6 +164,7 @@ STEP = st.tuples(WHAT, NUMBERS, NUMBERS)
 STEPS = st.one_of(st.lists(STEP, max_size=20), st.lists(STEP, min_size=20, max_size=50))
 
 
+@pytest.mark.slow
 @pytest.mark.contract
 @pytest.mark.parametrize("name", grouped(MAPS))
 @settings(max_examples=EXAMPLES, suppress_health_check=[HealthCheck.too_slow])

@@ -290,6 +290,7 @@ class Memory:
 ON_MEDIA = [(*tried, frames) for tried in TRIED for frames in (13, 40) if places_left(*tried, frames)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "parameters", "medium_frames"), ON_MEDIA)
 def test_map_stays_one_to_one_and_every_frame_keeps_its_data(name, parameters, medium_frames):
     memory = Memory(name, parameters, medium_frames)

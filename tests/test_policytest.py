@@ -25,6 +25,7 @@ def said(tmp_path_factory):
     return said_of(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAULTS)
 def test_broken_rule_is_named(said, name):
     assert re.fullmatch(FAULTS[name][2], said[name]), said[name]

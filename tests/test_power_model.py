@@ -169,6 +169,7 @@ def cut(policy: str, *arguments: object, plain: bool = True, cuts: int = CUTS, s
     return done.returncode, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(SECONDS_MAX)
 @pytest.mark.parametrize("policy", POLICIES)
 def test_promises_hold_at_every_cut(policy):
@@ -212,6 +213,7 @@ def test_every_planted_bug_is_looked_for():
     assert set(FOUND) == set(PLANTED)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bug", FOUND)
 def test_planted_bug_is_found(bug):
     seed, case = PLANTED_SEEDS.get(bug, PLANTED_SEED), SHOWN.get(bug, "")

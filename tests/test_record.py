@@ -81,6 +81,7 @@ def test_recording_holds_what_a_client_sent(tmp_path):
         assert device._tally["flushes"] == sum(one[0] == FLUSH for one in found.requests) - found.fua
 
 
+@pytest.mark.slow
 @needs("libnbd")
 @pytest.mark.parametrize(
     ("leveling", "parameters"), [("start_gap", {"interval": 3}), ("sampled_swap", {"interval": 1, "sample": 1})]

@@ -157,6 +157,7 @@ def test_state_made_anew_is_durable_before_it_has_its_name_and_its_name_is_then(
         assert done == ["state.new", "state.new > state", path.name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("again", ["killed", "power cut"], ids=["then killed", "then cut"])
 @pytest.mark.parametrize("end", ["killed", "power cut"])
 @pytest.mark.parametrize("writes", ["each", "coalesced"])

@@ -79,6 +79,7 @@ def repaired_until(path, step):
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hurt", HURT)
 def test_repair_cut_short_is_done_by_the_next(tmp_path, hurt):
     made = make(tmp_path, SEED, **PLANS["interleaved"])

@@ -68,6 +68,7 @@ def perform(device, request):
 SIZES = ((4096, 256, 64), (512, 64, 16), (16384, 4096, 128))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("placing", "levelling"), [pytest.param(*pair, marks=one_worker(*pair)) for pair in PAIRS])
 def test_replay_wears_what_a_device_wears(tmp_path, placing, levelling):
     """Line by line, with the totals, after the same requests."""
