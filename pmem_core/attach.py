@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from pmem_core import blockdev, host, launch, nbdclient, runtime
+from pmem_core import blockdev, host, launch, nbdclient, runtime, server
 from pmem_core.errors import HostError, ImageBusy, PmemError, UsageError
 
 FILESYSTEMS = {
@@ -53,6 +53,15 @@ class Attachment:
     server_birth: str = ""
     name: str = ""  # of its files in the runtime directory
 
+    def is_of(self, running: server.Server) -> bool:
+        """Whether it is this server that is attached; one that was started since is not, for no client of ours returns.
+
+        Of an attachment whose server nobody noted any server of its image may be the one.
+        """
+        if self.server_pid:
+            return (self.server_pid, self.server_birth) == (running.pid, running.birth)
+        return runtime.is_at(running.image, self.image)
+
 
 def attachments() -> list[Attachment]:
     """Return what is attached by this user; what a reboot has undone is cleared away."""
@@ -79,6 +88,11 @@ def find(target: str | Path) -> Attachment | None:
     real = str(target) if "://" in str(target) else os.path.realpath(target)
     found = (one for one in attachments() if runtime.is_at(one.image, real) or real in (one.device, one.directory))
     return next(found, None)
+
+
+def of_server(running: server.Server, among: Sequence[Attachment]) -> Attachment | None:
+    """Return the attachment of a server; None if it has none."""
+    return next((one for one in among if one.is_of(running)), None)
 
 
 def alone(image: str | Path) -> contextlib.AbstractContextManager[None]:

@@ -443,6 +443,57 @@ def test_attachment_whose_server_died_is_listed_and_detached(run, image, tmp_pat
     assert run("list").stdout == ""
 
 
+@pytest.fixture
+def outlived(run, image):
+    """The device of an attachment whose server was killed, and the server that was started since."""
+    device = run("attach", image, "--via", "loop").stdout.strip()
+    first = server.find(image)
+    os.kill(first.pid, signal.SIGKILL)
+    assert blockdev.wait(lambda: not first.alive)
+    assert run("serve", image, "-b").returncode == 0
+    return device, server.find(image)
+
+
+@pytest.mark.kernel
+@kernel
+def test_dead_attachment_is_not_listed_as_that_of_a_server_started_since(run, image, outlived, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")
+    device, since = outlived
+    listed = json.loads(run("list", "-j").stdout)
+    assert [(one["pid"], one["device"]) for one in listed] == [(since.pid, ""), (None, device)]
+    assert run("list").stdout.count("(server gone)") == 1
+
+
+@pytest.mark.kernel
+@kernel
+def test_dead_attachment_does_not_keep_a_server_started_since_from_being_stopped(run, image, outlived):
+    assert (run("stop", image).stderr, server.find(image)) == ("", None)
+
+
+@pytest.mark.kernel
+@kernel
+def test_dead_attachment_is_detached_before_a_server_started_since_is_attached(run, image, outlived):
+    device, since = outlived
+    said = f"{image}: is attached already, as {device}: pmem-nbd detach first\n"
+    assert run("attach", image, "--via", "loop").stderr == said
+    run("detach", image)
+    assert run("attach", image, "--via", "loop").returncode == 0
+    (listed,) = json.loads(run("list", "-j").stdout)
+    assert listed["pid"] == since.pid and listed["device"]
+    assert run("stop", image).stderr.startswith(f"{image}: is attached already, ")
+    assert run("detach", image).returncode == 0 and server.find(image) == since
+
+
+@pytest.mark.kernel
+@kernel
+def test_attachment_whose_server_nobody_noted_keeps_that_of_its_image_from_being_stopped(run, image):
+    run("serve", image, "-b")
+    made = attach.attach(image, server.find(image).uri, way="loop")
+    (listed,) = json.loads(run("list", "-j").stdout)
+    assert listed["device"] == made.device
+    assert run("stop", image).stderr == f"{image}: is attached already, as {made.device}: pmem-nbd detach first\n"
+
+
 @pytest.mark.kernel
 @kernel
 def test_server_that_wants_tls_is_not_attached(run, image, tmp_path):

@@ -183,7 +183,7 @@ def _detach(attached: attaching.Attachment) -> None:
 def _server_of(attached: attaching.Attachment) -> server.Server | None:
     """The server that was attached, if it is still there: not one that was started since."""
     running = server.find(attached.image)
-    return running if running is not None and attached.server_pid in (0, running.pid) else None
+    return running if running is not None and attached.is_of(running) else None
 
 
 @contextlib.contextmanager

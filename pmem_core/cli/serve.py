@@ -166,7 +166,7 @@ def stop(image: Path) -> None:
         running = server.find(image)
         if running is None:
             raise ServerError(image, "is not being served", "an image that `pmem-nbd list` shows")
-        if attached := attach.find(running.image):
+        if attached := attach.of_server(running, attach.attachments()):
             raise attach.busy(image, attached)
         with working(f"stopping the server of {image}"):
             server.stop(running)
@@ -185,14 +185,17 @@ def list_(as_json: bool) -> None:
       pmem-nbd list
       pmem-nbd list -j
     """
-    attached = {one.image: one for one in attach.attachments()}
+    attached = attach.attachments()
     running = server.servers()
     rows = []
     for one, figures in zip(running, server.usage(running), strict=True):
         started = datetime.datetime.fromtimestamp(one.started).astimezone().isoformat(timespec="seconds")
-        rows.append(_row(one, one.pid, started, attached.pop(one.image, None)) | figures)
+        use = attach.of_server(one, attached)
+        rows.append(_row(one, one.pid, started, use) | figures)
+        attached = [other for other in attached if other is not use]
     # Some may have been detached since we looked.
-    rows += [_row(one, None, None, one) for one in attached.values() if attach.find(one.image)]
+    left = {one.name for one in attach.attachments()}
+    rows += [_row(one, None, None, one) for one in attached if one.name in left]
     if as_json:
         emit(rows)
         return
