@@ -21,7 +21,8 @@ VARIABLE = "PMEM_NBD_LOG"  # of the environment: the file that `launch` made, an
 LOG_BYTES_MAX = 4 << 20
 TAIL_BYTES = 64 << 10  # what is left of it
 # How it is opened.  With O_APPEND whoever writes after a cut writes at the new end, and leaves no hole before that.
-FLAGS, MODE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600
+# A server reads what it leaves by this very descriptor, for it may have no other left.
+FLAGS, MODE = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600
 _cutting = threading.Lock()
 
 
@@ -55,8 +56,8 @@ def bound() -> None:
     with contextlib.suppress(OSError):
         if os.fstat(2).st_size > LOG_BYTES_MAX and _cutting.acquire(blocking=False):
             try:
-                with Path(os.environ.get(VARIABLE, "")).open("r+b") as log:
-                    if os.path.sameopenfile(log.fileno(), 2):
+                if os.path.samestat(Path(os.environ.get(VARIABLE, "")).stat(), os.fstat(2)):
+                    with os.fdopen(2, "rb", closefd=False) as log:
                         _cut(log)
             finally:
                 _cutting.release()
@@ -64,10 +65,11 @@ def bound() -> None:
 
 def _cut(log: BinaryIO) -> None:
     tail_at, at = os.fstat(log.fileno()).st_size - TAIL_BYTES, 0
+    log.seek(0)
     left = [f"{IN_PASSING}earlier lines of this log were dropped\n".encode()]
     for line in log:
         if at >= tail_at or tells_of_the_image(line.decode(errors="replace")):
             left.append(line)
         at += len(line)
-    os.ftruncate(log.fileno(), 0)
+    os.ftruncate(2, 0)
     os.write(2, b"".join(left))

@@ -62,11 +62,11 @@ def cleanup():
 """
 
 
-def bound_in_a_process(log: Path, named: Path | str) -> str:
+def bound_in_a_process(log: Path, named: Path | str, before: str = "") -> str:
     """Let a process whose standard error is `log` cut it back; `named`: what it is told of the log that is its own."""
     environment = os.environ | {serverlog.VARIABLE: str(named)}
-    code = "from pmem_core import serverlog; serverlog.bound(); import os; os.write(2, b'and on')"
-    with log.open("ab") as output:
+    code = f"import os, resource\nfrom pmem_core import serverlog\n{before}\nserverlog.bound(); os.write(2, b'and on')"
+    with os.fdopen(os.open(log, serverlog.FLAGS & ~os.O_TRUNC), "wb") as output:
         subprocess.run([sys.executable, "-c", code], stderr=output, env=environment, check=True)
     return log.read_text()
 
@@ -90,6 +90,13 @@ def test_lines_that_tell_of_the_image_stay_in_a_long_log(tmp_path):
     left = bound_in_a_process(tmp_path / "log", tmp_path / "log")
     assert left.startswith(DROPPED + "pmem-nbd: disk.pmem: recovered\n" + CHATTER)
     assert left.count(DROPPED) == 1 and passing not in left
+
+
+def test_log_is_cut_where_no_file_can_be_opened(tmp_path):
+    long_log(tmp_path / "log")
+    none_left = "resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))"
+    left = bound_in_a_process(tmp_path / "log", tmp_path / "log", before=none_left)
+    assert left.startswith(DROPPED) and left.endswith(CHATTER + "and on")
 
 
 def test_short_log_stays_as_it_is(tmp_path):
