@@ -10,7 +10,7 @@ import traceback
 import nbdkit
 
 from nbd_plugin import pace, threads
-from pmem_core import policyfile, serverlog
+from pmem_core import policyfile
 from pmem_core.errors import PmemError
 
 
@@ -20,7 +20,6 @@ class Refused(Exception):
 
 def _in_words(kind, *arguments, _formatted=traceback.format_exception, **options):
     """What nbdkit writes to its log: it asks this function of `traceback` for every exception."""
-    serverlog.bound()  # here, for a server that only reads has no housekeeping
     return [str(arguments[0])] if kind is Refused else _formatted(kind, *arguments, **options)
 
 

@@ -154,8 +154,7 @@ def after_fork():
         nbdkit.debug(", ".join(f"{name}: {type(callbacks[name]).__name__}" for name in ("pread", "pwrite", "flush")))
         if _options["logwrites"]:
             callbacks.update(logged.begin(_served, _options["logwrites"], open))
-        if not _served.read_only:
-            _housekeeper = housekeeping.Housekeeper(_served)
+        _housekeeper = housekeeping.Housekeeper(_served)
         gc.enable()
     except PmemError as error:
         if opened := globals().pop("_served", None):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What happens by itself while a device is served: a thread of checkpoints ahead of need, and the history."""
+"""What happens by itself while a device is served: checkpoints ahead of need, the history, and the log kept short."""
 
 import threading
 import time
@@ -18,15 +18,21 @@ COLLAPSE_SECONDS = TURN_SECONDS / 10  # in a turn: a request for bytes that are 
 
 
 class Housekeeper:
-    """The thread.  What goes wrong is said once, and tried again when it is due; only a failed sync ends it."""
+    """The threads.  What goes wrong is said once, and tried again when it is due; only a failed sync ends that.
+
+    The log has a thread of its own, also where the device is only read: requests are refused, which is a line each, as
+    long as there are clients, whatever the disk does.
+    """
 
     def __init__(self, device: Device) -> None:
         self._problems: dict[str, str] = {}  # by what fails
         self._device = device
-        self._stopping = False
+        self._stopped = threading.Event()
         self._wake = threading.Event()
         device.on_wanted = self._wake.set
+        self._log_thread = threading.Thread(target=self._keep_log_short, name="log", daemon=True)
         self._thread = threading.Thread(target=self._keep, name="housekeeping", daemon=True)
+        self._log_thread.start()
         self._thread.start()
 
     @property
@@ -35,14 +41,20 @@ class Housekeeper:
         return next(iter(self._problems.values()), "")
 
     def stop(self) -> None:
-        """End the thread; call it before the device is closed."""
-        self._stopping = True
+        """End the threads; call it before the device is closed."""
+        self._stopped.set()
         self._wake.set()
         self._thread.join()
+        self._log_thread.join()
+
+    def _keep_log_short(self) -> None:
+        while not self._stopped.wait(TURN_SECONDS):
+            serverlog.bound()
 
     def _keep(self) -> None:
         try:
-            self._take_turns()
+            if not self._device.read_only:
+                self._take_turns()
         except Exception as error:
             serverlog.say_in_passing(f"has ended: {_in_words(error)}")
 
@@ -50,10 +62,9 @@ class Housekeeper:
         device = self._device
         settled = sampled = checkpointed = collapsed = time.monotonic()
         collapser = hugepages.Collapser(device.mapping.files["media"], *device.medium)
-        while not self._stopping:
+        while not self._stopped.is_set():
             self._wake.wait(TURN_SECONDS)
             self._wake.clear()
-            serverlog.bound()
             now = time.monotonic()
             if now - settled >= QUIET_SECONDS:
                 settled = now

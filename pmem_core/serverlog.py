@@ -8,7 +8,6 @@ full host would have it write a gigabyte an hour, often into memory.  So the ser
 import contextlib
 import os
 import sys
-import threading
 from pathlib import Path
 from typing import BinaryIO
 
@@ -23,7 +22,6 @@ TAIL_BYTES = 64 << 10  # what is left of it
 # How it is opened.  With O_APPEND whoever writes after a cut writes at the new end, and leaves no hole before that.
 # A server reads what it leaves by this very descriptor, for it may have no other left.
 FLAGS, MODE = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600
-_cutting = threading.Lock()
 
 
 def say_in_passing(text: str) -> None:
@@ -52,15 +50,18 @@ def read(path: str) -> list[str]:
 
 
 def bound() -> None:
-    """Cut standard error back where it is longer than LOG_BYTES_MAX, and a file that is this server's own."""
+    """Cut standard error back where it is longer than LOG_BYTES_MAX, and a file that is this server's own.
+
+    For one thread at a time.
+    """
     with contextlib.suppress(OSError):
-        if os.fstat(2).st_size > LOG_BYTES_MAX and _cutting.acquire(blocking=False):
-            try:
-                if os.path.samestat(Path(os.environ.get(VARIABLE, "")).stat(), os.fstat(2)):
-                    with os.fdopen(2, "rb", closefd=False) as log:
-                        _cut(log)
-            finally:
-                _cutting.release()
+        if os.fstat(2).st_size > LOG_BYTES_MAX and _is_own():
+            with os.fdopen(2, "rb", closefd=False) as log:
+                _cut(log)
+
+
+def _is_own() -> bool:
+    return os.path.samestat(Path(os.environ.get(VARIABLE, "")).stat(), os.fstat(2))
 
 
 def _cut(log: BinaryIO) -> None:

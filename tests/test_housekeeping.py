@@ -4,11 +4,13 @@
 import errno
 import os
 import sys
+import threading
 import time
+import types
 
 import pytest
 
-from pmem_core import geometry, housekeeping, image
+from pmem_core import geometry, housekeeping, image, serverlog
 from pmem_core.device import Device
 from pmem_core.errors import HostError, HostFull
 
@@ -103,6 +105,42 @@ def test_sync_that_failed_in_a_request_ends_it_too(device, keeper, monkeypatch, 
         device.flush()
     until(lambda: not keeper._thread.is_alive())
     assert capsys.readouterr().err.startswith("pmem-nbd: housekeeping: has ended, for a sync failed: ")
+
+
+def test_failed_sync_does_not_end_the_bounding_of_the_log(device, keeper, monkeypatch):
+    def fdatasync(fd):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    bounded = []
+    monkeypatch.setattr(os, "fdatasync", fdatasync)
+    device.write(b"x", 0)
+    until(lambda: not keeper._thread.is_alive())
+    monkeypatch.setattr(serverlog, "bound", lambda: bounded.append(True))
+    until(lambda: len(bounded) >= 3)
+    keeper.stop()
+    bounded.clear()
+    time.sleep(0.05)
+    assert not bounded
+
+
+def test_disk_that_hangs_does_not_hold_up_the_bounding_of_the_log(device, keeper, monkeypatch):
+    hanging, free, bounded = threading.Event(), threading.Event(), []
+    monkeypatch.setattr(device, "checkpoint", lambda **_: (hanging.set(), free.wait(10)))
+    device.write(b"x", 0)
+    assert hanging.wait(10)
+    monkeypatch.setattr(serverlog, "bound", lambda: bounded.append(True))
+    until(lambda: len(bounded) >= 3)
+    free.set()
+
+
+def test_of_a_device_that_is_only_read_nothing_but_the_log_is_kept(monkeypatch, capsys):
+    bounded = []
+    monkeypatch.setattr(housekeeping, "TURN_SECONDS", 0.01)
+    monkeypatch.setattr(serverlog, "bound", lambda: bounded.append(True))
+    keeper = housekeeping.Housekeeper(types.SimpleNamespace(read_only=True))  # what else it was asked would be an error
+    until(lambda: len(bounded) >= 3)
+    keeper.stop()
+    assert capsys.readouterr().err == ""
 
 
 def test_what_ends_it_by_a_bug_is_said(device, monkeypatch, capsys):
