@@ -10,6 +10,7 @@ import nbdkit
 from nbd_plugin import pace
 from nbd_plugin.faults import may_trim, reported
 from pmem_core.device import Device
+from pmem_core.errors import UsageError
 from pmem_core.layout import PAGE_BYTES
 from pmem_core.logwrites import record
 from pmem_core.logwrites.logged import LoggedDevice
@@ -43,7 +44,12 @@ def end() -> None:
 
 @reported
 def open_(readonly):
-    name = nbdkit.export_name()
+    try:
+        name = nbdkit.export_name()
+    except UnicodeDecodeError as error:  # which has the bytes; nbdkit gives Python a str or nothing
+        if error.object.startswith(record.MARK_PREFIX.encode()):
+            raise UsageError("mark", "is not UTF-8", "a text that is") from error
+        name = ""
     if name.startswith(record.MARK_PREFIX):
         _device.mark(name.removeprefix(record.MARK_PREFIX))
     return _open(readonly)

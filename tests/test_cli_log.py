@@ -7,6 +7,7 @@ import json
 import os
 import random
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -483,6 +484,27 @@ def test_mark_is_put_into_a_log_that_is_written(run, folder, tmp_path):
     status, _, err = run("log", log, "--mark", "late")
     assert status == 1 and "no server writes it" in err
     assert [one.text for one in log_reader.read(log)][3:] == [b"pmem-nbd-end"]
+
+
+def let_in(served, name: bytes) -> bool:
+    """Whether a client may have the export of this name; libnbd's Python asks for no name that is not UTF-8."""
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(20)
+        client.connect(str(served.socket))
+        client.recv(18, socket.MSG_WAITALL)
+        client.sendall(struct.pack(">I8sII", 3, b"IHAVEOPT", 1, len(name)) + name)
+        return bool(client.recv(10, socket.MSG_WAITALL))
+
+
+@needs("nbdkit", "libnbd")
+def test_export_is_open_to_a_name_that_is_no_utf8_unless_it_is_a_mark(tmp_path):
+    disk, log = make(tmp_path / "disk.pmem", 16 << 20), tmp_path / "log"
+    with serving(disk, f"logwrites={log}") as served:
+        served.connect()
+        assert let_in(served, b"caf\xe9") and let_in(served, b"\xffmark:x")
+        assert not let_in(served, b"mark:caf\xe9")
+        assert "mark: is not UTF-8: a text that is\n" in served.said and "bug" not in served.said
+    assert [one.text for one in log_reader.read(log)][1:] == [b"pmem-nbd-end"]
 
 
 @needs("nbdkit")
