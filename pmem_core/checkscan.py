@@ -216,13 +216,13 @@ def descriptor_offset(device, page):
 
 
 @hot
-def fingerprints(device, section_pages, prints):
-    """For each section, into `prints` (int64[]), a number that two maps share only where all in it is in one place."""
+def fingerprints(device, size, prints):
+    """For each `size` pages, into `prints` (int64[]), a number that two maps share where these lie alike by both."""
     run = device[0][0]
     for page in range(run["page_count"]):
-        section = page // section_pages
-        mixed = prints[section] * 31 + onepage.medium_at(run, policies.page_at(run, page))
-        prints[section] = mixed * 31 + onepage.medium_at(run, policies.descriptor_at(run, page))
+        at = page // size
+        mixed = prints[at] * 31 + onepage.medium_at(run, policies.page_at(run, page))
+        prints[at] = mixed * 31 + onepage.medium_at(run, policies.descriptor_at(run, page))
 
 
 @hot

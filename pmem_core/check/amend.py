@@ -26,6 +26,7 @@ from .doubt import FAILING_MAX, FAILING_SHARE
 from .trust import Belief, Stage, Watch
 
 DECAYED_MAX = 2  # pages
+PART_PAGES = 64  # what maps are compared by: the pages whose descriptors are in one, or fewer
 FRAMES_MAX, TRIES_MIN = 1 << 28, 16  # how many frames are followed in all, and how many words are tried at least
 
 
@@ -64,7 +65,7 @@ class _Search:
         self.trimmed = any(int(was[name]) != int(now[name]) for name in ("trims", "zeros"))
         intent = state.core[0]["intent"]
         flying = () if recovery.intent_problems(intent, stage.plan) else recovery.pages_in_flight(intent)
-        self.moves = int(now["moves"]) - int(was["moves"])
+        self.moves = max(0, int(now["moves"]) - int(was["moves"]))
         self.allowed = len(flying) + (DECAYED_MAX if self.moves else 0)
         # Everything but the table is the state's: descriptors that are pending are nowhere else.
         self.before = dataclasses.replace(state, table=journal.table, held=journal.held, maps_well=True)
@@ -103,20 +104,21 @@ class _Search:
         return None if problem else trial
 
     def _apart(self, belief: Belief) -> np.ndarray:
-        """The sections in use, and not suspect, of which something lies elsewhere by the journal."""
+        """The parts, in sections in use and not suspect, of which something lies elsewhere by the journal."""
         plan, prints = self.stage.plan, []
         for one in (belief, self.before):
             self.stage.load(one)
-            prints.append(np.zeros(plan.section_count, np.int64))
-            checkscan.fingerprints(self.stage.handle, plan.info.section_pages, prints[-1])
-        in_use = belief.sections & (layout.SECTION_TOUCHED | layout.SECTION_DIRTY) != 0
-        suspect = belief.sections & layout.SECTION_SUSPECT != 0
-        return np.flatnonzero((prints[0] != prints[1]) & in_use & ~suspect)
+            prints.append(np.zeros(-(-plan.info.page_count // PART_PAGES), np.int64))
+            checkscan.fingerprints(self.stage.handle, PART_PAGES, prints[-1])
+        parts = np.flatnonzero(prints[0] != prints[1])
+        bits = belief.sections[parts * PART_PAGES // plan.info.section_pages]
+        in_use = bits & (layout.SECTION_TOUCHED | layout.SECTION_DIRTY) != 0
+        return parts[in_use & (bits & layout.SECTION_SUSPECT == 0)]
 
-    def _score(self, belief: Belief, sections: np.ndarray) -> tuple[int, int, int]:
-        """Of the pages of these sections: how many are whole, how many fail, how many hold data."""
+    def _score(self, belief: Belief, parts: np.ndarray) -> tuple[int, int, int]:
+        """Of the pages of these parts: how many are whole, how many fail, how many hold data."""
         self.stage.load(belief)
-        told, with_data = pages.verdicts(self.stage.plan, self.stage.handle, sections, belief.held)
+        told, with_data = pages.verdicts(self.stage.plan, self.stage.handle, parts, belief.held, PART_PAGES)
         bad = told[checkscan.DAMAGED] + told[checkscan.MISMATCHED]
         return with_data - bad, bad, with_data
 

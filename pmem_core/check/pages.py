@@ -27,15 +27,17 @@ def blocks_in_use(path: Path, size: int) -> np.ndarray:
     return bits
 
 
-def verdicts(plan: Geometry, handle: Handle, sections: Iterable[int], held: np.ndarray) -> tuple[Counter[int], int]:
+def verdicts(
+    plan: Geometry, handle: Handle, numbers: Iterable[int], held: np.ndarray, size: int = 0
+) -> tuple[Counter[int], int]:
     """What checkscan says of the pages of these sections: how often each verdict, and how many pages hold data.
 
-    It tells how well the map on stage fits the medium.
+    size: pages of a part, where `numbers` are not of sections.  It tells how well the map on stage fits the medium.
     """
-    found, pages, size = Counter[int](), 0, plan.info.section_pages
-    holds = np.zeros(size, np.uint8)
-    for section in sections if plan.has_descriptors else ():
-        first = at = int(section) * size
+    size = size or plan.info.section_pages
+    found, pages, holds = Counter[int](), 0, np.zeros(size, np.uint8)
+    for number in numbers if plan.has_descriptors else ():
+        first = at = int(number) * size
         last = min(first + size, plan.info.page_count)
         while at < last:
             at, verdict = checkscan.touched(handle, at, last, held, holds[at - first :])
