@@ -51,8 +51,10 @@ class Device:
         *,
         read_only: bool = False,
         converting: bool = False,
+        lock: Lock | None = None,
         watch: initialisation.Watch | None = None,
     ) -> None:
+        # converting: by a conversion, which may be under way.  lock: the caller's, and held longer than this.
         self.path = image.find(path)
         self.read_only = read_only
         # Called when leveling would like its moves committed soon; whoever serves the device may do that beside it.
@@ -63,15 +65,15 @@ class Device:
         plan = image.load_geometry(path, read_only=read_only, converting=converting)
         image.require_parts(path)
         image.require_wear(path, plan)
-        self._lock = Lock(path, read_only=read_only)
+        self._lock = Lock(path, read_only=read_only) if lock is None else None
         with contextlib.ExitStack() as undo:
-            undo.callback(self._lock.release)
+            undo.callback(self._release)
             # Whoever had the lock until now may have converted the image.
             self.plan = image.reload_geometry(path, plan, read_only=read_only, converting=converting)
             self.journal = Journal(path / "journal", read_only=read_only)
             undo.callback(self.journal.close)
             self._check_owner()
-            self.recovery = self._open(undo)
+            self.recovery = self._open(undo, converting)
             initialisation.complete(self, watch)
             undo.pop_all()
 
@@ -81,7 +83,11 @@ class Device:
         if self.journal.uuid != self.plan.info.uuid:
             raise DamagedImage(self.path / "journal", "belongs to another image", f"uuid {self.plan.info.uuid}")
 
-    def _open(self, undo: contextlib.ExitStack) -> str:
+    def _release(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
+
+    def _open(self, undo: contextlib.ExitStack, converting: bool) -> str:
         """Map, recover (`recovered` says what was done); "" or what the last session's end was."""
         session = self.journal.session
         found = recovery.find_end(self.path, self.plan, session)
@@ -90,7 +96,8 @@ class Device:
             event = {"event": "unclean", "how": found} if found else {"event": "opened"}
             if found == "power cut":
                 recovery.rebuild_state(self.path, self.plan, self.journal)
-            self.journal.begin_session({**host.witness(self.path), "pid": os.getpid()}, event)
+            told = {"pid": os.getpid(), **({"converting": True} if converting else {})}
+            self.journal.begin_session({**host.witness(self.path), **told}, event)
         self.mapping = mapping.map_image(self.path, self.plan, read_only=self.read_only)
         undo.callback(self._unmap)
         self.mapping.run["session"] = time.time_ns()
@@ -347,7 +354,7 @@ class Device:
         """Let go of the files without a checkpoint: what a killed process leaves."""
         self.journal.close()
         self._unmap()
-        self._lock.release()
+        self._release()
 
     def _unmap(self) -> None:
         self.handle = (np.zeros(1, layout.RUN), np.zeros(0, layout.CORE))

@@ -4,6 +4,7 @@
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -15,11 +16,12 @@ from conftest import needs
 from independent_reader import Reader
 from test_recovery import killed_in, lose_cache
 
-from pmem_core import cli, convert, geometry, image, infoblock, layout, reshape
+from pmem_core import cli, convert, geometry, image, infoblock, layout, reshape, snapshot
 from pmem_core.check import check
 from pmem_core.convert import copy, filesystems, saved
 from pmem_core.device import Device
 from pmem_core.errors import BadData, DoesNotFit, HostError, HostFull, ImageBusy, UnsupportedImage, UsageError
+from pmem_core.journal import Journal
 
 HERE = Path(__file__).resolve().parent
 SEED = os.environ.get("PMEM_NBD_SEED", "20150507")
@@ -336,6 +338,51 @@ def test_interrupted_conversion_goes_on(halfway):
     assert found["resumed"] and found["to"] == {"descriptor_bytes": 128, "descriptor_format": 2}
     require_same(content(path), wanted)
     assert check(path).clean
+
+
+def killed_before(owner, name: str, path: Path) -> None:
+    """Convert `path` in a process that is killed when it calls `name` of `owner`."""
+    child = os.fork()
+    if not child:
+        try:
+            with mock.patch.object(owner, name, side_effect=lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)):
+                convert.convert(path, 128)
+        finally:
+            os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+
+
+def test_kill_while_it_gathers_leaves_the_image_as_it_was(tmp_path):
+    path = tmp_path / "disk.pmem"
+    wanted = make(path)
+    left = files(path)
+    killed_before(reshape, "gather", path)
+    assert files(path) == left and snapshot.look(path).session == "closed"
+    with pytest.raises(UsageError, match="cut off before it changed anything: --descriptor-bytes again"):
+        convert.convert(path)
+    assert convert.convert(path, 128)["changed"]
+    require_same(content(path), wanted)
+
+
+@pytest.mark.parametrize("name", ["put_conversion", "store_info"])
+def test_kill_before_an_info_block_says_so_leaves_what_the_same_command_converts(tmp_path, name):
+    path = tmp_path / "disk.pmem"
+    wanted = make(path)
+    killed_before(Journal if name == "put_conversion" else Device, name, path)
+    with pytest.raises(UsageError, match="cut off before it changed anything: --descriptor-bytes again"):
+        convert.convert(path)
+    assert convert.convert(path, 128)["changed"]
+    require_same(content(path), wanted)
+    assert check(path).clean
+
+
+def test_conversion_to_what_it_is_removes_what_a_killed_one_left(tmp_path):
+    path = tmp_path / "disk.pmem"
+    make(path)
+    killed_before(reshape, "gather", path)
+    assert (path / saved.NAME).exists()
+    assert not convert.convert(path, 64)["changed"]
+    assert not (path / saved.NAME).exists()
 
 
 @pytest.mark.parametrize("arguments", [(256,), (128, 1)], ids=str)

@@ -45,7 +45,8 @@ def convert(
     """Give IMAGE descriptors of another size or format: every page moves to where it then has to be.
 
     In place by default. Whatever cuts that off, be it Ctrl-C, a full host, a kill or a power cut, no data is lost:
-    until it is finished nothing else opens the image, and 'pmem-nbd convert IMAGE' goes on with it.
+    until it is finished nothing else opens the image, and 'pmem-nbd convert IMAGE' goes on with it. Where it had not
+    begun to change the image, it says so, and wants --descriptor-bytes again.
 
     Larger descriptors leave less room for pages, so shrink the filesystem first. Where there is data beyond the new end
     nothing is changed, and it says to which size. The image must be closed and undamaged.

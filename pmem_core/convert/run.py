@@ -104,30 +104,74 @@ def _begin(path: Path, size: int | None, of_format: int | None, watch: Watch) ->
         what = f"initialise={info.initialise}: groups of descriptors are not moved"
         raise UnsupportedImage(path, what, "--output NEW, where they come into being anew")
     if size is None:
+        if (path / saved.NAME).exists():
+            raise UsageError(path, "a conversion was cut off before it changed anything", "--descriptor-bytes again")
         raise UsageError(path, "no conversion is under way", "--descriptor-bytes, to begin one")
     wanted = wanted_shape(info, size, of_format)
-    if found.session in ("killed", "power cut"):
-        raise UnsupportedImage(path, "it was not closed properly", f"'pmem-nbd check --repair {path}' first")
-    with Device(path, read_only=True) as device:  # so that no total of the image counts it
-        filesystems.require_room(device, planned(device.plan, wanted).device_bytes)
-    device = Device(path)
-    old, info = device.plan, device.plan.info  # another conversion may have ended meanwhile
+    # Held from the first look to the end, so that nobody changes what is gathered.
+    lock = host.Lock(path, read_only=False)
     try:
-        new = planned(old, wanted)
-        record = device.journal.conversion
-        if wanted == shape(info):
-            if record:  # a crash cut the end of one off: the image is as it should be, but for the other info block
-                infoblock.write(path / "media", info)
-                forget(path, device.journal)
-            return {"from": shape(info), "to": wanted, "changed": False, "device_bytes": old.device_bytes}
-        require_settled(device)
-        writer = saved.Writer(path, info.uuid, size)
-        try:
-            gather(device, new, writer, watch)
-        except BaseException:
-            writer.discard()
-            raise
-        record = {"from": shape(info), "to": wanted, "phase": PHASES[0], "at": None}
+        # Read-only, so that no total counts it, and a kill leaves the image closed.
+        with _closed(path, lock) as device:
+            old = device.plan
+            changed = wanted != shape(old.info)  # another conversion may have ended meanwhile
+            if changed:
+                new = planned(old, wanted)
+                filesystems.require_room(device, new.device_bytes)
+                require_settled(device)
+                _save(device, new, watch)
+        if not changed:
+            _tidy(path, old.info)
+            return {"from": shape(old.info), "to": wanted, "changed": False, "device_bytes": old.device_bytes}
+        return _change(path, lock, new, watch)
+    finally:
+        lock.release()
+
+
+def _closed(path: Path, lock: host.Lock) -> Device:
+    """The image, opened to be read.  UnsupportedImage where its last session did not close it.
+
+    But that may have been a conversion's that was cut off before any info block said so: it had changed no page.
+    """
+    device = Device(path, read_only=True, lock=lock)
+    if not device.recovery:
+        return device
+    ours = device.journal.session.get("converting", False)
+    device.close()
+    if not ours:
+        raise UnsupportedImage(path, "it was not closed properly", f"'pmem-nbd check --repair {path}' first")
+    Device(path, converting=True, lock=lock).close()
+    return Device(path, read_only=True, lock=lock)
+
+
+def _tidy(path: Path, info: Info) -> None:
+    """What is left of a conversion of an image that is as it should be, but maybe for the other info block."""
+    journal = Journal(path / "journal")
+    try:
+        if journal.conversion:
+            infoblock.write(path / "media", info)
+            forget(path, journal)
+        elif (path / saved.NAME).exists():
+            saved.remove(path)
+    finally:
+        journal.close()
+
+
+def _save(device: Device, new: Geometry, watch: Watch) -> None:
+    writer = saved.Writer(device.path, new.info.uuid, new.info.descriptor_bytes)
+    try:
+        gather(device, new, writer, watch)
+    except BaseException:
+        writer.discard()
+        raise
+
+
+def _change(path: Path, lock: host.Lock, new: Geometry, watch: Watch) -> dict[str, Any]:
+    """All that comes after gathering."""
+    device = Device(path, converting=True, lock=lock)
+    try:
+        info = device.plan.info
+        record = {"from": shape(info), "to": shape(new.info), "phase": PHASES[0], "at": None}
         device.journal.put_conversion(record)
         before = line_writes(device)
         marked = dataclasses.replace(info, generation=info.generation + 1, converting=True)
