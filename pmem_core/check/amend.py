@@ -21,8 +21,7 @@ import dataclasses
 import numpy as np
 
 from .. import checkscan, layout, recovery
-from . import pages
-from .doubt import FAILING_MAX, FAILING_SHARE
+from . import doubt
 from .trust import Belief, Stage, Watch
 
 DECAYED_MAX = 2  # pages
@@ -79,17 +78,16 @@ class _Search:
         apart = self._apart(now)
         if not len(apart):
             return now, False
-        score = self._score(now, apart)
-        if self._gain(score, self._score(self.before, apart)) > self.allowed:
+        score, of_before = self._score(now, apart), self._score(self.before, apart)
+        if self._gain(score, of_before) > self.allowed:
             for word in np.flatnonzero(now.table != self.before.table)[: self.tries]:
                 trial = self._with(now, word)
                 better = score if trial is None else self._score(trial, apart)
                 if trial is not None and self._gain(score, better) > 0:
                     now, score = trial, better
-            if self._gain(score, self._score(self.before, apart)) > self.allowed:
-                now, score = self.before, self._score(self.before, apart)
-        _, bad, with_data = score
-        return now, bad > FAILING_MAX and FAILING_SHARE * bad > with_data
+            if self._gain(score, of_before) > self.allowed:
+                now, score = self.before, of_before
+        return now, doubt.are_too_many(*score, doubt.FAILING_MAX)
 
     def _one_to_one(self, differing: np.ndarray) -> Belief | None:
         return next((one for word in differing[: self.tries] if (one := self._with(self.state, word))), None)
@@ -98,9 +96,8 @@ class _Search:
         """`belief` with a word of the journal's table; None where its map is not one-to-one."""
         changed = belief.table.copy()
         changed[word] = self.before.table[word]
-        trial = dataclasses.replace(belief, table=changed)
+        trial = dataclasses.replace(belief, table=changed, maps_well=True)
         problem, trial.held = self.stage.survey(trial, self.blocks, self.watch)
-        trial.maps_well = not problem
         return None if problem else trial
 
     def _apart(self, belief: Belief) -> np.ndarray:
@@ -115,13 +112,11 @@ class _Search:
         in_use = bits & (layout.SECTION_TOUCHED | layout.SECTION_DIRTY) != 0
         return parts[in_use & (bits & layout.SECTION_SUSPECT == 0)]
 
-    def _score(self, belief: Belief, parts: np.ndarray) -> tuple[int, int, int]:
-        """Of the pages of these parts: how many are whole, how many fail, how many hold data."""
-        self.stage.load(belief)
-        told, with_data = pages.verdicts(self.stage.plan, self.stage.handle, parts, belief.held, PART_PAGES)
-        bad = told[checkscan.DAMAGED] + told[checkscan.MISMATCHED]
-        return with_data - bad, bad, with_data
+    def _score(self, belief: Belief, parts: np.ndarray) -> tuple[int, int]:
+        """Of the pages of these parts: how many fail, and how many hold data."""
+        return doubt.failing(self.stage, belief, parts, PART_PAGES)
 
-    def _gain(self, now: tuple[int, int, int], then: tuple[int, int, int]) -> int:
+    def _gain(self, now: tuple[int, int], then: tuple[int, int]) -> int:
         """How many pages more are whole by `then`; after trims, how many fail less."""
-        return now[1] - then[1] if self.trimmed else then[0] - now[0]
+        fewer_fail = now[0] - then[0]
+        return fewer_fail if self.trimmed else fewer_fail + then[1] - now[1]

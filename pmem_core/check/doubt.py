@@ -6,6 +6,7 @@ their checksums.  To repair by it would give good checksums to what is other pag
 """
 
 import dataclasses
+from collections.abc import Iterable
 from pathlib import Path
 
 from .. import checkscan, layout
@@ -18,12 +19,22 @@ FAILING_MAX, FAILING_SHARE = layout.PAGE_BYTES // 64, 8
 IN_FLIGHT_MAX = layout.TOGETHER_MAX + 1  # pages that a kill may leave apart
 
 
-def contradicted(stage: Stage, belief: Belief, most: int) -> str:
-    """How many pages fail by the map of `belief`, in words, where that is more than `most` and a share; else ""."""
+def failing(stage: Stage, belief: Belief, numbers: Iterable[int], size: int = 0) -> tuple[int, int]:
+    """How many pages fail by the map of `belief`, and how many hold data; numbers, size: as of pages.verdicts."""
     stage.load(belief)
-    told, with_data = pages.verdicts(stage.plan, stage.handle, range(stage.plan.section_count), belief.held)
-    bad = told[checkscan.DAMAGED] + told[checkscan.MISMATCHED]
-    return f"{bad} of {with_data} with data" if bad > most and FAILING_SHARE * bad > with_data else ""
+    told, with_data = pages.verdicts(stage.plan, stage.handle, numbers, belief.held, size)
+    return told[checkscan.DAMAGED] + told[checkscan.MISMATCHED], with_data
+
+
+def are_too_many(bad: int, with_data: int, most: int) -> bool:
+    """True where more than `most` pages fail, and more than a share of those with data."""
+    return bad > most and FAILING_SHARE * bad > with_data
+
+
+def contradicted(stage: Stage, belief: Belief, most: int) -> str:
+    """How many pages fail by the map of `belief`, in words, where they are too many; else ""."""
+    bad, with_data = failing(stage, belief, range(stage.plan.section_count))
+    return f"{bad} of {with_data} with data" if are_too_many(bad, with_data, most) else ""
 
 
 def find(report: Report, stage: Stage, belief: Belief) -> bool:
