@@ -30,10 +30,11 @@ class Housekeeper:
         self._stopped = threading.Event()
         self._wake = threading.Event()
         device.on_wanted = self._wake.set
-        self._log_thread = threading.Thread(target=self._keep_log_short, name="log", daemon=True)
+        log_thread = threading.Thread(target=self._keep_log_short, name="log", daemon=True)
         self._thread = threading.Thread(target=self._keep, name="housekeeping", daemon=True)
-        self._log_thread.start()
-        self._thread.start()
+        self._threads = [log_thread] if device.read_only else [log_thread, self._thread]
+        for thread in self._threads:
+            thread.start()
 
     @property
     def problem(self) -> str:
@@ -44,8 +45,8 @@ class Housekeeper:
         """End the threads; call it before the device is closed."""
         self._stopped.set()
         self._wake.set()
-        self._thread.join()
-        self._log_thread.join()
+        for thread in self._threads:
+            thread.join()
 
     def _keep_log_short(self) -> None:
         while not self._stopped.wait(TURN_SECONDS):
@@ -53,8 +54,7 @@ class Housekeeper:
 
     def _keep(self) -> None:
         try:
-            if not self._device.read_only:
-                self._take_turns()
+            self._take_turns()
         except Exception as error:
             serverlog.say_in_passing(f"has ended: {_in_words(error)}")
 
