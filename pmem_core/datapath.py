@@ -13,7 +13,9 @@ from .layout import (
     PAGE_BYTES,
     PAGE_SHIFT,
     PAUSE,
+    PAUSE_HOLES,
     PAUSE_PAGES,
+    PAUSE_PAGES_TMPFS,
     SECTION_DIRTY,
     SECTION_TOUCHED,
     SOON,
@@ -148,7 +150,9 @@ def free(run, core, offset, end, done):
     """Give back the whole pages within [offset + done, end)."""
     first = (offset + done + PAGE_BYTES - 1) >> PAGE_SHIFT
     last = end >> PAGE_SHIFT
-    page, code, left = min(_next_touched(run, first), last), OK, PAUSE_PAGES
+    page, code = min(_next_touched(run, first), last), OK
+    left = PAUSE_PAGES_TMPFS if run["tmpfs"] else PAUSE_PAGES
+    holes, adjacent = 0, -1
     # A kill between a descriptor and the hole would leave bytes behind a page that reads as zeros.
     intent = core["intent"]
     intent[TRIM_FIRST] = page
@@ -156,6 +160,13 @@ def free(run, core, offset, end, done):
         if left <= 0:
             code = PAUSE
             break
+        if not run["tmpfs"]:
+            at = policies.where(run, page)[AT]
+            holes += at != adjacent
+            adjacent = at + PAGE_BYTES
+            if holes > PAUSE_HOLES:
+                code = PAUSE
+                break
         count = _whole_group(run, page, last) if run["give_back"] else 0
         publish(intent, TRIM_END, page + max(count, 1))
         code = call_at(run["give_back"], (run, core, page)) if count else onepage.trim(run, core, page)

@@ -39,7 +39,7 @@ from .turn import Turn
 
 EXTENTS_MAX = 2048
 PREFETCH_PAGES = 4096  # at most, whose places are looked up in a turn
-PAUSE_SECONDS = 50e-6
+PAUSE_SECONDS, PAUSE_EACH_SECONDS = 50e-6, 5e-3  # how long who waits needs to have the device, and how long it may wait
 
 
 class Device:
@@ -57,6 +57,7 @@ class Device:
         # converting: by a conversion, which may be under way.  lock: the caller's, and held longer than this.
         self.path = image.find(path)
         self.read_only = read_only
+        self._paused = 0.0  # when a trim or zeroing last let others have the device
         # Called when leveling would like its moves committed soon; whoever serves the device may do that beside it.
         self.on_wanted: Callable[[], None] = lambda: None
         # Held while compiled code works on the device: of whoever serves it by several threads without the GIL.
@@ -250,7 +251,9 @@ class Device:
         code = result & layout.STOP_MASK
         page = (offset + (result >> layout.STOP_SHIFT)) >> layout.PAGE_SHIFT
         if code == layout.PAUSE:
-            time.sleep(PAUSE_SECONDS)  # with the GIL, or the turn, given up: long enough for who waits to have it
+            if time.monotonic() - self._paused > PAUSE_EACH_SECONDS:
+                time.sleep(PAUSE_SECONDS)  # with the GIL, or the turn, given up: long enough for who waits to have it
+                self._paused = time.monotonic()
         elif code == layout.CHECKPOINT:
             self.commit_moves()
         elif code == layout.SECTION:

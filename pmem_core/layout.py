@@ -240,7 +240,12 @@ HOST = 5  # the host refused; the errno is shifted left by ERRNO_SHIFT
 SOON = 6  # all is done; leveling would like a checkpoint before it has to stop for one
 PAUSE = 7  # a part is done, and others may want the device: call again
 STOP_KIND = 7
-PAUSE_PAGES = 1 << 14  # a trim or zeroing goes on for as long, 64 MiB, without one
+# Without one a trim or zeroing goes on for as many pages, 4 MiB; a trim on a disk for no more than as many holes, for
+# each takes the filesystem some tenths of a millisecond; and a trim on tmpfs, where they take microseconds, for 64 MiB:
+# where there is no more room, leveling's next moves would take what each part gives back.
+PAUSE_PAGES = 1 << 10
+PAUSE_HOLES = 4
+PAUSE_PAGES_TMPFS = 1 << 14
 ERRNO_SHIFT = 3
 STOP_SHIFT = 16
 STOP_MASK = (1 << STOP_SHIFT) - 1
