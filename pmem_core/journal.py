@@ -145,11 +145,16 @@ class Journal:
         # Rows without checksums are as long as their text.
         self._sealed = not told.isdigit()
         schema = self._meta("schema")
-        if schema == UNSEALED and not self._sealed:
-            if not read_only:
-                self._upgrade()
-        elif schema != SCHEMA:
+        is_old = schema == UNSEALED and not self._sealed
+        if not is_old and schema != SCHEMA:
             raise UnsupportedImage(self.path, f"journal schema {schema}", f"schema {SCHEMA}")
+        # All rows: one whose name has changed is not where it is looked for, and fails its checksum.
+        named = dict(self._rows(b"meta"))
+        for name in (b"uuid", b"session"):
+            if name not in named:
+                raise DamagedImage(self.path, f"no {name.decode()} in the journal", "one written at creation")
+        if is_old and not read_only:
+            self._upgrade()
 
     def _upgrade(self) -> None:
         """Give every row its checksum."""
@@ -237,7 +242,7 @@ class Journal:
     @property
     def session(self) -> dict[str, Any]:
         """The last session: {"open": False}, or who holds (or held) the image and on which mount and boot."""
-        return self._meta("session", _record) or {"open": False}
+        return dict(self._meta("session", _record))
 
     def begin_session(self, session: dict[str, Any], event: dict[str, Any] | None = None) -> None:
         """Record durably that the image is open, before anything of it changes."""

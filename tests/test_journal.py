@@ -152,6 +152,26 @@ def test_row_that_is_not_what_was_written_is_refused(path, name):
     assert set(check(path).counts) == {Kind.JOURNAL_RECORDS if of_the_past else Kind.JOURNAL_DAMAGED}
 
 
+@pytest.mark.parametrize("key", [b"session", b"uuid", b"transaction", b"remade", b"conversion"])
+def test_row_whose_name_is_not_what_was_written_is_refused(path, key):
+    """Without its row `session` an image that nobody closed would pass for one that was."""
+    journal = Journal(path / "journal")
+    journal.note_remade(True)
+    journal.put_conversion({})
+    journal.close()
+    file = path / "journal" / "data.mdb"
+    data = bytearray(file.read_bytes())
+    for at in range(len(data)):
+        if data.startswith(key, at):  # in older versions of the page too, where nothing leads
+            data[at + len(key) - 1] ^= 2
+    file.write_bytes(data)
+    assert not journalscan.find_problem(bytes(data)), "LMDB itself has nothing to complain of"
+    for read_only in (True, False):
+        with pytest.raises(DamagedImage, match="fails its checksum"):
+            Journal(path / "journal", read_only=read_only)
+    assert Kind.JOURNAL_DAMAGED in {finding.kind for finding in check(path).findings}
+
+
 @pytest.mark.parametrize("at", [0, 1], ids=["older", "newer"])
 def test_meta_page_that_lies_about_its_age_is_found(path, at):
     """The journal would be what it was a transaction ago."""
