@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """How long an interleaved device lives under each leveling, at 1 % extra writes: docs/leveling-rivals.md.
 
-    .venv/bin/python scripts/rivals.py --markdown docs/leveling-rivals.md     # an hour on one core
+    .venv/bin/python scripts/rivals.py --lines 4096 256 --markdown docs/leveling-rivals.md     # ten minutes to an hour
     .venv/bin/python scripts/rivals.py --frames 1024 --only sampled --workloads repeated --lines 4096
     .venv/bin/python scripts/rivals.py --choice sampled_swap:interval=80 --workloads zipf --lines 256
 
@@ -84,7 +84,7 @@ def main() -> None:
             seeds = range(1, chosen.seeds + 1)
             seen = [life(choices[label], workload, line_bytes, chosen.frames, chosen.endurance, seed) for seed in seeds]
             lived, extra = np.median(seen, axis=0)
-            cells.append(f"{rounding.fixed(100 * lived, 1, 'high')} ({rounding.fixed(100 * extra, 2, 'low')})")
+            cells.append(f"{rounding.percent(lived, 1, 'high', '')} ({rounding.percent(extra, 2, 'low', '')})")
         rows.append(f"| {label} | {line_bytes} | {' | '.join(cells)} |")
         print(rows[-1], flush=True)
     if chosen.markdown:
