@@ -180,7 +180,7 @@ def untouched(device, first, last, held):
     run = device[0][0]
     has_descriptors = run["descriptor_bytes"] > 0 and run["descriptors"] == 0
     for page in range(first, last):
-        if has_descriptors and not in_hole(run, held, page):
+        if has_descriptors and (not in_hole(run, held, page) or _is_pending(run, page)):
             verdict, holding = _examine(run, page)
             if verdict != FINE or holding:
                 return page, UNMARKED

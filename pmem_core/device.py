@@ -93,12 +93,8 @@ class Device:
         session = self.journal.session
         found = recovery.find_end(self.path, self.plan, session)
         sync_failed = found == "power cut" and host.sync_has_failed(self.path, session)
-        if not self.read_only:
-            event = {"event": "unclean", "how": found} if found else {"event": "opened"}
-            if found == "power cut":
-                recovery.rebuild_state(self.path, self.plan, self.journal)
-            told = {"pid": os.getpid(), **({"converting": True} if converting else {})}
-            self.journal.begin_session({**host.witness(self.path), **told}, event)
+        if found == "power cut" and not self.read_only:
+            recovery.rebuild_state(self.path, self.plan, self.journal)
         self.mapping = mapping.map_image(self.path, self.plan, read_only=self.read_only)
         undo.callback(self._unmap)
         self.mapping.run["session"] = time.time_ns()
@@ -114,6 +110,13 @@ class Device:
         if not found:
             # So `durable`, a copy of the mapped table, is as the journal has it.
             recovery.require_agreement(self.mapping, self.plan, self.journal)
+        if found == "killed":
+            recovery.require_newer(self.mapping, self.journal)
+        if not self.read_only:
+            # Not before: how the session ended of an image that is refused, the journal must go on to tell.
+            event = {"event": "unclean", "how": found} if found else {"event": "opened"}
+            told = {"pid": os.getpid(), **({"converting": True} if converting else {})}
+            self.journal.begin_session({**host.witness(self.path), **told}, event)
         recovery.know_sum(self.mapping.core)
         self.recovered = recovery.Recovered(found, sections=self.plan.section_count, sync_failed=sync_failed)
         self._durability = Durability(self.path, self.plan, self.mapping, self._call, self.journal, self._drain)

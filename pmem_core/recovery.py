@@ -73,17 +73,16 @@ class Recovered:
 
 
 def find_end(path: Path, plan: Geometry, session: dict[str, Any]) -> str:
-    """How the last session ended: "" (closed), killed or power cut.  DamagedImage: killed, and no whole state."""
-    whole = statefile.state_is_whole(path / "state", plan)
-    if not session["open"]:
-        return "" if whole else "power cut"
-    if not host.cache_was_kept(path, session):
+    """How the last session ended: "" (closed), killed or power cut.  DamagedImage: no power cut, and no whole state."""
+    if session["open"] and not host.cache_was_kept(path, session):
         return "power cut"
-    if not whole:
-        # No kill does that.  The journal is behind, and writes that were answered would be lost.
-        what = "it is incomplete, and the last session was killed, which cannot cause that"
-        raise DamagedImage("state", what, "'pmem-nbd check --repair'")
-    return "killed"
+    if statefile.state_is_whole(path / "state", plan):
+        return "killed" if session["open"] else ""
+    # Of a killed session the journal is behind, and writes that were answered would be lost.  Of a closed one it should
+    # be as good; but what hurt the state may have brought an older journal too, and its map would be written over this.
+    how = "was killed" if session["open"] else "was closed"
+    what = f"it is incomplete, and the last session {how}, which cannot cause that"
+    raise DamagedImage("state", what, "'pmem-nbd check --repair'")
 
 
 def last_checkpoint(plan: Geometry, journal: Journal) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -201,6 +200,13 @@ def united(held: np.ndarray, durable: np.ndarray) -> np.ndarray:
     return (held & np.uint8(~layout.SECTION_SUSPECT & 0xFF)) | durable
 
 
+def require_newer(mapping: Mapping, journal: Journal) -> None:
+    """After a kill: refuse a state of before the checkpoint.  DamagedImage."""
+    known = np.frombuffer(journal.load_checkpoint()[0], mapping.core.dtype)
+    if mapping.core[0]["tally"]["page_writes"] < known[0]["tally"]["page_writes"]:
+        raise DamagedImage("state", "it is older than the journal", "'pmem-nbd check --repair'")
+
+
 def require_agreement(mapping: Mapping, plan: Geometry, journal: Journal) -> None:
     """After a close: refuse a state that is not what the journal has.  DamagedImage."""
     core, table = journal.load_checkpoint()
@@ -209,6 +215,7 @@ def require_agreement(mapping: Mapping, plan: Geometry, journal: Journal) -> Non
         mapping.core.tobytes() == core
         and mapping.table[: len(plan.table)].tobytes() == table
         and (mapping.sections[: plan.section_count] & durable).tobytes() == journal.load_sections()
+        and not np.any(_pending_heads(mapping, plan))
     )
     if not same:
         raise DamagedImage(
@@ -237,12 +244,19 @@ def _find_impossible_work(mapping: Mapping, plan: Geometry) -> str:
         return "the lines in flight"
     if np.any((ticks < 0) | (ticks > max(0, int(core["tally"]["worn"].sum())))):
         return "the leveling's ticks"
-    return "a pending descriptor" if plan.pending_bytes and not _pending_are_sane(mapping, plan) else ""
+    return "" if _pending_are_sane(mapping, plan) else "a pending descriptor"
+
+
+def _pending_heads(mapping: Mapping, plan: Geometry) -> np.ndarray:
+    """Of each slot, a page and 1 where that page's descriptor is pending, int64[]; none where they never are."""
+    if not plan.pending_bytes:
+        return np.zeros(0, np.int64)
+    return mapping.pending.view(np.int64).reshape(layout.PENDING_SLOTS, -1)[:, 0]
 
 
 def _pending_are_sane(mapping: Mapping, plan: Geometry) -> bool:
     """Every pending descriptor belongs to a page of the device, and lies in that page's slot."""
-    words = mapping.pending.view(np.int64).reshape(layout.PENDING_SLOTS, -1)[:, 0]
+    words = _pending_heads(mapping, plan)
     slots = np.flatnonzero(words)
     pages = words[slots] - 1
     return bool(np.all((pages >= 0) & (pages < plan.info.page_count) & (pages % layout.PENDING_SLOTS == slots)))

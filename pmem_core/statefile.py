@@ -75,8 +75,8 @@ def write_state(
 
 
 def wrong_head_bits(path: Path, plan: Geometry) -> int | None:
-    """How many bits of the state file's head are not this image's; None where it is missing or of another size."""
-    if not path.is_file() or path.stat().st_size != plan.zones()["end"][0]:
+    """How many bits of the state file's head are not this image's; None where it is missing or has not all zones."""
+    if not path.is_file() or path.stat().st_size < plan.zones()["end"][0]:
         return None
     with path.open("rb") as file:
         head = file.read(layout.HEAD.itemsize)
@@ -85,4 +85,4 @@ def wrong_head_bits(path: Path, plan: Geometry) -> int | None:
 
 def state_is_whole(path: Path, plan: Geometry) -> bool:
     """True where the state file has this image's head and size."""
-    return wrong_head_bits(path, plan) == 0
+    return wrong_head_bits(path, plan) == 0 and path.stat().st_size == plan.zones()["end"][0]

@@ -419,7 +419,7 @@ def test_lost_state_is_taken_from_the_journal(tmp_path, name, how):
     elif how == "short":
         os.truncate(made.path / "state", 4096)
     else:
-        flip(made.path / "state", 30)
+        put(made.path / "state", 0, random.Random(SEED).randbytes(layout.HEAD.itemsize))
     repaired(made, Kind.STATE_LOST)
 
 

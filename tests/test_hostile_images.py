@@ -9,6 +9,7 @@ import pytest
 from conftest import damage_row
 
 from pmem_core import geometry, image, layout, snapshot, stats
+from pmem_core.check import Kind, check
 from pmem_core.device import Device
 from pmem_core.errors import DamagedImage, PmemError
 from pmem_core.journal import Journal
@@ -332,10 +333,13 @@ def test_short_state_file_is_refused_by_a_reader(path, count):
     assert "\n" not in str(caught.value)
 
 
-def test_short_state_file_is_made_anew_by_a_writer(path):
+def test_short_state_file_of_a_closed_image_is_refused_until_it_is_repaired(path):
     os.truncate(path / "state", 100)
+    with pytest.raises(DamagedImage, match="state: it is incomplete, and the last session was closed"):
+        Device(path)
+    assert check(path, repair=True).counts == {Kind.STATE_LOST: 1}
     with Device(path) as device:
-        assert device.recovery == "power cut"
+        assert device.recovery == ""
         assert device.read(PAGE, 0) == b"x" * PAGE
 
 

@@ -20,12 +20,11 @@ import dataclasses
 
 import numpy as np
 
-from .. import checkscan, layout, recovery
+from .. import layout, recovery
 from . import doubt
 from .trust import Belief, Stage, Watch
 
 DECAYED_MAX = 2  # pages
-PART_PAGES = 64  # what maps are compared by: the pages whose descriptors are in one, or fewer
 FRAMES_MAX, TRIES_MIN = 1 << 28, 16  # how many frames are followed in all, and how many words are tried at least
 
 
@@ -102,19 +101,13 @@ class _Search:
 
     def _apart(self, belief: Belief) -> np.ndarray:
         """The parts, in sections in use and not suspect, of which something lies elsewhere by the journal."""
-        plan, prints = self.stage.plan, []
-        for one in (belief, self.before):
-            self.stage.load(one)
-            prints.append(np.zeros(-(-plan.info.page_count // PART_PAGES), np.int64))
-            checkscan.fingerprints(self.stage.handle, PART_PAGES, prints[-1])
-        parts = np.flatnonzero(prints[0] != prints[1])
-        bits = belief.sections[parts * PART_PAGES // plan.info.section_pages]
-        in_use = bits & (layout.SECTION_TOUCHED | layout.SECTION_DIRTY) != 0
-        return parts[in_use & (bits & layout.SECTION_SUSPECT == 0)]
+        parts = doubt.apart(self.stage, belief, self.before)
+        bits = belief.sections[parts * doubt.PART_PAGES // self.stage.plan.info.section_pages]
+        return parts[bits & layout.SECTION_SUSPECT == 0]
 
     def _score(self, belief: Belief, parts: np.ndarray) -> tuple[int, int]:
         """Of the pages of these parts: how many fail, and how many hold data."""
-        return doubt.failing(self.stage, belief, parts, PART_PAGES)
+        return doubt.failing(self.stage, belief, parts, doubt.PART_PAGES)
 
     def _gain(self, now: tuple[int, int], then: tuple[int, int]) -> int:
         """How many pages more are whole by `then`; after trims, how many fail less."""

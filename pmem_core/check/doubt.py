@@ -6,8 +6,11 @@ their checksums.  To repair by it would give good checksums to what is other pag
 """
 
 import dataclasses
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
+
+import numpy as np
 
 from .. import checkscan, layout
 from . import pages, wear
@@ -16,6 +19,11 @@ from .trust import Belief, Stage
 
 # More than a page of descriptors, and more than one page of so many with data.
 FAILING_MAX, FAILING_SHARE = layout.PAGE_BYTES // 64, 8
+PART_PAGES = 64  # what maps are compared by: the pages whose descriptors are in one, or fewer
+_REMEDY = (
+    "descriptors and data: put the journal of the last session back; or move the folder 'journal' out of the "
+    "image, and --repair marks the pages that fail as damaged, where the state says they are"
+)
 IN_FLIGHT_MAX = layout.TOGETHER_MAX + 1  # pages that a kill may leave apart
 
 
@@ -23,7 +31,7 @@ def failing(stage: Stage, belief: Belief, numbers: Iterable[int], size: int = 0)
     """How many pages fail by the map of `belief`, and how many hold data; numbers, size: as of pages.verdicts."""
     stage.load(belief)
     told, with_data = pages.verdicts(stage.plan, stage.handle, numbers, belief.held, size)
-    return told[checkscan.DAMAGED] + told[checkscan.MISMATCHED], with_data
+    return told[checkscan.DAMAGED] + told[checkscan.MISMATCHED] + told[checkscan.LOST], with_data
 
 
 def are_too_many(bad: int, with_data: int, most: int) -> bool:
@@ -37,16 +45,53 @@ def contradicted(stage: Stage, belief: Belief, most: int) -> str:
     return f"{bad} of {with_data} with data" if are_too_many(bad, with_data, most) else ""
 
 
+def contradicts(scan: pages.Scan, report: Report) -> bool:
+    """True where too many pages are as if the map were another session's; lost descriptors alone are no sign of it."""
+    kinds = Counter(finding.kind for _, finding in scan.todo)
+    bad, lost = kinds[Kind.DESCRIPTOR_DAMAGED] + kinds[Kind.DATA_DAMAGED], kinds[Kind.DESCRIPTOR_LOST]
+    with_data = int(report.checked["pages_with_data"])
+    return bad > IN_FLIGHT_MAX and are_too_many(bad + lost, with_data + lost, FAILING_MAX)
+
+
+def is_older(stage: Stage, journal: Belief, state: Belief) -> bool:
+    """True where pages fail by the journal's map, and not by the state's: it is no checkpoint of the same session.
+
+    After a power cut the medium may be newer than the checkpoint, and then it is so by either map; frames that the
+    checkpoint knows are not written again until the next one.
+    """
+    if not (stage.plan.has_descriptors and journal.maps_well and state.maps_well):
+        return False
+    parts = apart(stage, journal, state)
+    bad, with_data = failing(stage, journal, parts, PART_PAGES)
+    return are_too_many(bad, with_data, FAILING_MAX) and 4 * failing(stage, state, parts, PART_PAGES)[0] < bad
+
+
+def apart(stage: Stage, one: Belief, other: Belief) -> np.ndarray:
+    """The parts of PART_PAGES pages, in sections in use by `one`, of which something lies elsewhere by `other`."""
+    plan, prints = stage.plan, []
+    for belief in (one, other):
+        stage.load(belief)
+        prints.append(np.zeros(-(-plan.info.page_count // PART_PAGES), np.int64))
+        checkscan.fingerprints(stage.handle, PART_PAGES, prints[-1])
+    parts = np.flatnonzero(prints[0] != prints[1])
+    bits = one.sections[parts * PART_PAGES // plan.info.section_pages]
+    return parts[bits & (layout.SECTION_TOUCHED | layout.SECTION_DIRTY) != 0]
+
+
+def find_older(report: Report) -> bool:
+    """True, and reported: the journal is another session's, and the state may not be whole after a power cut."""
+    report.add(Kind.MAP_DOUBTFUL, "journal", "where the state says they are they are whole")
+    report.unchecked.append(_REMEDY)
+    return True
+
+
 def find(report: Report, stage: Stage, belief: Belief) -> bool:
     """True, and reported, where too many pages fail by the map that is believed."""
     detail = contradicted(stage, belief, FAILING_MAX)
     if not detail:
         return False
     report.add(Kind.MAP_DOUBTFUL, "state", detail)
-    report.unchecked.append(
-        "descriptors and data: put the journal of the last session back; or move the folder 'journal' out of the "
-        "image, and --repair marks the pages that fail as damaged, where the state says they are"
-    )
+    report.unchecked.append(_REMEDY)
     return True
 
 
@@ -54,15 +99,15 @@ def settled(path: Path, stage: Stage, state: Belief, journal: Belief, *, wear_is
     """The one that descriptors and wear counters agree with; of sections, what either says to be in use."""
     plan, sections = stage.plan, state.sections | journal.sections
     measured = wear.measure(path / "wear", 4 * plan.line_count) if wear_is_whole else None
-    score = {}
+    scores = []
     for belief in (journal, state):
         stage.load(belief)
         tally = belief.core[0]["tally"]
         wrong_sum = measured is not None and wear.difference(tally, measured) != 0
         wrong_hottest = measured is not None and int(tally["hottest"]) != measured.hottest
         bad = pages.count_bad(plan, stage.handle, sections, belief.held)
-        score[belief.source] = (bad, wrong_sum + wrong_hottest)
-    better = journal if score["journal"] <= score["state"] else state
+        scores.append((bad, wrong_sum + wrong_hottest))
+    better = journal if scores[0] <= scores[1] else state
     # A source of its own: neither file holds it as it is.
     source = f"{better.source} that the descriptors agree with"
     return dataclasses.replace(better, sections=sections, source=source)

@@ -43,7 +43,12 @@ class Kind(enum.Enum):
         "the state file is missing or not of this image",
         "writes it from the journal",
     )
-    STATE_HEAD = ("state_head", Severity.WRONG, "the head of the state file is damaged", "writes it again")
+    STATE_HEAD = (
+        "state_head",
+        Severity.WRONG,
+        "the head or the length of the state file is wrong",
+        "writes the head again, and cuts off what is too much",
+    )
     STATE_DAMAGED = ("state_damaged", Severity.DAMAGE, "the state file cannot be right", "writes it from the journal")
     STATE_DIFFERS = (
         "state_differs",
@@ -80,7 +85,7 @@ class Kind(enum.Enum):
     MAP_DOUBTFUL = (
         "map_doubtful",
         Severity.DAMAGE,
-        "too many pages fail their checksums where the state says they are, and no journal says otherwise",
+        "too many pages fail their checksums where they should be, and nothing better is known",
         "",
     )
     WEAR_SUM = (

@@ -66,6 +66,7 @@ def files(path: Path, plan: Geometry, report: Report, belief: Belief, record: Re
     elif report.has(Kind.STATE_HEAD):
         with host_errors(path / "state"), (path / "state").open("r+b") as file:
             os.pwrite(file.fileno(), statefile.fresh_head(plan), 0)
+            os.ftruncate(file.fileno(), plan.zones()["end"][0])
             os.fsync(file.fileno())
     for finding in report.of(*STATE_KINDS):
         report.done(finding, f"kept what the {belief.source} says")
@@ -118,7 +119,7 @@ def _new_journal(path: Path, plan: Geometry, belief: Belief, record: Record) -> 
 
 def _was_in_use(belief: Belief) -> bool:
     core = belief.core[0]
-    dirty = bool(np.any(belief.sections & layout.SECTION_DIRTY))
+    dirty = bool(np.any(belief.sections & layout.SECTION_DIRTY)) or bool(np.any(belief.pending_heads()))
     return dirty or bool(np.any(core["intent"])) or bool(core["unit"][layout.UNIT_CAUSE])
 
 

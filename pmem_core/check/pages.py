@@ -82,8 +82,8 @@ class Scan:
 
     path: of the medium file; held: which placed blocks are in no hole (checkscan); ordered: whether a later write has a
     higher generation, and totals that descriptors cannot exceed (wear.totals_only_grew); in_flight: pages that the last
-    session was writing when it was killed; trimmed: those it was trimming; mark: called with a section that turns out
-    to be in use.
+    session was writing when it was killed; trimmed: those it was trimming; behind: that session's state is lost, so
+    descriptors that were pending are, and nobody cut them off; mark: called with a section that turns out to be in use.
     """
 
     report: Report
@@ -95,6 +95,7 @@ class Scan:
     ordered: bool
     in_flight: range = range(0)
     trimmed: range = range(0)
+    behind: bool = False
     mark: Callable[[int], None] = lambda section: None
     todo: list[tuple[int, Finding]] = dataclasses.field(default_factory=list)
     lines: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(2, np.int64))
@@ -163,11 +164,12 @@ class Scan:
 
     def _judge(self, page: int, verdict: int, suspect: bool) -> None:
         unsettled = suspect or page in self.in_flight
-        if verdict == checkscan.LEAKED or (verdict == checkscan.LOST and (unsettled or page in self.trimmed)):
+        given_up = not self.behind and (unsettled or page in self.trimmed)
+        if verdict == checkscan.LEAKED or (verdict == checkscan.LOST and given_up):
             self._found(Kind.LEAKED_DATA, page)
         elif verdict == checkscan.CONDEMNED:
             self._found(Kind.CONDEMNED, page)
-        elif unsettled:
+        elif unsettled and verdict != checkscan.LOST:
             self._found(Kind.UNSETTLED, page)
         elif verdict in (checkscan.LOST, checkscan.DAMAGED):
             kind = Kind.DESCRIPTOR_LOST if verdict == checkscan.LOST else Kind.DESCRIPTOR_DAMAGED

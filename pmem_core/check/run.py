@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: MIT
 """A check from beginning to end."""
 
-import dataclasses
 import os
 import time
 from collections.abc import Callable
@@ -9,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from .. import geometry, image, infoblock, layout, recovery, statefile
+from .. import geometry, image, infoblock, layout, recovery
 from ..errors import DamagedImage, UnsupportedImage, UsageError
 from ..geometry import Geometry
 from ..host import Lock, cache_was_kept, host_errors
-from . import amend, doubt, groups, mend, pages, trust, wear
+from . import choose, doubt, groups, mend, pages, trust, wear
+from .choose import CLOSED, CUT, KILLED, MISSING, SESSIONS, UNKNOWN, Image
 from .findings import Kind, Report
 from .probe import Record, read_journal
 from .trust import Belief, Stage
@@ -21,33 +21,7 @@ from .trust import Belief, Stage
 Watch = Callable[[float], None]
 FILES = {"media", "wear", "state", "journal", "lock"}
 JOURNAL_FILES = {"data.mdb", "lock.mdb"}
-HEAD_BITS_MAX = 8  # wrong ones, in the head of a state that is believed all the same
 MAP_SHARE = 0.1  # of the time, for the progress
-
-MISSING = "missing"
-CLOSED, KILLED, CUT, UNKNOWN = "closed", "killed", "power cut", "unknown"
-SESSIONS = {
-    CLOSED: "closed properly",
-    KILLED: "not closed, its process was killed: opening finishes what was interrupted",
-    CUT: "not closed, and the page cache was lost: opening goes back to the last checkpoint",
-    UNKNOWN: "unknown: the journal does not say",
-}
-
-
-@dataclasses.dataclass
-class _Image:
-    """What is known of the image being checked.
-
-    sure: the map that is believed is that of the last session; contested: too many pages fail by the best there is.
-    """
-
-    path: Path
-    plan: Geometry
-    record: Record
-    end: str
-    wear_is_whole: bool
-    sure: bool = True
-    contested: bool = False
 
 
 def check(path: Path, *, repair: bool = False, watch: Watch = lambda share: None) -> Report:
@@ -72,18 +46,18 @@ def check(path: Path, *, repair: bool = False, watch: Watch = lambda share: None
     return report
 
 
-def _look(path: Path, report: Report, repair: bool, watch: Watch) -> tuple[Belief | None, _Image | None]:
+def _look(path: Path, report: Report, repair: bool, watch: Watch) -> tuple[Belief | None, Image | None]:
     """Everything up to what is believed of the map; without repair also pages and wear, by that belief."""
     _strange_files(path, report)
     found = _examine_parts(path, report, repair)
     if found is None:
         return None, None
     with trust.staged(path, found.plan, wear_is_whole=found.wear_is_whole) as stage:
-        belief = _believe(found, report, stage, lambda share: watch(share * MAP_SHARE))
+        belief = choose.believe(found, report, stage, lambda share: watch(share * MAP_SHARE))
         if belief is None:
             report.add(Kind.MAP_LOST, "state")
             report.unchecked.append("descriptors and data: nothing says where they are")
-        elif _is_doubtful(found, belief, report, stage):
+        elif choose.is_doubtful(found, belief, report, stage):
             return None, found
         elif not repair:
             _walk(found, report, stage, belief, watch)
@@ -98,7 +72,7 @@ def _strange_files(path: Path, report: Report) -> None:
         report.add(Kind.STRANGE_FILE, name)
 
 
-def _examine_parts(path: Path, report: Report, repair: bool) -> _Image | None:
+def _examine_parts(path: Path, report: Report, repair: bool) -> Image | None:
     """Info blocks, presence and sizes of the files, and the journal; None where nothing else can be checked."""
     plan = _examine_info(path / "media", report, repair)
     if plan is None:
@@ -118,7 +92,7 @@ def _examine_parts(path: Path, report: Report, repair: bool) -> _Image | None:
         report.add(Kind.WEAR_LOST, "wear", "missing" if found < 0 else f"{found} bytes, {wanted} expected")
     record, end = _examine_journal(path, plan, report)
     report.session = SESSIONS[end]
-    return _Image(path, plan, record, end, found >= wanted)
+    return Image(path, plan, record, end, found >= wanted)
 
 
 def _examine_info(media: Path, report: Report, repair: bool) -> Geometry | None:
@@ -168,88 +142,14 @@ def _examine_journal(path: Path, plan: Geometry, report: Report) -> tuple[Record
     return record, KILLED if same else CUT
 
 
-# ---- whom to believe ----
-
-
-def _is_doubtful(found: _Image, belief: Belief, report: Report, stage: Stage) -> bool:
-    """True where the state is all there is to believe, and the medium contradicts it; fills in found.sure."""
-    untold = found.end == UNKNOWN or (found.end == CUT and belief.source.startswith("state"))
-    found.sure = not len(found.plan.table) or not (untold or found.contested or found.record.remade)
-    if found.sure or not (untold or found.contested) or found.record.problem == MISSING:
-        return False
-    return doubt.find(report, stage, belief)
-
-
-def _believe(found: _Image, report: Report, stage: Stage, watch: Watch) -> Belief | None:
-    plan, end = found.plan, found.end
-    # A killed session's state is more than the journal knows.  Uuids of two images differ in far more bits.
-    state = trust.from_state(found.path / "state", plan, HEAD_BITS_MAX if end == KILLED else 0)
-    journal = None if found.record.problem else trust.from_journal(found.record, plan)
-    if state is None and (end != CUT or not (found.path / "state").exists()):
-        report.add(Kind.STATE_LOST, "state")
-    if state is not None and not statefile.state_is_whole(found.path / "state", plan):
-        report.add(Kind.STATE_HEAD, "state")
-    if journal is None and not found.record.problem:
-        report.add(Kind.JOURNAL_DAMAGED, "journal", "its checkpoint does not fit the image")
-    blocks = pages.blocks_in_use(found.path / "media", plan.info.size)
-    problem, held = "", blocks
-    for belief in (state, journal):
-        if belief is None:
-            continue
-        trust.find_problems(belief, plan, closed=end == CLOSED)
-        if belief is state or state is None or not np.array_equal(state.table, belief.table):
-            problem, held = stage.survey(belief, blocks, watch)
-        belief.maps_well, belief.held = not problem, held
-        belief.problems += [problem] if problem else []
-    if journal is not None and journal.problems:
-        report.add(Kind.JOURNAL_DAMAGED, "journal", "; ".join(journal.problems))
-    report.checked["frames"] = plan.placed_frames
-    if state is not None and journal is not None and end == KILLED:
-        # As opening does: a checkpoint cut short may have cleared marks that the journal still has.
-        state.sections = recovery.united(state.sections, journal.sections)
-        amended = amend.table(stage, state, journal, blocks, watch)
-        state, found.contested = amended.belief, amended.doubtful
-        if amended.problem:
-            state.problems = [*state.problems, amended.problem]
-    if state is not None and state.problems and end != CUT:
-        report.add(Kind.STATE_DAMAGED, "state", "; ".join(state.problems))
-    if journal is not None and end != CLOSED:
-        trust.after_a_cut(journal)
-    if state is None and journal is None and not len(plan.table):
-        belief = trust.untold(plan)
-        _, belief.held = stage.survey(belief, blocks, watch)
-        return belief
-    return _choose(found, report, stage, state, journal)
-
-
-def _choose(found: _Image, report: Report, stage: Stage, state: Belief | None, journal: Belief | None) -> Belief | None:
-    """The better of the two, or what can be made of it."""
-    order = [journal, state] if found.end == CUT else [state, journal]
-    told = [belief for belief in order if belief is not None and belief.maps_well]
-    sane = [belief for belief in told if not belief.problems]
-    if found.end == CLOSED and len(sane) == 2:
-        differing = sane[0].differences(sane[1])
-        if differing:
-            report.add(Kind.STATE_DIFFERS, "state", ", ".join(differing))
-            return doubt.settled(found.path, stage, sane[0], sane[1], wear_is_whole=found.wear_is_whole)
-    if told and told[0] is state and found.end == KILLED and state.problems:
-        # Rather than the journal, which is behind it: by that, writes that were answered would be lost without a word.
-        made = trust.cleaned(state, found.plan, closed=False)
-        if not sane or not doubt.contradicted(stage, made, doubt.IN_FLIGHT_MAX):
-            return made
-    if sane:
-        return sane[0]
-    return trust.cleaned(told[0], found.plan, closed=found.end == CLOSED) if told else None
-
-
 # ---- pages and wear ----
 
 
-def _totals_only_grew(found: _Image) -> bool:
+def _totals_only_grew(found: Image) -> bool:
     return found.end in (CLOSED, KILLED) and wear.totals_only_grew(found.record)
 
 
-def _walk(found: _Image, report: Report, stage: Stage, belief: Belief, watch: Watch) -> None:
+def _walk(found: Image, report: Report, stage: Stage, belief: Belief, watch: Watch) -> None:
     """Pages and wear of an image that is not to be changed."""
     stage.load(belief)
     sections = stage.mapping.sections
@@ -260,7 +160,8 @@ def _walk(found: _Image, report: Report, stage: Stage, belief: Belief, watch: Wa
     recovery.finish_count(stage.mapping)
     media, intent, ordered = found.path / "media", stage.mapping.core[0]["intent"], _totals_only_grew(found)
     flying = recovery.pages_in_flight(intent), recovery.pages_in_trim(intent)
-    scan = pages.Scan(report, media, found.plan, stage.handle, sections, belief.held, ordered, *flying)
+    behind = found.behind
+    scan = pages.Scan(report, media, found.plan, stage.handle, sections, belief.held, ordered, *flying, behind=behind)
     scan.run(lambda share: watch(MAP_SHARE + (1 - MAP_SHARE) * share))
     if found.end == CLOSED and groups.can_be_told(found.plan) and not np.any(sections & layout.SECTION_SUSPECT):
         # After a crash heads may be stale or missing, until the device is opened, or repaired.
@@ -273,7 +174,7 @@ def _walk(found: _Image, report: Report, stage: Stage, belief: Belief, watch: Wa
         wear.compare(report, stage.mapping.core["tally"][0], measured)
 
 
-def _mend(found: _Image, report: Report, watch: Watch) -> None:
+def _mend(found: Image, report: Report, watch: Watch) -> None:
     """Pages, info blocks and totals, through the opened device."""
     device = mend.open_device(found.path, report)
     if device is None:
@@ -286,8 +187,11 @@ def _mend(found: _Image, report: Report, watch: Watch) -> None:
         table = mapping.table[: len(device.plan.table)]
         _, held = trust.survey(device.plan, device.handle, table, blocks, lambda share: None)
         ordered = _totals_only_grew(found)
-        scan = pages.Scan(report, media, device.plan, device.handle, mapping.sections, held, ordered, mark=mender.mark)
+        scan = pages.Scan(report, media, device.plan, device.handle, mapping.sections, held, ordered)
+        scan.behind, scan.mark = found.behind, mender.mark
         scan.run(lambda share: watch(MAP_SHARE + 0.8 * share))
+        if len(device.plan.table) and doubt.contradicts(scan, report):
+            mender.sure = False
         mender.pages(scan.todo, lambda share: watch(0.9 + 0.1 * share))
         if groups.can_be_told(device.plan):
             groups.repair(report, device, held)
