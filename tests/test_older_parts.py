@@ -296,3 +296,36 @@ def test_refused_open_leaves_word_of_how_the_session_ended(tmp_path):
     report = check(made.path, repair=True)
     assert report.session == "closed properly" and report.has(Kind.STATE_DIFFERS)
     assert_whole(made)
+
+
+@pytest.mark.parametrize("leveling", ["start_gap", "none"])
+@pytest.mark.parametrize("descriptor_writes", ["each", "coalesced"])
+def test_junk_in_a_page_of_descriptors_is_no_word_against_a_killed_state(tmp_path, leveling, descriptor_writes):
+    """By the checkpoint they fail as well; and it is behind."""
+    made, random_ = filled(tmp_path, leveling, descriptor_writes=descriptor_writes)
+    device = Device(made.path)
+    for page in range(PAGES, PAGES + 100):
+        write(made, device, page, random_)
+    device.abandon()
+    _, described = made.offsets(64)
+    put(made.path / "media", described, random_.randbytes(PAGE))
+    at = made.plan.zones()["core"][0]
+    kind, where = layout.core_dtype(made.plan.placement.STATE, made.plan.leveling.STATE), 0
+    for name in ("tally", "flushes"):
+        kind, offset = kind.fields[name][:2]
+        where += offset
+    flip(made.path / "state", at + where + 7, 7)  # below zero
+    assert set(check(made.path, repair=True).counts) == {Kind.STATE_DAMAGED, Kind.DESCRIPTOR_DAMAGED}
+    assert_whole(made)
+
+
+@pytest.mark.parametrize("placement", ["interleaved", "linear"])
+def test_descriptor_made_anew_where_no_group_was_leaves_none_to_be_mended(tmp_path, placement):
+    plan = {"placement_name": placement, "leveling_name": "none", "initialise": "subsection"}
+    made = Made(tmp_path / "a.pmem", 40 * MIB, **plan)
+    with Device(made.path) as device:
+        device.write(b"x" * PAGE, 0)
+    data, _ = made.offsets(made.plan.info.section_pages // 2)
+    flip(made.path / "media", data + 9)
+    check(made.path, repair=True)
+    assert check(made.path).clean

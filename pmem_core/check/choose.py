@@ -146,7 +146,7 @@ def _choose(found: Image, report: Report, stage: Stage, state: Belief | None, jo
     if told and told[0] is state and found.end == KILLED and state.problems:
         # Rather than the journal, which is behind it: by that, writes that were answered would be lost without a word.
         made = sanity.cleaned(state, found.plan, closed=False)
-        if not sane or not doubt.contradicted(stage, made, doubt.IN_FLIGHT_MAX):
+        if not sane or not doubt.fits_better(stage, sane[0], made):
             return made
     if sane:
         return sane[0]

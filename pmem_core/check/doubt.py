@@ -39,10 +39,12 @@ def are_too_many(bad: int, with_data: int, most: int) -> bool:
     return bad > most and FAILING_SHARE * bad > with_data
 
 
-def contradicted(stage: Stage, belief: Belief, most: int) -> str:
-    """How many pages fail by the map of `belief`, in words, where they are too many; else ""."""
-    bad, with_data = failing(stage, belief, range(stage.plan.section_count))
-    return f"{bad} of {with_data} with data" if are_too_many(bad, with_data, most) else ""
+def fits_better(stage: Stage, one: Belief, other: Belief) -> bool:
+    """True where pages fail by the map of `other`, more than a kill leaves, and by that of `one` far fewer."""
+    bad, with_data = failing(stage, other, range(stage.plan.section_count))
+    if not are_too_many(bad, with_data, IN_FLIGHT_MAX):
+        return False
+    return 4 * failing(stage, one, range(stage.plan.section_count))[0] < bad
 
 
 def contradicts(scan: pages.Scan, report: Report) -> bool:
@@ -60,6 +62,8 @@ def is_older(stage: Stage, journal: Belief, state: Belief) -> bool:
     checkpoint knows are not written again until the next one.
     """
     if not (stage.plan.has_descriptors and journal.maps_well and state.maps_well):
+        return False
+    if np.array_equal(journal.table, state.table):
         return False
     parts = apart(stage, journal, state)
     bad, with_data = failing(stage, journal, parts, PART_PAGES)
@@ -87,10 +91,10 @@ def find_older(report: Report) -> bool:
 
 def find(report: Report, stage: Stage, belief: Belief) -> bool:
     """True, and reported, where too many pages fail by the map that is believed."""
-    detail = contradicted(stage, belief, FAILING_MAX)
-    if not detail:
+    bad, with_data = failing(stage, belief, range(stage.plan.section_count))
+    if not are_too_many(bad, with_data, FAILING_MAX):
         return False
-    report.add(Kind.MAP_DOUBTFUL, "state", detail)
+    report.add(Kind.MAP_DOUBTFUL, "state", f"{bad} of {with_data} with data")
     report.unchecked.append(_REMEDY)
     return True
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from .. import geometry, image, infoblock, layout, recovery
+from ..device import Device
 from ..errors import DamagedImage, UnsupportedImage, UsageError
 from ..geometry import Geometry
 from ..host import Lock, cache_was_kept, host_errors
@@ -182,10 +183,7 @@ def _mend(found: Image, report: Report, watch: Watch) -> None:
     with device:
         mender = mend.Mender(device, report, sure=found.sure)
         mender.info_blocks()
-        media, mapping = found.path / "media", device.mapping
-        blocks = pages.blocks_in_use(media, device.plan.info.size)
-        table = mapping.table[: len(device.plan.table)]
-        _, held = trust.survey(device.plan, device.handle, table, blocks, lambda share: None)
+        media, mapping, held = found.path / "media", device.mapping, _held(device)
         ordered = _totals_only_grew(found)
         scan = pages.Scan(report, media, device.plan, device.handle, mapping.sections, held, ordered)
         scan.behind, scan.mark = found.behind, mender.mark
@@ -194,8 +192,15 @@ def _mend(found: Image, report: Report, watch: Watch) -> None:
             mender.sure = False
         mender.pages(scan.todo, lambda share: watch(0.9 + 0.1 * share))
         if groups.can_be_told(device.plan):
-            groups.repair(report, device, held)
+            groups.repair(report, device, _held(device) if scan.todo else held)
         mender.totals(found.path)
         mender.finish()
         # The views of the mapping must be gone before it is closed.
-        del scan, mapping, table
+        del scan, mapping
+
+
+def _held(device: Device) -> np.ndarray:
+    """Which placed pieces are in no hole of the medium by now; as in checkscan."""
+    plan, table = device.plan, device.mapping.table[: len(device.plan.table)]
+    blocks = pages.blocks_in_use(device.path / "media", plan.info.size)
+    return trust.survey(plan, device.handle, table, blocks, lambda share: None)[1]
