@@ -176,6 +176,16 @@ def tally_sum(core: np.ndarray) -> int:
     return int(np.array([1, *(int(core[0]["tally"][name]) for name in layout.SUMMED)], np.int64).sum())
 
 
+def is_ahead(core: np.ndarray, other: np.ndarray) -> bool:
+    """True where `core` counts more page writes and more worn lines than `other`, and the sum of its totals is right.
+
+    Nothing ever counts down, so the other one is older.  One flipped bit does not make it so.
+    """
+    now, then = core[0]["tally"], other[0]["tally"]
+    counted = core[0]["unit"][layout.UNIT_TALLY] == tally_sum(core)
+    return bool(counted and now["page_writes"] > then["page_writes"] and now["worn"].sum() > then["worn"].sum())
+
+
 def sum_is_wrong(core: np.ndarray) -> bool:
     """True where the sum of the totals is known, and they add up to another."""
     return int(core[0]["unit"][layout.UNIT_TALLY]) not in (0, tally_sum(core))
@@ -202,8 +212,7 @@ def united(held: np.ndarray, durable: np.ndarray) -> np.ndarray:
 
 def require_newer(mapping: Mapping, journal: Journal) -> None:
     """After a kill: refuse a state of before the checkpoint.  DamagedImage."""
-    known = np.frombuffer(journal.load_checkpoint()[0], mapping.core.dtype)
-    if mapping.core[0]["tally"]["page_writes"] < known[0]["tally"]["page_writes"]:
+    if is_ahead(np.frombuffer(journal.load_checkpoint()[0], mapping.core.dtype), mapping.core):
         raise DamagedImage("state", "it is older than the journal", "'pmem-nbd check --repair'")
 
 

@@ -93,14 +93,3 @@ def cleaned(belief: Belief, plan: Geometry, *, closed: bool) -> Belief:
         ticks=np.zeros_like(belief.ticks),
         pending=_without(belief, _wrong_slots(belief, plan, closed)),
     )
-
-
-def is_ahead(one: Belief, other: Belief) -> bool:
-    """True where `one` counts more page writes and more worn lines than `other`, and the sum of its totals is right.
-
-    Nothing ever counts down, so the other one is the older.  A flipped bit does not raise both, and spoils the sum.
-    """
-    now, then = one.core[0]["tally"], other.core[0]["tally"]
-    counted = one.core[0]["unit"][layout.UNIT_TALLY] == recovery.tally_sum(one.core)
-    more = now["page_writes"] > then["page_writes"] and now["worn"].sum() > then["worn"].sum()
-    return bool(counted and more)
