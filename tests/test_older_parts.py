@@ -155,6 +155,29 @@ def test_older_journal_that_passes_for_a_power_cut_is_doubted(tmp_path, leveling
     assert_whole(made)
 
 
+@EACH_LEVELING
+@pytest.mark.parametrize("placement", ["interleaved", "linear"])
+def test_journal_that_is_only_behind_at_a_power_cut_is_not_doubted(tmp_path, leveling, placement):
+    """All that was written since had reached the disk: by the state's map everything fits, and by the journal's not."""
+    plan = {"parameters": {"interval": 100, "gap_frames": 128}} if leveling == "start_gap" else LEVELINGS[leveling]
+    plan = {"placement_name": placement, "leveling_name": leveling, **plan}
+    made, random_ = Made(tmp_path / "a.pmem", 16 * MIB, **plan), random.Random(SEED)
+    made.versions = {}
+    device = Device(made.path)
+    for page in range(2000):
+        write(made, device, page, random_)
+    device.flush()
+    device.checkpoint()
+    for _ in range(6000):
+        write(made, device, random_.randrange(2000), random_)
+    device.abandon()
+    lose_page_cache(made.path)
+    report = check(made.path, repair=True)
+    assert not report.has(Kind.MAP_DOUBTFUL) and not report.unchecked, f"seed {SEED}"
+    assert check(made.path).clean
+    assert_versions(made, [page for page in wrong_pages(made) if page < 2000])
+
+
 # ---- an older state, an older medium ----
 
 

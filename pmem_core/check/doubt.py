@@ -19,6 +19,7 @@ from .trust import Belief, Stage
 
 # More than a page of descriptors, and more than one page of so many with data.
 FAILING_MAX, FAILING_SHARE = layout.PAGE_BYTES // 64, 8
+SECTOR_BYTES = 512  # what a disk writes whole
 PART_PAGES = 64  # what maps are compared by: the pages whose descriptors are in one, or fewer
 _REMEDY = (
     "descriptors and data: put the journal of the last session back; or move the folder 'journal' out of the "
@@ -27,11 +28,17 @@ _REMEDY = (
 IN_FLIGHT_MAX = layout.TOGETHER_MAX + 1  # pages that a kill may leave apart
 
 
-def failing(stage: Stage, belief: Belief, numbers: Iterable[int], size: int = 0) -> tuple[int, int]:
-    """How many pages fail by the map of `belief`, and how many hold data; numbers, size: as of pages.verdicts."""
+def failing(
+    stage: Stage, belief: Belief, numbers: Iterable[int], size: int = 0, *, lost: bool = False
+) -> tuple[int, int]:
+    """How many pages fail by the map of `belief`, and how many hold data; numbers, size: as of pages.verdicts.
+
+    lost: those too that have lost their descriptors.  That is so where a map leads into holes, and where a disk lost
+    sectors; so it tells two maps apart, but is no word against one.
+    """
     stage.load(belief)
     told, with_data = pages.verdicts(stage.plan, stage.handle, numbers, belief.held, size)
-    return told[checkscan.DAMAGED] + told[checkscan.MISMATCHED] + told[checkscan.LOST], with_data
+    return told[checkscan.DAMAGED] + told[checkscan.MISMATCHED] + lost * told[checkscan.LOST], with_data
 
 
 def are_too_many(bad: int, with_data: int, most: int) -> bool:
@@ -41,10 +48,11 @@ def are_too_many(bad: int, with_data: int, most: int) -> bool:
 
 def fits_better(stage: Stage, one: Belief, other: Belief) -> bool:
     """True where pages fail by the map of `other`, more than a kill leaves, and by that of `one` far fewer."""
-    bad, with_data = failing(stage, other, range(stage.plan.section_count))
+    everywhere = range(stage.plan.section_count)
+    bad, with_data = failing(stage, other, everywhere, lost=True)
     if not are_too_many(bad, with_data, IN_FLIGHT_MAX):
         return False
-    return 4 * failing(stage, one, range(stage.plan.section_count))[0] < bad
+    return 4 * failing(stage, one, everywhere, lost=True)[0] < bad
 
 
 def contradicts(scan: pages.Scan, report: Report) -> bool:
@@ -56,18 +64,23 @@ def contradicts(scan: pages.Scan, report: Report) -> bool:
 
 
 def is_older(stage: Stage, journal: Belief, state: Belief) -> bool:
-    """True where pages fail by the journal's map, and not by the state's: it is no checkpoint of the same session.
+    """True where descriptors fail by the journal's map, and not by the state's: it is no checkpoint of this session.
 
-    After a power cut the medium may be newer than the checkpoint, and then it is so by either map; frames that the
-    checkpoint knows are not written again until the next one.
+    A power cut alone does not do that.  The frames that the last checkpoint knows of are not given to other pages
+    before the next one, so descriptors there are their pages' own, of whatever age; they may not fit the data.  But
+    they may be torn where they are larger than a sector.
     """
-    if not (stage.plan.has_descriptors and journal.maps_well and state.maps_well):
+    plan = stage.plan
+    if not (plan.has_descriptors and journal.maps_well and state.maps_well):
         return False
-    if np.array_equal(journal.table, state.table):
+    if plan.info.descriptor_bytes > SECTOR_BYTES or np.array_equal(journal.table, state.table):
         return False
-    parts = apart(stage, journal, state)
-    bad, with_data = failing(stage, journal, parts, PART_PAGES)
-    return are_too_many(bad, with_data, FAILING_MAX) and 4 * failing(stage, state, parts, PART_PAGES)[0] < bad
+    parts, damaged = apart(stage, journal, state), []
+    for belief in (state, journal):
+        stage.load(belief)
+        told, with_data = pages.verdicts(plan, stage.handle, parts, belief.held, PART_PAGES)
+        damaged.append(told[checkscan.DAMAGED])
+    return are_too_many(damaged[1], with_data, FAILING_MAX) and 4 * damaged[0] < damaged[1]
 
 
 def apart(stage: Stage, one: Belief, other: Belief) -> np.ndarray:
