@@ -300,8 +300,19 @@ class Journal:
         core = rows.get(b"core")
         table = b"".join(value for key, value in rows.items() if key.startswith(b"table/"))
         if core is None:
-            raise DamagedImage(self.path, "no checkpoint in the journal", "one written at creation")
+            raise self._no_checkpoint()
         return core, table
+
+    def load_core(self) -> bytes:
+        """The core record of the last checkpoint, without the table."""
+        with self._reading(b"checkpoint") as transaction:
+            row = transaction.get(b"core")
+            if row is None:
+                raise self._no_checkpoint()
+            return self._opened(b"checkpoint", b"core", bytes(row))
+
+    def _no_checkpoint(self) -> DamagedImage:
+        return DamagedImage(self.path, "no checkpoint in the journal", "one written at creation")
 
     def _put_rows(self, transaction: Any, rows: dict[int, bytes]) -> None:
         for index, row in rows.items():

@@ -212,7 +212,7 @@ def united(held: np.ndarray, durable: np.ndarray) -> np.ndarray:
 
 def require_newer(mapping: Mapping, journal: Journal) -> None:
     """After a kill: refuse a state of before the checkpoint.  DamagedImage."""
-    if is_ahead(np.frombuffer(journal.load_checkpoint()[0], mapping.core.dtype), mapping.core):
+    if is_ahead(np.frombuffer(journal.load_core(), mapping.core.dtype), mapping.core):
         raise DamagedImage("state", "it is older than the journal", "'pmem-nbd check --repair'")
 
 
@@ -224,7 +224,7 @@ def require_agreement(mapping: Mapping, plan: Geometry, journal: Journal) -> Non
         mapping.core.tobytes() == core
         and mapping.table[: len(plan.table)].tobytes() == table
         and (mapping.sections[: plan.section_count] & durable).tobytes() == journal.load_sections()
-        and not np.any(_pending_heads(mapping, plan))
+        and not len(pending_slots(mapping.pending, plan))
     )
     if not same:
         raise DamagedImage(
@@ -253,19 +253,23 @@ def _find_impossible_work(mapping: Mapping, plan: Geometry) -> str:
         return "the lines in flight"
     if np.any((ticks < 0) | (ticks > max(0, int(core["tally"]["worn"].sum())))):
         return "the leveling's ticks"
-    return "" if _pending_are_sane(mapping, plan) else "a pending descriptor"
+    return "a pending descriptor" if len(misplaced_slots(mapping.pending, plan)) else ""
 
 
-def _pending_heads(mapping: Mapping, plan: Geometry) -> np.ndarray:
+def pending_slots(pending: np.ndarray, plan: Geometry) -> np.ndarray:
+    """The slots in which a descriptor is pending, int64[]; pending: the state's zone."""
+    return np.flatnonzero(_pending_heads(pending, plan))
+
+
+def misplaced_slots(pending: np.ndarray, plan: Geometry) -> np.ndarray:
+    """Those of them whose page does not exist or has another slot."""
+    slots = pending_slots(pending, plan)
+    pages = _pending_heads(pending, plan)[slots] - 1
+    return slots[(pages < 0) | (pages >= plan.info.page_count) | (pages % layout.PENDING_SLOTS != slots)]
+
+
+def _pending_heads(pending: np.ndarray, plan: Geometry) -> np.ndarray:
     """Of each slot, a page and 1 where that page's descriptor is pending, int64[]; none where they never are."""
     if not plan.pending_bytes:
         return np.zeros(0, np.int64)
-    return mapping.pending.view(np.int64).reshape(layout.PENDING_SLOTS, -1)[:, 0]
-
-
-def _pending_are_sane(mapping: Mapping, plan: Geometry) -> bool:
-    """Every pending descriptor belongs to a page of the device, and lies in that page's slot."""
-    words = _pending_heads(mapping, plan)
-    slots = np.flatnonzero(words)
-    pages = words[slots] - 1
-    return bool(np.all((pages >= 0) & (pages < plan.info.page_count) & (pages % layout.PENDING_SLOTS == slots)))
+    return pending.view(np.int64).reshape(layout.PENDING_SLOTS, -1)[:, 0]

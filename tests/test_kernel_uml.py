@@ -42,7 +42,7 @@ def server_command(disk):
 
 
 # What a server says of a client that went away in the middle of a request or of the greeting.
-HUNG_UP = ("connection reset by peer", "broken pipe", "connection closed", "unexpected end of file")
+HUNG_UP = ("connection reset by peer", "broken pipe")
 
 
 def booted(server_command, *jobs, hang_ups=False, **options) -> uml.Result:

@@ -86,7 +86,7 @@ class _Search:
                     now, score = trial, better
             if self._gain(score, of_before) > self.allowed:
                 now, score = self.before, of_before
-        return now, doubt.are_too_many(*self._score(now, apart, lost=False), doubt.FAILING_MAX)
+        return now, doubt.are_too_many(score.failing, score.with_data, doubt.FAILING_MAX)
 
     def _one_to_one(self, differing: np.ndarray) -> Belief | None:
         return next((one for word in differing[: self.tries] if (one := self._with(self.state, word))), None)
@@ -105,11 +105,10 @@ class _Search:
         bits = belief.sections[parts * doubt.PART_PAGES // self.stage.plan.info.section_pages]
         return parts[bits & layout.SECTION_SUSPECT == 0]
 
-    def _score(self, belief: Belief, parts: np.ndarray, *, lost: bool = True) -> tuple[int, int]:
-        """Of the pages of these parts: how many fail, and how many hold data."""
-        return doubt.failing(self.stage, belief, parts, doubt.PART_PAGES, lost=lost)
+    def _score(self, belief: Belief, parts: np.ndarray) -> doubt.Fit:
+        return doubt.fit(self.stage, belief, parts, doubt.PART_PAGES)
 
-    def _gain(self, now: tuple[int, int], then: tuple[int, int]) -> int:
+    def _gain(self, now: doubt.Fit, then: doubt.Fit) -> int:
         """How many pages more are whole by `then`; after trims, how many fail less."""
-        fewer_fail = now[0] - then[0]
-        return fewer_fail if self.trimmed else fewer_fail + then[1] - now[1]
+        fewer_fail = now.failing + now.lost - then.failing - then.lost
+        return fewer_fail if self.trimmed else fewer_fail + then.with_data - now.with_data

@@ -77,12 +77,14 @@ def _tellings(found: Image, report: Report) -> tuple[Belief | None, Belief | Non
         report.add(Kind.STATE_HEAD, "state")
     if journal is None and not found.record.problem:
         report.add(Kind.JOURNAL_DAMAGED, "journal", "its checkpoint does not fit the image")
-    if state is not None and journal is not None and end == CLOSED and recovery.is_ahead(state.core, journal.core):
+    if state is None or journal is None:
+        return state, journal
+    if end == CLOSED and recovery.is_ahead(state.core, journal.core):
         report.add(Kind.JOURNAL_DAMAGED, "journal", _older(journal, state))
         found.record, found.end = dataclasses.replace(found.record, problem=OLDER), UNKNOWN
         report.session = SESSIONS[UNKNOWN]
         return state, None
-    if state is not None and journal is not None and end == KILLED and recovery.is_ahead(journal.core, state.core):
+    if end == KILLED and recovery.is_ahead(journal.core, state.core):
         report.add(Kind.STATE_DAMAGED, "state", _older(state, journal))
         return None, journal
     return state, journal

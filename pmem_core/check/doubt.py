@@ -9,6 +9,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from .trust import Belief, Stage
 
 # More than a page of descriptors, and more than one page of so many with data.
 FAILING_MAX, FAILING_SHARE = layout.PAGE_BYTES // 64, 8
+FEWER = 4  # times as few pages fail by a map that fits better
 SECTOR_BYTES = 512  # what a disk writes whole
 PART_PAGES = 64  # what maps are compared by: the pages whose descriptors are in one, or fewer
 _REMEDY = (
@@ -28,17 +30,28 @@ _REMEDY = (
 IN_FLIGHT_MAX = layout.TOGETHER_MAX + 1  # pages that a kill may leave apart
 
 
-def failing(
-    stage: Stage, belief: Belief, numbers: Iterable[int], size: int = 0, *, lost: bool = False
-) -> tuple[int, int]:
-    """How many pages fail by the map of `belief`, and how many hold data; numbers, size: as of pages.verdicts.
+class Fit(NamedTuple):
+    """How a map fits the medium: pages whose descriptors fail, whose data does, that lost theirs, that hold data.
 
-    lost: those too that have lost their descriptors.  That is so where a map leads into holes, and where a disk lost
-    sectors; so it tells two maps apart, but is no word against one.
+    Descriptors are lost where a map leads into holes, and where a disk lost sectors; so that tells two maps apart, but
+    is no word against one.
     """
+
+    damaged: int
+    mismatched: int
+    lost: int
+    with_data: int
+
+    @property
+    def failing(self) -> int:
+        return self.damaged + self.mismatched
+
+
+def fit(stage: Stage, belief: Belief, numbers: Iterable[int], size: int = 0) -> Fit:
+    """How the map of `belief` fits; numbers, size: as of pages.verdicts."""
     stage.load(belief)
     told, with_data = pages.verdicts(stage.plan, stage.handle, numbers, belief.held, size)
-    return told[checkscan.DAMAGED] + told[checkscan.MISMATCHED] + lost * told[checkscan.LOST], with_data
+    return Fit(told[checkscan.DAMAGED], told[checkscan.MISMATCHED], told[checkscan.LOST], with_data)
 
 
 def are_too_many(bad: int, with_data: int, most: int) -> bool:
@@ -49,10 +62,12 @@ def are_too_many(bad: int, with_data: int, most: int) -> bool:
 def fits_better(stage: Stage, one: Belief, other: Belief) -> bool:
     """True where pages fail by the map of `other`, more than a kill leaves, and by that of `one` far fewer."""
     everywhere = range(stage.plan.section_count)
-    bad, with_data = failing(stage, other, everywhere, lost=True)
-    if not are_too_many(bad, with_data, IN_FLIGHT_MAX):
+    by_other = fit(stage, other, everywhere)
+    bad = by_other.failing + by_other.lost
+    if not are_too_many(bad, by_other.with_data, IN_FLIGHT_MAX):
         return False
-    return 4 * failing(stage, one, everywhere, lost=True)[0] < bad
+    by_one = fit(stage, one, everywhere)
+    return FEWER * (by_one.failing + by_one.lost) < bad
 
 
 def contradicts(scan: pages.Scan, report: Report) -> bool:
@@ -75,12 +90,11 @@ def is_older(stage: Stage, journal: Belief, state: Belief) -> bool:
         return False
     if plan.info.descriptor_bytes > SECTOR_BYTES or np.array_equal(journal.table, state.table):
         return False
-    parts, damaged = apart(stage, journal, state), []
-    for belief in (state, journal):
-        stage.load(belief)
-        told, with_data = pages.verdicts(plan, stage.handle, parts, belief.held, PART_PAGES)
-        damaged.append(told[checkscan.DAMAGED])
-    return are_too_many(damaged[1], with_data, FAILING_MAX) and 4 * damaged[0] < damaged[1]
+    parts = apart(stage, journal, state)
+    by_journal = fit(stage, journal, parts, PART_PAGES)
+    if not are_too_many(by_journal.damaged, by_journal.with_data, FAILING_MAX):
+        return False
+    return FEWER * fit(stage, state, parts, PART_PAGES).damaged < by_journal.damaged
 
 
 def apart(stage: Stage, one: Belief, other: Belief) -> np.ndarray:
@@ -104,10 +118,10 @@ def find_older(report: Report) -> bool:
 
 def find(report: Report, stage: Stage, belief: Belief) -> bool:
     """True, and reported, where too many pages fail by the map that is believed."""
-    bad, with_data = failing(stage, belief, range(stage.plan.section_count))
-    if not are_too_many(bad, with_data, FAILING_MAX):
+    found = fit(stage, belief, range(stage.plan.section_count))
+    if not are_too_many(found.failing, found.with_data, FAILING_MAX):
         return False
-    report.add(Kind.MAP_DOUBTFUL, "state", f"{bad} of {with_data} with data")
+    report.add(Kind.MAP_DOUBTFUL, "state", f"{found.failing} of {found.with_data} with data")
     report.unchecked.append(_REMEDY)
     return True
 

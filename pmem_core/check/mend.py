@@ -100,7 +100,7 @@ def _new_journal(path: Path, plan: Geometry, belief: Belief, record: Record) -> 
                 journal.sample(figures)
             journal.event({"event": "remade"})
             journal.note_remade(True)
-            if _was_in_use(belief):
+            if _was_in_use(belief, plan):
                 # How the last session ended is not known any more; nothing suggests that the page cache was lost.
                 journal.begin_session(host.witness(path))
         finally:
@@ -117,10 +117,10 @@ def _new_journal(path: Path, plan: Geometry, belief: Belief, record: Record) -> 
     return aside
 
 
-def _was_in_use(belief: Belief) -> bool:
+def _was_in_use(belief: Belief, plan: Geometry) -> bool:
     core = belief.core[0]
-    dirty = bool(np.any(belief.sections & layout.SECTION_DIRTY)) or bool(np.any(belief.pending_heads()))
-    return dirty or bool(np.any(core["intent"])) or bool(core["unit"][layout.UNIT_CAUSE])
+    dirty = np.any(belief.sections & layout.SECTION_DIRTY) or len(recovery.pending_slots(belief.pending, plan))
+    return bool(dirty) or bool(np.any(core["intent"])) or bool(core["unit"][layout.UNIT_CAUSE])
 
 
 class Mender:

@@ -161,8 +161,7 @@ def _walk(found: Image, report: Report, stage: Stage, belief: Belief, watch: Wat
     recovery.finish_count(stage.mapping)
     media, intent, ordered = found.path / "media", stage.mapping.core[0]["intent"], _totals_only_grew(found)
     flying = recovery.pages_in_flight(intent), recovery.pages_in_trim(intent)
-    behind = found.behind
-    scan = pages.Scan(report, media, found.plan, stage.handle, sections, belief.held, ordered, *flying, behind=behind)
+    scan = pages.Scan(report, media, found.plan, stage.handle, sections, belief.held, ordered, *flying, found.behind)
     scan.run(lambda share: watch(MAP_SHARE + (1 - MAP_SHARE) * share))
     if found.end == CLOSED and groups.can_be_told(found.plan) and not np.any(sections & layout.SECTION_SUSPECT):
         # After a crash heads may be stale or missing, until the device is opened, or repaired.

@@ -61,11 +61,7 @@ def _pending_problems(belief: Belief, plan: Geometry, closed: bool) -> list[str]
 
 def _wrong_slots(belief: Belief, plan: Geometry, closed: bool) -> np.ndarray:
     """The slots with a pending descriptor that cannot be there."""
-    heads = belief.pending_heads()
-    slots = np.flatnonzero(heads)
-    pages = heads[slots] - 1
-    wrong = (pages < 0) | (pages >= plan.info.page_count) | (pages % layout.PENDING_SLOTS != slots)
-    return slots if closed else slots[wrong]
+    return (recovery.pending_slots if closed else recovery.misplaced_slots)(belief.pending, plan)
 
 
 def _without(belief: Belief, slots: np.ndarray) -> np.ndarray:

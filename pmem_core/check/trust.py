@@ -45,12 +45,6 @@ class Belief:
     maps_well: bool = False
     held: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.uint8))
 
-    def pending_heads(self) -> np.ndarray:
-        """Of each slot, a page and 1 where that page's descriptor is pending, int64[]; none where they never are."""
-        if not len(self.pending):
-            return np.zeros(0, np.int64)
-        return self.pending.view(np.int64).reshape(layout.PENDING_SLOTS, -1)[:, 0]
-
     def differences(self, other: "Belief") -> list[str]:
         """What the two tell differently."""
         found = [
