@@ -14,7 +14,8 @@ none has for CALM_SECONDS                   are what they began as
 =========================================== ========================
 
 A thread looks at its first request where that is a read or a write, at each compiled.EVERY-th of these, and at those
-that Python answers whole.  What began with another policy, by chrt(1) say, keeps it.
+that Python answers whole.  What began with another policy, by chrt(1) say, keeps it.  While none waits the same looks
+say whether a processor is kept from halting (haltpoll.py).
 """
 
 import contextlib
@@ -25,8 +26,10 @@ import termios
 import threading
 import time
 from array import array
+from collections.abc import Callable
 
-from nbd_plugin import sockets, threads
+from nbd_plugin import haltpoll, sockets, threads
+from pmem_core.device import Device
 
 CALM_SECONDS = 0.1
 SMALL_BYTES = 16 << 10  # a larger one is worth a change of threads: it is read while another is worked on
@@ -35,6 +38,19 @@ _connections: list[int] = []  # descriptors of sockets; what was closed since is
 _seen = -math.inf  # when a request was last seen to wait
 _CALM = os.sched_getscheduler(0)
 _policy = _CALM
+_judge: haltpoll.Judge | None = None  # where halt polling is wanted
+
+
+def begin(device: Device, tell: Callable[[str], None]) -> None:
+    """From now on keep a processor from halting where that pays (haltpoll.py); tell: is told so in words."""
+    global _judge
+    _judge = haltpoll.judge(device, tell)
+
+
+def end() -> None:
+    """Before the device is closed: the thread that `begin` made is gone then."""
+    if _judge:
+        _judge.end()
 
 
 def follow_connections() -> None:
@@ -49,6 +65,8 @@ def look(size: int) -> None:
     now = time.monotonic()
     if size <= SMALL_BYTES and now - _seen > CALM_SECONDS / 2 and any(map(_has_waiting, _connections)):
         _seen = now
+    if _judge:
+        _judge.look(size <= SMALL_BYTES and now - _seen > CALM_SECONDS)
     wanted = os.SCHED_BATCH if now - _seen < CALM_SECONDS else _CALM
     if wanted != _policy:
         with _changing:

@@ -59,8 +59,8 @@ except ImportError as error:
 API_VERSION = 2
 
 _YES, _NO = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
-_options = {"image": "", "readonly": "false", "logwrites": "", "record": ""}
-_EXPECTED = "image=PATH, readonly=true|false, logwrites=FILE, record=FILE"
+_options = {"image": "", "readonly": "false", "halt_poll": "true", "logwrites": "", "record": ""}
+_EXPECTED = "image=PATH, readonly=true|false, halt_poll=true|false, logwrites=FILE, record=FILE"
 _served: device.Device
 _housekeeper: housekeeping.Housekeeper | None = None
 
@@ -70,14 +70,13 @@ _housekeeper: housekeeping.Housekeeper | None = None
 
 @or_fail
 def dump_plugin():
-    levelings = ",".join(leveling.family.modules)
     print(f"pmem_version={__version__}")
     print(f"pmem_info_version={layout.VERSION[0]}.{layout.VERSION[1]}.{layout.EXTENSION_VERSION}")
     print(f"pmem_descriptor_formats={','.join(map(str, layout.DESCRIPTOR_FORMATS))}")
     print(f"pmem_placements={','.join(placement.family.modules)}")
     print(f"pmem_logwrites_version={logged.VERSION}")
     print(f"pmem_record_version={recorded.VERSION}")
-    print(f"pmem_levelings={levelings}")
+    print(f"pmem_levelings={','.join(leveling.family.modules)}")
 
 
 def thread_model():
@@ -87,8 +86,8 @@ def thread_model():
 def config(key, value):
     if key not in _options:
         fail(UsageError(f"{key}={value}", "no such parameter", _EXPECTED))
-    if key == "readonly" and value.lower() not in _YES + _NO:
-        fail(UsageError(f"readonly={value}", "neither yes nor no", "true or false"))
+    if key in ("readonly", "halt_poll") and value.lower() not in _YES + _NO:
+        fail(UsageError(f"{key}={value}", "neither yes nor no", "true or false"))
     _options[key] = value
 
 
@@ -96,7 +95,7 @@ def config_complete():
     if not _options["image"]:
         fail(UsageError("image", "missing", "image=NAME.pmem"))
     for name, verb in (("logwrites", "log"), ("record", "record")):
-        if _options[name] and _read_only():
+        if _options[name] and _is_on("readonly"):
             fail(UsageError(name, f"has nothing to {verb}", "readonly=false"))
 
 
@@ -108,8 +107,8 @@ def get_ready():
         if _options[name]:
             _options[name] = str(Path(_options[name]).absolute())
             host.require_new(Path(_options[name]), what)
-    plan = image.load_geometry(path, read_only=_read_only())
-    host.Lock(path, read_only=_read_only()).release()
+    plan = image.load_geometry(path, read_only=_is_on("readonly"))
+    host.Lock(path, read_only=_is_on("readonly")).release()
     started = time.monotonic()
     if not codecache.is_warm("datapath"):
         gc.enable()  # compiling makes much that is garbage
@@ -122,8 +121,8 @@ def get_ready():
     nbdkit.debug(f"compiled code is ready after {time.monotonic() - started:.2f} s")
 
 
-def _read_only():
-    return _options["readonly"].lower() in _YES
+def _is_on(name):
+    return _options[name].lower() in _YES
 
 
 def after_fork():
@@ -133,7 +132,7 @@ def after_fork():
         if _options["record"]:
             _served = recorded.open_device(path, _options["record"])
         else:
-            _served = device.Device(path, read_only=_read_only())
+            _served = device.Device(path, read_only=_is_on("readonly"))
         if _served.recovery:
             print(
                 f"pmem-nbd: {_served.path}: recovered: the last session did not close it ({_served.recovery}): "
@@ -155,6 +154,8 @@ def after_fork():
         if _options["logwrites"]:
             callbacks.update(logged.begin(_served, _options["logwrites"], open))
         _housekeeper = housekeeping.Housekeeper(_served)
+        if _is_on("halt_poll"):
+            pace.begin(_served, nbdkit.debug)
         gc.enable()
     except PmemError as error:
         if opened := globals().pop("_served", None):
@@ -166,6 +167,7 @@ def after_fork():
 def cleanup():
     if "_served" not in globals():
         return  # it never came to opening the image
+    pace.end()
     try:
         if _housekeeper:
             _housekeeper.stop()

@@ -32,8 +32,9 @@ PLAIN = bool(config.DISABLE_JIT)
 FOUR = types.UniTuple(types.int64, 4)
 COPIED_AT_ONCE = 2048
 LINE = 64  # bytes of a cache line
-# Where such stores do not keep the order of all others.
-STREAM_FENCE = "llvm.x86.sse.sfence" if platform.machine() in ("x86_64", "AMD64") else ""
+_IS_X86 = platform.machine() in ("x86_64", "AMD64")
+STREAM_FENCE = "llvm.x86.sse.sfence" if _IS_X86 else ""  # where such stores do not keep the order of all others
+PAUSE = "llvm.x86.sse2.pause" if _IS_X86 else ""
 
 
 def _stable_mangling(record):
@@ -184,6 +185,9 @@ if PLAIN:
         array[index] = value
 
     def prefetch(address):
+        pass
+
+    def relax():
         pass
 
     def record_at(address):
@@ -345,6 +349,18 @@ else:
             return context.get_dummy_value()
 
         return types.void(types.int64), generate
+
+    @intrinsic
+    def relax(typing_context):
+        """Tell the processor that this is a loop that waits: what shares a core with it goes on."""
+
+        def generate(context, builder, signature, arguments):
+            if PAUSE:
+                kind = ir.FunctionType(ir.VoidType(), [])
+                builder.call(cgutils.get_or_insert_function(builder.module, kind, PAUSE), [])
+            return context.get_dummy_value()
+
+        return types.void(), generate
 
     def call_compiled(builder, function, records, numbers):
         """Call what `address_of` gave the address of, in numba's convention; its answer, or BROKE where it raised.

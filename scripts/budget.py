@@ -37,6 +37,7 @@ from benchlib.alone import alone, copies
 from benchlib.peers import Peer, peers_at, size_of
 from benchlib.workloads import WORKLOADS, in_turn, renew, run_for
 
+from nbd_plugin import haltpoll
 from pmem_core import layout
 from pmem_core.jit import hot, pwrite
 
@@ -60,6 +61,7 @@ PEERS = {
     "pmem:checksums=no@tmpfs": "without checksums",
     "pmem:descriptor-writes=coalesced@tmpfs": "descriptors at the next flush",
     "pmem:line-bytes=4096@tmpfs": "lines of 4096 bytes",
+    "pmem:halt-poll=no@tmpfs": "without halt polling",
 }
 DISK_NAMES = ("randwrite 4k flush", "randwrite 4k depth 16", "seqwrite 128k")
 DISK_FULL, DISK_AGAINST = "pmem", "file"
@@ -71,14 +73,17 @@ DISK_PEERS = {
     "pmem:placement=none:leveling=none": "without either: wear and totals are counted",
     "pmem:descriptor-writes=coalesced": "descriptors at the next flush",
 }
-# By whose code a sample fell into; in the kernel by the function's name.  The first that matches is taken.
+# By whose code a sample fell into; in the kernel by the function's name; of the thread that polls, by that.  The first
+# that matches is taken.
 WAITING = (
     r"_raw_spin_unlock_irqrestore|finish_task_switch.*|.*futex.*|.*sched.*|.*wake.*|(en|de)queue.*|prepare_to_wait.*"
     r"|finish_wait.*|pick_next.*|update_curr.*|.*switch.*"
 )
 COPYING = r"_?copy_(to|from)_iter|rep_movs.*|.*datagram.*|__check_object.*|.*copy_user.*|memcpy.*"
 PAGING = r".*(fault|shmem|filemap|folio|xas_|page_erms|uptodate|_pte|lru|rmap|vma).*"
+POLLING = "halt polling"
 PARTS = (
+    (POLLING, POLLING),
     ("compiled: placement, leveling, media", r"(\[JIT\]|.*perf-\d+\.map|//anon|\[unknown\]).*"),
     ("Python, and numba's way in", r"(libpython|_dispatcher|_nrt_python|_helperlib|_internal|python).*"),
     ("nbdkit and libc", r"(nbdkit|libc|ld-linux|\[vdso\]).*"),
@@ -128,14 +133,15 @@ def sampled(peer: Peer, name: str, seconds: float) -> dict[str, float]:
         with subprocess.Popen([*words, "--", "sleep", str(seconds + 1)], stderr=subprocess.DEVNULL):
             time.sleep(0.3)
             run_for(peer, seconds, 1, WORKLOADS[name])
-        report = ["perf", "report", "-i", str(data), "--stdio", "-g", "none", "-F", "period,dso,sym", "-t", "\t"]
+        report = ["perf", "report", "-i", str(data), "--stdio", "-g", "none", "-F", "period,comm,dso,sym", "-t", "\t"]
         said = subprocess.run(report, capture_output=True, text=True, check=False).stdout
     sums: dict[str, int] = defaultdict(int)
     for line in said.splitlines():
         if not re.match(r"\s*\d+\s*\t", line):
             continue
-        period, dso, symbol = (word.strip() for word in line.split("\t")[:3])
+        period, thread, dso, symbol = (word.strip() for word in line.split("\t")[:4])
         where = f"{dso} {symbol.removeprefix('[k] ')}"
+        where = POLLING if thread == haltpoll.NAME.decode() else where
         sums[next(part for part, pattern in PARTS if re.match(pattern, where))] += int(period)
     total = sum(sums.values())
     return {part: sums[part] / total for part, _ in PARTS} if total else {}

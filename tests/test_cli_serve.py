@@ -170,7 +170,8 @@ def test_moved_image_is_stopped_by_its_new_name(run, image, tmp_path):
 def test_unknown_parameter_of_the_plugin_is_one_line(folder, image):
     command = [sys.executable, "-c", DRIVER, launch.PLUGIN, "serve", image, "-b", "--", "foo=bar"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    said = "foo=bar: no such parameter: image=PATH, readonly=true|false, logwrites=FILE, record=FILE\n"
+    known = "image=PATH, readonly=true|false, halt_poll=true|false, logwrites=FILE, record=FILE"
+    said = f"foo=bar: no such parameter: {known}\n"
     assert (done.returncode, done.stdout, done.stderr) == (1, "", said)
 
 
@@ -185,6 +186,15 @@ def test_image_behind_two_dashes_is_told_to_be_words_for_nbdkit(run):
     said = run("serve", "-b", "--", "-dash.pmem")
     assert said.returncode == 2 and "'IMAGE' before `--`: what follows is nbdkit's" in said.stderr
     assert "missing argument 'IMAGE'" in run("serve", "-b").stderr
+
+
+@needs("nbdkit")
+@pytest.mark.parametrize("words", [[], ["--no-halt-poll"]], ids=str)
+def test_a_server_is_told_not_to_poll(run, image, words):
+    assert run("serve", image, "-b", *words).returncode == 0
+    (running,) = server.servers()
+    said = Path(f"/proc/{running.pid}/cmdline").read_text().split("\0")
+    assert [word for word in said if "halt" in word] == (["halt_poll=false"] if words else [])
 
 
 def test_several_threads_are_warned_of_on_standard_error(run, image):

@@ -67,7 +67,7 @@ def edit(path: Path, at: int, form: str, value: int, copies=(0, 4096)) -> None:
             file.write(block)
 
 
-PARAMETERS = "image=PATH, readonly=true|false, logwrites=FILE, record=FILE"
+PARAMETERS = "image=PATH, readonly=true|false, halt_poll=true|false, logwrites=FILE, record=FILE"
 
 
 @pytest.mark.parametrize("options", [(), ("-f",), ("-s",)], ids=["background", "foreground", "stdin"])
@@ -80,8 +80,9 @@ PARAMETERS = "image=PATH, readonly=true|false, logwrites=FILE, record=FILE"
         (["image=x", "readonly=1", "logwrites=y"], "logwrites: has nothing to log: readonly=false"),
         (["image=x", "readonly=1", "record=y"], "record: has nothing to record: readonly=false"),
         (["image=x", "readonly=banana"], "readonly=banana: neither yes nor no: true or false"),
+        (["image=x", "halt_poll=maybe"], "halt_poll=maybe: neither yes nor no: true or false"),
     ],
-    ids=["config_complete", "get_ready", "config", "readonly", "record", "value"],
+    ids=["config_complete", "get_ready", "config", "readonly", "record", "value", "halt_poll"],
 )
 def test_one_line_from_every_callback(words, said, options):
     if options == ("-s",):

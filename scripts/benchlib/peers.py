@@ -79,6 +79,7 @@ class Peer:
         self.options = [word for key, value in pairs if key.startswith("-") for word in (key, value) if word]
         self.settings = {key: value for key, value in pairs if not key.startswith("-")}
         rev = self.settings.pop("rev", "")
+        self.options += [f"halt_poll={word}" for word in [self.settings.pop("halt-poll", "")] if word]
         self.bin = (self.trees[rev] if rev else ROOT) / ".venv" / "bin"
         self.socket, self.pid_file, self.log = (self.folder / name for name in ("socket", "pid", "log"))
         self.image = self.folder / ("image.pmem" if self.kind == "pmem" else "image.raw")
