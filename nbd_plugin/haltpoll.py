@@ -48,9 +48,10 @@ PAIRS = 7
 WORTH = 0.9
 RELAXED = 16  # pauses between two looks, some tenths of a microsecond
 
-# What `_poll` works with, a word each.  REQUESTS: the address of two counts; SEMAPHORE: a sem_t, of four words at most.
-# POLLING: that of a mutex, which the thread has while it looks at them.
-UNTIL, ENDED, ASLEEP, THREAD, REQUESTS, POLLING, PRIORITY, SECONDS, NANOSECONDS, SEMAPHORE, WORDS = *range(10), 13
+# What `_poll` works with, a word each.  UNTIL: when it ends at the latest; QUIET: QUIET_NS; REQUESTS: the address of two
+# counts; POLLING: that of a mutex, which the thread has while it looks at them; SEMAPHORE: a sem_t, four words at most.
+UNTIL, QUIET, ENDED, ASLEEP, THREAD, REQUESTS, POLLING, PRIORITY, SECONDS, NANOSECONDS, SEMAPHORE = range(11)
+WORDS = SEMAPHORE + 4
 
 _word, _int = types.int64, types.int32
 _set_policy = types.ExternalFunction("sched_setscheduler", _int(_int, _int, _word))
@@ -79,7 +80,7 @@ def _watch(words, at):
     requests = jit.i64_at(words[REQUESTS], 2)
     now = since = _now(words, at)
     seen = requests[0] + requests[1]
-    while now < words[UNTIL] and now - since < QUIET_NS:
+    while now < words[UNTIL] and now - since < words[QUIET]:
         for _ in range(RELAXED):
             jit.relax()
         now = _now(words, at)
@@ -120,7 +121,7 @@ class Poller:
 
     def __init__(self, requests: np.ndarray) -> None:
         self._words = np.zeros(WORDS, np.int64)
-        self._words[REQUESTS] = requests.ctypes.data
+        self._words[REQUESTS], self._words[QUIET] = requests.ctypes.data, QUIET_NS
         self._polling = Turn()
         self._words[POLLING] = self._polling.address
         at = self._words.ctypes.data
