@@ -48,8 +48,8 @@ PAIRS = 7
 WORTH = 0.9
 RELAXED = 16  # pauses between two looks, some tenths of a microsecond
 
-# What `_poll` works with, a word each.  UNTIL: when it ends at the latest; QUIET: QUIET_NS; REQUESTS: the address of two
-# counts; POLLING: that of a mutex, which the thread has while it looks at them; SEMAPHORE: a sem_t, four words at most.
+# What `_poll` works with, a word each.  UNTIL: when it ends at the latest; QUIET: QUIET_NS; REQUESTS: the address of
+# two counts; POLLING: of a mutex, which the thread has while it looks at them; SEMAPHORE: a sem_t of up to four words.
 UNTIL, QUIET, ENDED, ASLEEP, THREAD, REQUESTS, POLLING, PRIORITY, SECONDS, NANOSECONDS, SEMAPHORE = range(11)
 WORDS = SEMAPHORE + 4
 
