@@ -22,9 +22,11 @@ In each of them the thread sleeps where no request has come for QUIET_NS, and wh
 several at a time, or seldom.  It never has the GIL, or all who want that would wait for the lowest class.
 """
 
+import contextlib
 import ctypes
 import functools
 import os
+import signal
 import statistics
 import threading
 import time
@@ -99,7 +101,7 @@ def _poll(at):
     while not words[ENDED]:
         words[ASLEEP] = 1
         while _wait(at + 8 * SEMAPHORE):
-            pass  # a signal came
+            pass  # interrupted
         words[ASLEEP] = 0
         _lock(words[POLLING])
         if not words[ENDED]:
@@ -128,7 +130,11 @@ class Poller:
         self._semaphore = ctypes.c_void_p(at + 8 * SEMAPHORE)
         _C.sem_init(self._semaphore, 0, 0)
         thread, function = ctypes.c_ulong(), ctypes.c_void_p(_compiled().address)
-        if error := _C.pthread_create(ctypes.byref(thread), None, function, ctypes.c_void_p(at)):
+        # The lowest class may have to wait long, and a signal with it.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        error = _C.pthread_create(ctypes.byref(thread), None, function, ctypes.c_void_p(at))
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if error:
             raise OSError(error, os.strerror(error))
         _C.pthread_setname_np(thread, NAME)
         _kept.append((self._words, self._polling))
@@ -144,7 +150,8 @@ class Poller:
         may halt.
         """
         if (thread := int(self._words[THREAD])) and len(os.sched_getaffinity(0)) > 2:
-            os.sched_setaffinity(thread, {_PYTHON.sched_getcpu()})
+            with contextlib.suppress(OSError):  # it stays where it is
+                os.sched_setaffinity(thread, {_PYTHON.sched_getcpu()})
         self._words[UNTIL] = time.monotonic_ns() + LAPSE_NS
         if self.asleep:
             _PYTHON.sem_post(self._semaphore)
@@ -205,7 +212,7 @@ class Judge:
         took, done = now - self._at, count - self._count
         self._at, self._count = now, count
 
-        if not one_by_one or took > done * SELDOM_SECONDS:
+        if not one_by_one or took >= done * SELDOM_SECONDS:
             polls = False
             self._took = [], []
         elif self._left > 0:

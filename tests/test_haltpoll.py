@@ -2,6 +2,7 @@
 """While requests come one at a time a thread of the lowest class polls, where that pays, and else it sleeps."""
 
 import os
+import signal
 import time
 from pathlib import Path
 
@@ -116,6 +117,16 @@ def threads_of(pid="self"):
 @compiled_only
 def test_the_thread_has_the_lowest_class(poller):
     assert threads_of()[-1] == os.SCHED_IDLE
+
+
+@compiled_only
+def test_the_thread_takes_no_signals(poller):
+    thread = int(poller[0]._words[haltpoll.THREAD])
+    lines = Path(f"/proc/self/task/{thread}/status").read_text().splitlines()
+    blocked = int(next(line.split()[1] for line in lines if line.startswith("SigBlk")), 16)
+    ending = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    assert all(blocked >> number - 1 & 1 for number in ending)
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, ()) & set(ending), "and the one that made it does"
 
 
 @compiled_only
