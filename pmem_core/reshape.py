@@ -198,18 +198,27 @@ def sweep_placed(device, in_file, number, last):
 
 
 @hot
-def verify(target, numbers, held):
-    """Read the pages of descriptor pages `numbers` as the target has them; the first that is not right, or -1."""
+def verify(target, numbers, held, bad):
+    """Read the pages of descriptor pages `numbers` as the target has them.
+
+    Returns the first page whose descriptor is not what was stored, or -1, and how many before it have data that is not
+    what their descriptors say; bad (int64[]): these, as many as fit.
+    """
     run = target[0][0]
     each = PAGE_BYTES // run["descriptor_bytes"]
+    bad_count = 0
     for i in range(numbers.size):
         for page in range(numbers[i] * each, min((numbers[i] + 1) * each, run["page_count"])):
             status = onepage.load_descriptor(run, page)
             if status == descriptor.DAMAGED or (status == descriptor.EMPTY and has(held, page)):
-                return page
-            if status == descriptor.VALID and (descriptor.holds_data(run) != has(held, page) or _is_wrong(run, page)):
-                return page
-    return -1
+                return page, bad_count
+            if status == descriptor.VALID and descriptor.holds_data(run) != has(held, page):
+                return page, bad_count
+            if status == descriptor.VALID and _is_wrong(run, page):
+                if bad_count < bad.size:
+                    bad[bad_count] = page
+                bad_count += 1
+    return -1, bad_count
 
 
 @hot

@@ -433,6 +433,79 @@ def test_saved_descriptors_that_were_damaged_are_refused(halfway):
     assert cli.main(["convert", str(path)]) == 1
 
 
+@pytest.fixture
+def copied(tmp_path):
+    """An image whose conversion to 128 bytes was killed before it verified, without leveling, and what it holds."""
+    path = tmp_path / "disk.pmem"
+    wanted = make(path, leveling_name="none", parameters={})
+    killed_before(reshape, "verify", path)
+    return path, wanted
+
+
+def hurt(path: Path, placed: int) -> None:
+    """Change a byte of the medium; placed: of an image without leveling."""
+    with (path / "media").open("r+b") as file:
+        file.seek(layout.FRAMES_AT + placed)
+        (byte,) = file.read(1)
+        file.seek(layout.FRAMES_AT + placed)
+        file.write(bytes([byte ^ 1]))
+
+
+def of_128(page: int) -> int:
+    """Where a page is placed by descriptors of 128 bytes."""
+    return (page + page // 32 + 1) * PAGE
+
+
+def test_page_damaged_meanwhile_does_not_shut_the_image_out(copied):
+    path, wanted = copied
+    hurt(path, of_128(10) + 9)
+    hurt(path, of_128(40) + 9)
+    with pytest.raises(BadData, match=r"it is converted, but 2 pages were damaged meanwhile: 10, 40: 'pmem-nbd check'"):
+        convert.convert(path)
+    assert not (path / saved.NAME).exists() and not convert.convert(path, 128)["changed"]
+    with Device(path) as device:
+        for page in (10, 40):
+            with pytest.raises(BadData, match=f"page {page}: its data fails the checksum"):
+                device.read(PAGE, page * PAGE)
+            device.write(wanted[page * PAGE : (page + 1) * PAGE], page * PAGE)
+    require_same(content(path), wanted)
+    assert check(path).clean
+
+
+def test_pages_damaged_meanwhile_are_counted_though_not_all_are_named(copied):
+    path, _ = copied
+    for page in range(60):
+        hurt(path, of_128(page) + 9)
+    with pytest.raises(BadData, match=r"51 pages were damaged meanwhile: 1, 2, 3, .*, 23, \.\.\.: "):
+        convert.convert(path)
+
+
+@pytest.mark.parametrize(
+    "byte", [10 * 128 + 8, 10 * 128 + 70, 41], ids=["checksum", "field of format 2", "of a trimmed page"]
+)
+def test_descriptor_damaged_meanwhile_is_stored_once_more(copied, byte):
+    path, wanted = copied
+    before = (path / "media").read_bytes()
+    hurt(path, byte)
+    assert convert.convert(path)["resumed"]
+    require_same(content(path), wanted)
+    assert check(path).clean
+    assert (path / "media").read_bytes()[layout.FRAMES_AT :] == before[layout.FRAMES_AT :]
+
+
+def test_descriptor_that_does_not_stay_is_one_line_and_it_goes_on_afterwards(copied):
+    path, wanted = copied
+    hurt(path, 10 * 128 + 8)
+    with (
+        mock.patch.object(reshape, "describe", return_value=0),
+        pytest.raises(BadData, match="page 10: its descriptor does not stay what was stored: a disk that is well"),
+    ):
+        convert.convert(path)
+    assert convert.convert(path)["resumed"]
+    require_same(content(path), wanted)
+    assert check(path).clean
+
+
 def cut(*arguments: object) -> tuple[int, str]:
     """Run conversions.py; its status, and what it printed."""
     command = [sys.executable, HERE / "conversions.py", "--seed", SEED, *arguments]

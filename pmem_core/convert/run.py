@@ -13,7 +13,8 @@ move       larger descriptors push pages up, so the last goes first; smaller one
            journal is told how far it is.  After a cut the batch is done again, from what is still there.
 describe   descriptor pages are stored from the file
 sweep      what is left where now nothing is goes back to the host
-verify     every page is read as it will be read
+verify     every page is read as it will be read; a descriptor that is damaged is stored once more, pages whose data is
+           are told of when all is done
 finish     the journal gets the core record, sections and table of the new shape, then the state file is made, then the
            info blocks; from the first of them on the image is an image again.  Then the file goes.
 

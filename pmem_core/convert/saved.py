@@ -108,11 +108,6 @@ class Saved:
                 yield at, records
                 at += len(records)
 
-    def numbers(self) -> np.ndarray:
-        """Which descriptor pages there are, int64[]."""
-        found = [records["number"].copy() for _, records in self.chunks()]
-        return np.concatenate(found) if found else np.zeros(0, np.int64)
-
     def _note(self, records: np.ndarray, each: int) -> None:
         numbers = records["number"]
         words = np.ascontiguousarray(records["descriptors"]).view("<u4").reshape(len(records), each, -1)

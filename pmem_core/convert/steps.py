@@ -66,14 +66,18 @@ def lost_pages(device: Device) -> Iterator[int]:
         at += 1
 
 
+def shown(pages: list[int], count: int) -> str:
+    """The first of `count` pages, some of which are in `pages`."""
+    return ", ".join(map(str, pages[:BAD_SHOWN])) + (", ..." if count > BAD_SHOWN else "")
+
+
 def require_whole(device: Device, bad: list[int], count: int) -> None:
     """BadData where `count` pages, some of which are in `bad`, fail a checksum, or where others have no descriptor."""
     lost = list(lost_pages(device))
     if not count and not lost:
         return
-    pages_ = sorted({*bad, *lost})
-    shown = ", ".join(map(str, pages_[:BAD_SHOWN])) + (", ..." if count + len(lost) > BAD_SHOWN else "")
-    what = f"{count + len(lost)} pages are damaged, and a conversion would hide it: {shown}"
+    named = shown(sorted({*bad, *lost}), count + len(lost))
+    what = f"{count + len(lost)} pages are damaged, and a conversion would hide it: {named}"
     raise BadData(device.path, what, "'pmem-nbd check' names them; trim them or write them whole")
 
 
@@ -126,6 +130,8 @@ class Conversion:
         self.saved = saved.Saved(device.path, info.uuid, info.descriptor_bytes, info.page_count)
         self.target = target_of(device, new)
         self._before = before
+        self._bad: list[int] = []
+        self._bad_count = 0
 
     def run(self) -> dict[str, Any]:
         """Do what is left to be done; the summary."""
@@ -133,6 +139,11 @@ class Conversion:
             if phase != self.record["phase"]:
                 self._commit(phase, None)
             getattr(self, f"_{phase}")()
+        if self._bad_count:
+            # What they held is nowhere.  Their descriptors say so: to read them fails, as in any image.
+            named = shown(self._bad, self._bad_count)
+            what = f"it is converted, but {self._bad_count} pages were damaged meanwhile: {named}"
+            raise BadData(self.device.path, what, "'pmem-nbd check' names them; trim them or write them whole")
         return self.summary
 
     def _commit(self, phase: str, at: int | None) -> None:
@@ -190,14 +201,23 @@ class Conversion:
             self._loop(reshape.sweep_placed, in_file, at=first, behind=(end,))
 
     def _verify(self) -> None:
-        numbers, done = self.saved.numbers(), 0
-        while done < len(numbers):
-            bad = int(reshape.verify(self.target, numbers[done : done + saved.CHUNK], self.saved.held))
-            if bad >= 0:
-                what = f"page {bad} is not what it was before the conversion"
-                raise BadData(self.device.path, what, f"'{self.device.path / saved.NAME}' has what it should be")
-            done += saved.CHUNK
-            self.watch(0.9 + 0.1 * min(1.0, done / len(numbers)))
+        for at, records in self.saved.chunks():
+            self._bad_count += self._verify_chunk(records)
+            self.watch(0.9 + 0.1 * (at + len(records)) / self.saved.count)
+
+    def _verify_chunk(self, records: np.ndarray) -> int:
+        """How many pages have data that is not theirs any more; a descriptor that is not is stored once more."""
+        numbers, found = records["number"].copy(), np.zeros(BAD_SHOWN, np.int64)
+        wrong, count = reshape.verify(self.target, numbers, self.saved.held, found)
+        if wrong >= 0:
+            pages = np.ascontiguousarray(records["descriptors"]).reshape(-1)
+            self._loop(reshape.describe, self.target, numbers, pages, at=0)
+            wrong, count = reshape.verify(self.target, numbers, self.saved.held, found)
+        if wrong >= 0:
+            what = f"page {wrong}: its descriptor does not stay what was stored"
+            raise BadData(self.device.path, what, "a disk that is well")
+        self._bad += found[: min(count, BAD_SHOWN)].tolist()
+        return int(count)
 
     def _finish(self) -> None:
         device, new = self.device, self.new
