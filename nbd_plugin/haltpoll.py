@@ -211,7 +211,6 @@ class Judge:
         now, count = time.monotonic(), self._requests()
         took, done = now - self._at, count - self._count
         self._at, self._count = now, count
-
         if not one_by_one or took >= done * SELDOM_SECONDS:
             polls = False
             self._took = [], []

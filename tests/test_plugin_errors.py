@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Bad input at the server: one clear line, a status that is not zero, no traceback, and the image as it was."""
 
+import re
 import shutil
 import struct
 import subprocess
@@ -68,6 +69,12 @@ def edit(path: Path, at: int, form: str, value: int, copies=(0, 4096)) -> None:
 
 
 PARAMETERS = "image=PATH, readonly=true|false, halt_poll=true|false, logwrites=FILE, record=FILE"
+
+
+def test_parameters_are_those_of_the_page_about_them():
+    page = (Path(__file__).parents[1] / "docs" / "operating.md").read_text()
+    table = page.partition("| parameter | meaning |")[2].partition("\n\n")[0]
+    assert re.findall(r"^\| (\w+)=", table, re.MULTILINE) == re.findall(r"(\w+)=", PARAMETERS)
 
 
 @pytest.mark.parametrize("options", [(), ("-f",), ("-s",)], ids=["background", "foreground", "stdin"])
