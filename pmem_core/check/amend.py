@@ -11,6 +11,9 @@ differs is tried as the journal has it, and is kept so where more pages are foun
 | not one-to-one | with it alone the map is |
 | one-to-one, and fits worse than the journal's, by more pages than a kill or decay accounts for | it fits better so |
 
+Where the map is one-to-one by no word of the journal's, as where the wrong one was moved since, each bit of the words
+that differ is tried: the map has to be one-to-one and to fit no worse than the journal's.
+
 What a kill accounts for: pages in flight.  A page that decayed after it was moved is whole where it was before, so some
 are allowed for, but where nothing was moved since the checkpoint.  Pages that were trimmed since are still there by the
 journal: after trims it is pages that fail that are counted, not those that are whole.
@@ -47,13 +50,20 @@ def table(stage: Stage, state: Belief, journal: Belief, blocks: np.ndarray, watc
         return Amended(state)
     search = _Search(stage, state, journal, blocks, watch)
     best, doubtful = search.run(differing)
-    words = int(np.count_nonzero(best.table != state.table))
+    changed = best.table != state.table
+    words, of_journal = int(np.count_nonzero(changed)), int(np.count_nonzero(changed & (best.table == journal.table)))
     if not words:
-        return Amended(state, doubtful=doubtful)
-    problem = f"{words} of {len(state.table)} words of the table, in whose place the journal's fit the medium"
-    if search.moves:
-        problem += f"; writes since one of {search.moves} moves after the last checkpoint may be lost"
+        lost = search.moves and not state.maps_well
+        return Amended(state, f"{_behind(search.moves)} by the journal's" if lost else "", doubtful)
+    problem = f"{words} of {len(state.table)} words of the table, in whose place "
+    problem += "the journal's fit the medium" if of_journal else "what it was before a bit flipped fits the medium"
+    if search.moves and of_journal:
+        problem += f"; {_behind(search.moves)}"
     return Amended(best, problem, doubtful)
+
+
+def _behind(moves: int) -> str:
+    return f"writes since one of {moves} moves after the last checkpoint may be lost"
 
 
 class _Search:
@@ -89,12 +99,25 @@ class _Search:
         return now, doubt.are_too_many(score.failing, score.with_data, doubt.FAILING_MAX)
 
     def _one_to_one(self, differing: np.ndarray) -> Belief | None:
-        return next((one for word in differing[: self.tries] if (one := self._with(self.state, word))), None)
+        for word in differing[: self.tries]:
+            if one := self._with(self.state, word):
+                return one
+        for word in differing[: max(1, self.tries >> 6)]:
+            for bit in range(64):
+                flipped = int(self.state.table[word : word + 1].view(np.uint64)[0]) ^ 1 << bit
+                one = self._with(self.state, word, np.uint64(flipped).view(np.int64))
+                if one and self._fits(one):
+                    return one
+        return None
 
-    def _with(self, belief: Belief, word: int) -> Belief | None:
-        """`belief` with a word of the journal's table; None where its map is not one-to-one."""
+    def _fits(self, belief: Belief) -> bool:
+        apart = self._apart(belief)
+        return self._gain(self._score(belief, apart), self._score(self.before, apart)) <= self.allowed
+
+    def _with(self, belief: Belief, word: int, value: np.int64 | None = None) -> Belief | None:
+        """`belief` with a value, or the journal's, in a word of its table; None where its map is not one-to-one."""
         changed = belief.table.copy()
-        changed[word] = self.before.table[word]
+        changed[word] = self.before.table[word] if value is None else value
         trial = dataclasses.replace(belief, table=changed, maps_well=True)
         problem, trial.held = self.stage.survey(trial, self.blocks, self.watch)
         return None if problem else trial
