@@ -43,6 +43,7 @@ from pmem_core.turn import Turn
 NAME = b"halt-poll"  # of the thread, for top -H and the like
 QUIET_NS = 2_000_000  # a virtual machine's processor is taken away for as long now and then
 LAPSE_NS = 200_000_000  # twice as long as a look is apart at the most
+REQUESTS_MIN = 256  # between two looks: where Python answers requests whole, each of them would be one
 SELDOM_SECONDS = 200e-6  # a request: with fewer a halt is a small part
 # A connection's first requests tell nothing: client and server share a processor until the kernel parts them.
 FIRST, AGAIN = 64, 2048
@@ -210,6 +211,8 @@ class Judge:
     def _look(self, one_by_one: bool) -> None:
         now, count = time.monotonic(), self._requests()
         took, done = now - self._at, count - self._count
+        if done < REQUESTS_MIN:
+            return
         self._at, self._count = now, count
         if not one_by_one or took >= done * SELDOM_SECONDS:
             polls = False

@@ -48,7 +48,7 @@ def begin(device: Device, tell: Callable[[str], None]) -> None:
 
 
 def end() -> None:
-    """Before the device is closed: the thread that `begin` made is gone then."""
+    """Before the device is closed: the thread that `begin` made looks at nothing of it from now on."""
     if _judge:
         _judge.end()
 

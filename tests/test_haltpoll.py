@@ -89,6 +89,14 @@ def test_it_sleeps_where_other_requests_come(monkeypatch, other):
     assert machine.judge._took == ([], []), "what was measured before is not of the same requests"
 
 
+def test_looks_that_are_too_close_say_nothing(monkeypatch):
+    """Where Python answers requests whole, as of a server that records, each comes with a look."""
+    machine = Machine(monkeypatch, 60e-6, 30e-6)
+    monkeypatch.setattr(compiled, "EVERY", 1)
+    assert machine.looks(haltpoll.REQUESTS_MIN) == [False] * (haltpoll.REQUESTS_MIN - 1) + [True]
+    assert machine.judge._left == haltpoll.FIRST - 1
+
+
 @pytest.fixture
 def poller(monkeypatch):
     monkeypatch.setattr(haltpoll, "QUIET_NS", 100_000_000)  # longer than a busy machine may hold a test up

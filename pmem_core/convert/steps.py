@@ -183,11 +183,14 @@ class Conversion:
 
     def _describe(self) -> None:
         for at, records in self.saved.chunks(self.record["at"] or 0):
-            numbers = records["number"].copy()
-            pages = np.ascontiguousarray(records["descriptors"]).reshape(-1)
-            self._loop(reshape.describe, self.target, numbers, pages, at=0)
+            self._store(records)
             self._commit("describe", at + len(records))
             self.watch(0.8 + 0.1 * (at + len(records)) / self.saved.count)
+
+    def _store(self, records: np.ndarray) -> None:
+        """Store descriptor pages as the file has them."""
+        pages = np.ascontiguousarray(records["descriptors"]).reshape(-1)
+        self._loop(reshape.describe, self.target, records["number"].copy(), pages, at=0)
 
     def _sweep(self) -> None:
         device, new, found = self.device, self.new, self.saved
@@ -210,8 +213,7 @@ class Conversion:
         numbers, found = records["number"].copy(), np.zeros(BAD_SHOWN, np.int64)
         wrong, count = reshape.verify(self.target, numbers, self.saved.held, found)
         if wrong >= 0:
-            pages = np.ascontiguousarray(records["descriptors"]).reshape(-1)
-            self._loop(reshape.describe, self.target, numbers, pages, at=0)
+            self._store(records)
             wrong, count = reshape.verify(self.target, numbers, self.saved.held, found)
         if wrong >= 0:
             what = f"page {wrong}: its descriptor does not stay what was stored"
